@@ -1,0 +1,61 @@
+"""Progress on standard error: one bar with rate and time left, silent with ``--quiet`` or in a pipe's log."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
+
+T = TypeVar("T")
+_enabled: ContextVar[bool] = ContextVar("lidc_xai_progress", default=False)
+
+
+@contextmanager
+def show_progress(enabled: bool = True) -> Iterator[None]:
+    """Show bars inside this block. Library calls are silent unless the caller asks; the command line does."""
+    token = _enabled.set(enabled)
+    try:
+        yield
+    finally:
+        _enabled.reset(token)
+
+
+def progress_shown() -> bool:
+    """Whether the caller asked for progress (for libraries with bars of their own)."""
+    return _enabled.get()
+
+
+def say(message: str) -> None:
+    """One line on standard error, where progress is shown."""
+    if _enabled.get():
+        print(message, file=sys.stderr, flush=True)
+
+
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Iterate with a bar (done, total, items per minute, time left) where progress is shown."""
+    if not _enabled.get():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class PerMinute(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed * 60:.0f}/min" if task.speed else "–/min")
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), PerMinute(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        yield from bar.track(items, total=total, description=description)
