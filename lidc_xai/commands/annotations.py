@@ -1,0 +1,60 @@
+"""``lidc-xai cohort``: the annotation database as tables."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import typer
+from pydantic import Field
+
+from lidc_xai.commands.common import add_verb, need_out
+from lidc_xai.config import Config
+from lidc_xai.files import atomic_path
+from lidc_xai.run import Run
+
+
+class CohortConfig(Config):
+    """Write a named cohort: one row per nodule (label, ratings, position), and one row per exclusion with its reason.
+
+    Without --out the table goes to standard output as CSV.
+    """
+
+    name: str = Field("paper854", description="paper854, deterministic855, all862 or full1366.")
+
+
+def cohort(config: CohortConfig, run: Run) -> None:
+    """Select, write and count."""
+    from lidc_xai.annotations import cohort_exclusions, select_cohort
+
+    table = select_cohort(config.name)
+    counts = {
+        "nodules": len(table),
+        "malignant": int((table["label"] == 1).sum()),
+        "benign": int((table["label"] == 0).sum()),
+        "patients": int(table["patient_id"].nunique()),
+    }
+    run.results = counts
+    summary = f"{config.name}: " + ", ".join(f"{value} {name}" for name, value in counts.items())
+    print(f"{summary} (rated above/below 3 by the readers' median)", file=sys.stderr)
+    if config.out is None:
+        table.to_csv(sys.stdout, index=False)
+        return
+    out = need_out(config)
+    exclusions = cohort_exclusions(config.name)
+    _write_csv(table, out / f"{config.name}.csv")
+    _write_csv(exclusions, out / f"{config.name}_excluded.csv")
+    print(f"{out / config.name}.csv and {config.name}_excluded.csv ({len(exclusions)} rows)", file=sys.stderr)
+
+
+def _write_csv(table: object, path: Path) -> None:
+    import pandas as pd
+
+    assert isinstance(table, pd.DataFrame)
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's verbs."""
+    add_verb(app, "cohort", CohortConfig, cohort, "lidc-xai cohort --name paper854 --out runs/cohort")

@@ -1,0 +1,175 @@
+"""How a verb is declared: its pydantic model gives the flags, the YAML keys and their checks; one place ends it well.
+
+A verb is ``function(config, run)``. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done with cases in ``skipped.csv``,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from lidc_xai.config import Config, load_config
+from lidc_xai.errors import LidcXaiError, UsageError
+from lidc_xai.progress import show_progress
+from lidc_xai.run import Run, current_argv
+from lidc_xai.skipped import write_skipped
+
+C = TypeVar("C", bound=Config)
+EXIT_SKIPPED = 3
+EXIT_INTERRUPTED = 130
+
+
+def add_verb(
+    app: typer.Typer, name: str, kind: type[C], function: Callable[[C, Run], None], example: str, argument: str = ""
+) -> None:
+    """Add ``name`` to ``app``. Simple fields of ``kind`` become flags; groups of fields are reached by ``--set``.
+
+    argument: name of the field that is given by position (a path or a list of paths).
+    """
+
+    def call(config: Path | None, assignments: list[str], **flags: Any) -> None:
+        given = {key: value for key, value in flags.items() if value not in (None, [])}
+        _run(name, kind, function, config, assignments, given)
+
+    call.__signature__ = inspect.Signature(_parameters(kind, argument))  # type: ignore[attr-defined]
+    call.__doc__ = f"{inspect.cleandoc(kind.__doc__ or '')}\n\nExample: {example}"
+    app.command(name)(call)
+
+
+def _parameters(kind: type[Config], argument: str) -> list[inspect.Parameter]:
+    fields = {
+        "config": Annotated[Path | None, typer.Option("--config", help="YAML file with any of these fields.")],
+        "assignments": Annotated[list[str], typer.Option("--set", help="field=value, also inside groups: a.b=c.")],
+    }
+    own = [key for key in kind.model_fields if key not in Config.model_fields]
+    for key in [*own, *Config.model_fields]:
+        field = kind.model_fields[key]
+        if _is_group(field.annotation):
+            continue
+        fields[key] = _flag(key, field, positional=key == argument)
+    return [
+        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=_absent(annotation))
+        for key, annotation in fields.items()
+    ]
+
+
+def _flag(key: str, field: FieldInfo, positional: bool) -> Any:
+    help_text = f"{field.description or ''}{_default_in_words(field)}"
+    base = _simple(field.annotation)
+    wanted = base if get_origin(base) is list else base | None
+    if positional:
+        return Annotated[wanted, typer.Argument(help=help_text, show_default=False)]
+    name = f"--{key.replace('_', '-')}"
+    return Annotated[wanted, typer.Option(name, help=help_text, show_default=False)]
+
+
+def _default_in_words(field: FieldInfo) -> str:
+    if field.is_required():
+        return " [required]"
+    default = field.get_default(call_default_factory=True)
+    if default is None or isinstance(default, bool) or default in ("", []):
+        return ""
+    return f" [default: {','.join(default) if isinstance(default, list) else default}]"
+
+
+def _simple(annotation: Any) -> Any:
+    """The type that a flag parses to; everything finer (ranges, choices) is checked by pydantic afterwards."""
+    options = [part for part in get_args(annotation) if part is not type(None)] or [annotation]
+    if get_origin(annotation) is list:
+        return list[_simple(get_args(annotation)[0])]  # type: ignore[misc]
+    if get_origin(annotation) is not None and options[0] is not annotation and not isinstance(options[0], str):
+        return _simple(options[0])
+    return options[0] if options[0] in (int, float, bool, Path) else str
+
+
+def _absent(annotation: Any) -> Any:
+    return [] if get_origin(get_args(annotation)[0]) is list else None
+
+
+def _is_group(annotation: Any) -> bool:
+    parts = [annotation, *get_args(annotation)]
+    return any((isinstance(part, type) and issubclass(part, BaseModel)) or part is dict for part in parts) or any(
+        get_origin(part) is dict for part in parts
+    )
+
+
+def _run(
+    name: str,
+    kind: type[C],
+    function: Callable[[C, Run], None],
+    path: Path | None,
+    assignments: list[str],
+    flags: dict[str, Any],
+) -> None:
+    run = Run(name, current_argv(), {})
+    try:
+        config = load_config(kind, path, assignments, flags)
+        run.config, run.out = config.model_dump(mode="json"), config.out
+        with show_progress(not config.quiet):
+            function(config, run)
+        if run.out is not None and run.out.is_dir() and run.skipped:
+            write_skipped(run.out, run.skipped)
+        run.write("done")
+    except LidcXaiError as error:
+        run.write("failed")
+        raise typer.Exit(_fail(name, str(error), error.exit_code)) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(_fail(name, "interrupted; the same command goes on from here", EXIT_INTERRUPTED)) from None
+    except Exception as error:
+        if os.environ.get("LIDC_XAI_DEBUG"):
+            raise
+        text = f"unexpected {type(error).__name__}: {error}".splitlines()[0]
+        raise typer.Exit(_fail(name, f"{text} (LIDC_XAI_DEBUG=1 shows where; please report it)", 1)) from None
+    if run.skipped:
+        where = f"; see {run.out / 'skipped.csv'}" if run.out else ""
+        print(f"lidc-xai {name}: {len(run.skipped)} left out{where}", file=sys.stderr)
+        raise typer.Exit(EXIT_SKIPPED)
+
+
+def _fail(name: str, message: str, code: int) -> int:
+    print(f"lidc-xai {name}: {message}", file=sys.stderr)
+    return code
+
+
+def need_out(config: Config) -> Path:
+    """The folder to write into, made where it is absent; ``UsageError`` where it was not given or cannot be made."""
+    if config.out is None:
+        raise UsageError("--out is missing: name the folder to write into")
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {config.out}: cannot be made ({error.strerror})") from None
+    return config.out
+
+
+def need_path(path: Path | None, flag: str) -> Path:
+    """``path`` where it exists; else ``UsageError`` that names the flag."""
+    if path is None:
+        raise UsageError(f"{flag} is missing")
+    if not path.exists():
+        raise UsageError(f"{flag} {path}: no such file or folder")
+    return path
+
+
+def pick_device(name: str) -> str:
+    """``auto`` becomes cuda where there is one; a device that is not there is a ``UsageError``."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name}: wanted auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--device {name}: no CUDA device is visible; use --device cpu")
+    return name
