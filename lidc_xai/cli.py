@@ -8,7 +8,8 @@ import typer
 from typer.exceptions import TyperException
 
 from lidc_xai import __version__
-from lidc_xai.commands import annotations
+from lidc_xai.commands import annotations as annotation_verbs
+from lidc_xai.commands import info as info_verb
 from lidc_xai.ratings import RESEARCH_USE_ONLY
 
 app = typer.Typer(
@@ -31,7 +32,7 @@ def _root(version: bool = typer.Option(False, "--version", callback=_version, is
     pass
 
 
-for group in (annotations,):
+for group in (annotation_verbs, info_verb):
     group.register(app)
 
 

@@ -18,7 +18,7 @@ from lidc_xai.errors import UsageError
 class Config(BaseModel):
     """Base of the verbs' configurations. An unknown field is an error, not a silent nothing."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, populate_by_name=True)
 
     out: Path | None = Field(None, description="Folder to write into.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")

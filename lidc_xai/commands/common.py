@@ -68,7 +68,7 @@ def _flag(key: str, field: FieldInfo, positional: bool) -> Any:
     wanted = base if get_origin(base) is list else base | None
     if positional:
         return Annotated[wanted, typer.Argument(help=help_text, show_default=False)]
-    name = f"--{key.replace('_', '-')}"
+    name = f"--{(field.alias or key).replace('_', '-')}"
     return Annotated[wanted, typer.Option(name, help=help_text, show_default=False)]
 
 
