@@ -1,0 +1,41 @@
+"""What a crop is: a small isotropic piece of a CT with the readers' masks, in true patient coordinates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class NoduleCrop:
+    """A nodule's surroundings, resampled.
+
+    ``ct``: (z, y, x) float32 HU. ``affine``: 4x4, (i, j, k, 1) -> LPS mm (i = x, j = y, k = z of the array).
+    ``reader_masks``: (R, z, y, x) bool, one per reader, or ``None`` without readers. ``consensus``: (z, y, x) bool,
+    voxels that at least half of the readers marked, or ``None``. ``padded``: a part of the box lies outside the scan.
+    ``larger_than_box``: the consensus does not fit into the box on some axis. ``issues``: what was found, in words.
+    """
+
+    ct: np.ndarray
+    affine: np.ndarray
+    reader_masks: np.ndarray | None = None
+    consensus: np.ndarray | None = None
+    issues: list[str] = field(default_factory=list)
+    nodule_id: str = ""
+    series_uid: str = ""
+    padded: bool = False
+    larger_than_box: bool = False
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between voxels in mm, in the array's order (z, y, x)."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(z), float(y), float(x)
+
+    @property
+    def centre_mm(self) -> np.ndarray:
+        """LPS mm of the middle of the box (3,)."""
+        depth, height, width = self.ct.shape
+        middle = np.array([(width - 1) / 2, (height - 1) / 2, (depth - 1) / 2, 1.0])
+        return (self.affine @ middle)[:3]
