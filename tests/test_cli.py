@@ -45,7 +45,7 @@ def test_every_verb_has_help_with_an_example_and_the_shared_options():
         (["cohort", "--nome", "x"], "No such option"),
         (["cohort", "--name", "paper853"], "paper854"),
         (["cohort", "--set", "nam=3"], "did you mean 'name'"),
-        (["cohort", "--seed", "minus"], "minus"),
+        (["cohort", "--seed", "minus"], "--seed"),
         (["cohort", "--config", "absent.yaml"], "absent.yaml"),
     ],
 )
