@@ -37,7 +37,7 @@ def cluster_readings(readings: Sequence[Reading], tolerance: float) -> tuple[lis
             ambiguous = True
             break
         groups = _components(distances, tolerance)
-    members = [[readings[n] for n in np.flatnonzero(groups == group)] for group in range(groups.max() + 1)]
+    members = [[readings[n] for n in np.flatnonzero(groups == group).tolist()] for group in range(groups.max() + 1)]
     # sorted() is stable, as in pylidc: groups at the same height keep the order of their first reading.
     return sorted(members, key=lambda group: np.mean([reading.centroid[2] for reading in group])), ambiguous
 
@@ -60,7 +60,7 @@ def _distances(readings: Sequence[Reading], tolerance: float) -> NDArray[np.floa
     near = (gap.astype(float) ** 2).sum(axis=2) <= tolerance**2 + 1e-9
     trees: dict[int, cKDTree] = {}
     for a, b in np.argwhere(np.triu(near, 1)).tolist():
-        tree = trees.setdefault(b, cKDTree(readings[b].points))
+        tree = trees.get(b) or trees.setdefault(b, cKDTree(readings[b].points))
         # Indices are whole numbers: the squared distance is one too, and rounding makes its root pylidc's exactly.
         nearest = tree.query(readings[a].points)[0].min()
         distances[a, b] = distances[b, a] = np.sqrt(np.round(nearest**2))
