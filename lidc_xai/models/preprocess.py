@@ -1,0 +1,63 @@
+"""From Hounsfield units to what a network reads: clamp to a window, standardise, resize, repeat to three channels."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from lidc_xai.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Window (low, high) in HU, mean and standard deviation of HU after clamping, and side of the square input in
+    pixels.
+
+    The default mean and deviation are about those of LIDC nodules in 32 mm boxes; training replaces them by those of
+    its own training part.
+    """
+
+    size: int = 224
+    window: tuple[float, float] = (-1000.0, 400.0)
+    mean: float = -630.0
+    std: float = 360.0
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.std <= 0 or self.window[0] >= self.window[1]:
+            raise UsageError(f"preprocessing needs size > 0, std > 0 and a rising window, got {self}")
+
+    def apply(self, planes_hu: Tensor) -> Tensor:
+        """(..., h, w) HU -> (..., 3, size, size), standardised; bilinear, pixel centres as in
+        ``align_corners=False``.
+        """
+        lead = planes_hu.shape[:-2]
+        values = (planes_hu.clamp(*self.window) - self.mean) / self.std
+        values = values.reshape(-1, 1, *planes_hu.shape[-2:])
+        if values.shape[-2:] != (self.size, self.size):
+            values = functional.interpolate(values, (self.size, self.size), mode="bilinear", align_corners=False)
+        return values.expand(-1, 3, -1, -1).reshape(*lead, 3, self.size, self.size)
+
+    def to_hu(self, images: Tensor) -> Tensor:
+        """(..., 3, S, S) standardised -> (..., S, S) HU (clamped and resized as they are)."""
+        return images[..., 0, :, :] * self.std + self.mean
+
+    def with_size(self, size: int) -> Preprocess:
+        """The same preprocessing for another input size."""
+        return replace(self, size=size)
+
+    def fitted_to(self, planes_hu: Tensor) -> Preprocess:
+        """The same preprocessing with mean and deviation of ``planes_hu`` (any shape, HU) after clamping."""
+        values = planes_hu.clamp(*self.window).double()
+        return replace(self, mean=float(values.mean()), std=max(float(values.std()), 1.0))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; ``Preprocess.from_json`` restores them exactly."""
+        return {**asdict(self), "window": list(self.window)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Preprocess:
+        """The inverse of ``to_json``."""
+        return cls(**{**values, "window": tuple(values["window"])})
