@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         p_calcified,
         votes_table,
     )
+    from lidc_xai.annotations.write_xml import write_reader_xml
 
 _WHERE = {
     "COHORTS": "cohort",
@@ -33,6 +34,7 @@ _WHERE = {
     "nodule_votes": "tables",
     "p_calcified": "tables",
     "votes_table": "tables",
+    "write_reader_xml": "write_xml",
 }
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "p_calcified",
     "select_cohort",
     "votes_table",
+    "write_reader_xml",
 ]
 
 

@@ -62,6 +62,6 @@ def _distances(readings: Sequence[Reading], tolerance: float) -> NDArray[np.floa
     for a, b in np.argwhere(np.triu(near, 1)).tolist():
         tree = trees.get(b) or trees.setdefault(b, cKDTree(readings[b].points))
         # Indices are whole numbers: the squared distance is one too, and rounding makes its root pylidc's exactly.
-        nearest = tree.query(readings[a].points)[0].min()
+        nearest = tree.query(readings[a].points, distance_upper_bound=tolerance + 1)[0].min()
         distances[a, b] = distances[b, a] = np.sqrt(np.round(nearest**2))
     return distances
