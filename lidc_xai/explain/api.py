@@ -1,0 +1,161 @@
+"""``explain``: check what was given, run the methods on one shared pass, and hand back raw signed relevance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import import_module
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from lidc_xai.errors import ModelError, UsageError
+from lidc_xai.explain import targets as target_module
+from lidc_xai.explain.abilities import why_not
+from lidc_xai.explain.checks import check_images, check_outputs
+from lidc_xai.explain.context import Context, Pass, Result
+from lidc_xai.explain.contrast import combine_maps, without_map_contrasts
+from lidc_xai.explain.explanation import Explanation
+from lidc_xai.explain.manners import borrowed
+from lidc_xai.explain.registry import MAX_BATCH, Method, find_method, method_options
+from lidc_xai.explain.targets import Outputs, TargetLike, TargetSet, TargetsLike, output_spec, resolve
+
+
+@overload
+def explain(
+    model: nn.Module, images: Tensor, targets: TargetsLike = None, method: str = "cdam", **options: Any
+) -> Explanation: ...
+@overload
+def explain(
+    model: nn.Module, images: Tensor, targets: TargetsLike = None, *, method: Sequence[str], **options: Any
+) -> dict[str, Explanation]: ...
+@overload
+def explain(
+    model: nn.Module, images: Tensor, targets: TargetsLike, method: Sequence[str], **options: Any
+) -> dict[str, Explanation]: ...
+def explain(
+    model: nn.Module,
+    images: Tensor,
+    targets: TargetsLike = None,
+    method: str | Sequence[str] = "cdam",
+    **options: Any,
+) -> Explanation | dict[str, Explanation]:
+    """Why does ``model`` give these scores for these images?
+
+    ``images``: (B, C, H, W), float, normalised as the model wants them; moved to the model's device and dtype.
+    ``targets``: None (a classifier's predicted class, every output of a nodule model), an index, an output's name, a
+    ``Target``, a list of T of those for every image, or a LongTensor (B,) or (B, T) of classes.
+    ``method``: a name of ``list_methods()``, or several, which then share the passes that they have in common and
+    come back as a dict. ``options``: the methods' own (docs/explain.md); several methods each take those they have.
+
+    Raises ``TypeError`` for an option that no asked method has, ``UsageError`` for images, targets or values that do
+    not fit, ``ModelError`` where the model cannot do the method. The model and the random state are left as found.
+    """
+    names = [method] if isinstance(method, str) else list(method)
+    methods = [find_method(name) for name in names]
+    filled = method_options(methods, options)
+    images = check_images(model, images)
+    results = {}
+    with borrowed(model):
+        shared = Pass(model, images)
+        for row in methods:
+            reason = why_not(model, row, shared.vit)
+            if reason is not None:
+                raise ModelError(f"{row.name} cannot explain this model: {reason}")
+        for row, chosen in zip(methods, filled, strict=True):
+            results[row.name] = _explain(shared, row, targets, chosen)
+    return results[names[0]] if isinstance(method, str) else results
+
+
+def _explain(shared: Pass, method: Method, targets: TargetsLike, options: dict[str, Any]) -> Explanation:
+    """One method on all images, in chunks where its passes keep gradients or copies."""
+    module, function = method.where.split(":")
+    compute = getattr(import_module(f"lidc_xai.explain.{module}"), function)
+    size = options.get("max_batch", MAX_BATCH.default) if method.per_image else len(shared.images)
+    parts = []
+    for start in range(0, len(shared.images), size):
+        rows = slice(start, start + size)
+        run = shared if size >= len(shared.images) else shared.select(rows)
+        parts.append(_explain_chunk(run, compute, method, _rows_of(targets, rows), options))
+    return _join(parts, method, shared, options)
+
+
+def _explain_chunk(
+    run: Pass, compute: Callable[..., Result], method: Method, targets: TargetsLike, options: dict[str, Any]
+) -> tuple[Result, Tensor, TargetSet]:
+    """(result, values, targets) of some of the images."""
+    default = getattr(target_module, method.target)
+    asked: list[TargetSet] = []
+
+    def resolve_targets(outputs: Outputs) -> TargetSet:
+        check_outputs(run.model, outputs.values)
+        spec = output_spec(run.model, outputs.values.shape[-1])
+        asked.append(resolve(targets, spec, len(run.images), lambda: outputs.values, default))
+        return without_map_contrasts(asked[0])
+
+    context = Context(
+        run,
+        resolve_targets,
+        max_batch=options.get("max_batch", MAX_BATCH.default),
+        seed=options.get("seed", 0),
+        engine=options.get("engine", "auto"),
+    )
+    common = ("max_batch", "seed", "engine")
+    result = compute(context, **{name: value for name, value in options.items() if name not in common})
+    count = len(context.targets)
+    relevance = result.relevance.detach()
+    if relevance.shape[1] == 1 and count > 1:
+        relevance = relevance.expand(-1, count, -1, -1).clone()
+    relevance = combine_maps(asked[0], relevance, run.outputs.values)
+    with torch.no_grad():
+        values = asked[0].scores(run.outputs)
+    return replace(result, relevance=relevance), values, asked[0]
+
+
+def _join(
+    parts: list[tuple[Result, Tensor, TargetSet]], method: Method, shared: Pass, options: dict[str, Any]
+) -> Explanation:
+    results, values, targets = zip(*parts, strict=True)
+    relevance = torch.cat([result.relevance for result in results])
+    images = shared.images
+    size = (images.shape[-2], images.shape[-1])
+    on_tokens = shared.vit is not None and tuple(relevance.shape[-2:]) == shared.vit.grid(images)
+    return Explanation(
+        relevance=relevance.float() if relevance.dtype in (torch.float16, torch.bfloat16) else relevance,
+        values=torch.cat(values),
+        columns=torch.cat([part.columns for part in targets]),
+        target_names=targets[0].names,
+        method=method.name,
+        engine=results[0].engine,
+        image_size=size,
+        covered=shared.vit.covered(images) if on_tokens and shared.vit is not None else size,
+        options=options,
+        extras=_join_extras([result.extras for result in results]),
+    )
+
+
+def _join_extras(extras: list[dict[str, Any]]) -> dict[str, Any]:
+    """Tensors are per image and are joined along it; anything else is the same for all."""
+    first = extras[0]
+    return {
+        name: torch.cat([extra[name].detach() for extra in extras]) if isinstance(value, Tensor) else value
+        for name, value in first.items()
+    }
+
+
+def _rows_of(targets: TargetsLike, rows: slice) -> TargetsLike:
+    """What was asked for, for some of the images."""
+
+    def one(target: TargetLike) -> TargetLike:
+        if isinstance(target, target_module.Target) and isinstance(target.output, Tensor):
+            if target.output.ndim != 1:
+                raise UsageError(f"targets per image have the shape (B,), not {tuple(target.output.shape)}")
+            return replace(target, output=target.output[rows])
+        return target
+
+    if isinstance(targets, Tensor):
+        return targets[rows]
+    if isinstance(targets, list | tuple):
+        return [one(target) for target in targets]
+    return targets if targets is None else one(targets)  # type: ignore[arg-type]

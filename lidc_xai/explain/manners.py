@@ -1,0 +1,66 @@
+"""Leave the caller's model and random state as they were found, whatever happens in between.
+
+Inside ``borrowed(model)`` the model is in eval mode, its parameters ask for no gradient (so that differentiating
+towards tokens or pixels never touches ``.grad`` nor pays for weights), gradients are recorded even under the caller's
+``no_grad`` or ``inference_mode``, and autocast is off: a relevance in bfloat16 would mostly be its rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lidc_xai.errors import ModelError
+
+
+@contextmanager
+def borrowed(model: nn.Module) -> Iterator[None]:
+    """Eval mode, frozen parameters, autograd on, autocast off; all of it undone on leaving, also by an exception."""
+    parameters = list(model.parameters())
+    if any(parameter.is_inference() for parameter in parameters):
+        raise ModelError("the model's weights were made inside torch.inference_mode(); build or load it outside")
+    devices = {tensor.device for tensor in parameters}
+    modes = [(module, module.training) for module in model.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in parameters]
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in {"cpu", *(device.type for device in devices)}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        cuda = [device.index for device in devices if device.type == "cuda"]
+        stack.enter_context(torch.random.fork_rng(devices=cuda))
+        stack.callback(_restore, modes, wanted)
+        model.eval()
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+
+
+def _restore(modes: list[tuple[nn.Module, bool]], wanted: list[tuple[nn.Parameter, bool]]) -> None:
+    for module, training in modes:
+        module.training = training
+    for parameter, requires_grad in wanted:
+        parameter.requires_grad_(requires_grad)
+
+
+@contextmanager
+def hooked(module: nn.Module, hook: Callable[..., Any], *, before: bool = False) -> Iterator[None]:
+    """A forward hook (``before``: a forward pre-hook) that is taken off again, also after an exception."""
+    handle = module.register_forward_pre_hook(hook) if before else module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    """``tensor`` without history, fit for autograd: one made inside ``inference_mode`` is copied."""
+    tensor = tensor.detach()
+    if tensor.is_inference():
+        with torch.inference_mode(False):
+            return tensor.clone()
+    return tensor

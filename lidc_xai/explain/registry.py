@@ -1,0 +1,338 @@
+"""One table of all methods: what each is, what it needs, its options with their defaults, and where its formula lives.
+
+Torch-free: the command line, the documentation and the checks of ``explain`` read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from numbers import Integral, Real
+from typing import Any
+
+from lidc_xai.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option: its default, what it may be ("count", "integer", "number", "flag", "any" or a tuple of words)."""
+
+    default: Any
+    kind: str | tuple[str, ...]
+    words: str
+
+    def check(self, name: str, value: Any) -> None:
+        """``UsageError`` where ``value`` is not one that this option can take."""
+        if value is None and self.default is None:
+            return
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        fits = {
+            "count": whole and value >= 1,
+            "integer": whole,
+            "number": isinstance(value, Real) and not isinstance(value, bool) and float(value) >= 0,
+            "flag": isinstance(value, bool),
+            "any": True,
+        }
+        if isinstance(self.kind, tuple):
+            if value not in self.kind:
+                raise UsageError(f"option {name} is one of {', '.join(map(repr, self.kind))}, not {value!r}")
+        elif not fits[self.kind]:
+            wanted = {"count": "a whole number from 1", "integer": "a whole number", "number": "a number from 0"}
+            raise UsageError(f"option {name} is {wanted.get(self.kind, 'True or False')}, not {value!r}")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method. ``needs``: what a model must have (``lidc_xai.explain.abilities`` decides).
+
+    ``where``: "module:function" in this room. ``per_image``: its passes keep gradients or copies, so that the images
+    are explained ``max_batch`` at a time. ``target``: what a bare index means to it.
+    """
+
+    name: str
+    family: str
+    summary: str
+    needs: str
+    where: str
+    options: Mapping[str, Option] = field(default_factory=dict)
+    per_image: bool = True
+    target: str = "Logit"
+
+
+MAX_BATCH = Option(8, "count", "images, or copies of an image, in one pass")
+SEED = Option(0, "integer", "seed of the noise; the same seed gives every image the same draws")
+ENGINE = Option(
+    "auto",
+    ("auto", "exact", "autograd"),
+    "closed form, automatic differentiation, or the closed form where the model allows it",
+)
+VIT_LAYER = Option(-1, "integer", "block, negative from the end")
+CAM_LAYER = Option(None, "any", "ViT: block (default −1); CNN: module or its dotted name (default: last convolution)")
+RELU = Option(False, "flag", "keep the positive part only, as the papers do")
+TOKENS = Option("norm1", ("norm1", "block_input"), "tokens: normalised (the paper's) or as they enter the block")
+START = Option(0, "integer", "first block of the product")
+DISCARD = Option(0.0, "number", "share of the lowest attention entries set to 0 (CLS to CLS is kept)")
+SAMPLES = Option(50, "count", "noisy copies")
+STEPS = Option(50, "count", "points of the integral")
+RULE = ("right", "left", "midpoint", "trapezoid", "gauss-legendre")
+
+
+def _cam(name: str, summary: str, needs: str = "layer", **options: Option) -> Method:
+    shared = {"layer": CAM_LAYER, "relu": RELU, "max_batch": MAX_BATCH}
+    return Method(name, "cam", summary, needs, f"cam:{name}", {**shared, **options}, per_image=True)
+
+
+_METHODS = (
+    Method(
+        "attention",
+        "attention",
+        "attention of the CLS token to the patches in the last block",
+        "attention",
+        "attention:attention",
+        {"head": Option(None, "any", "one head's number; None: the mean over heads"), "layer": VIT_LAYER},
+        per_image=False,
+    ),
+    Method(
+        "attention_rollout",
+        "attention",
+        "product of the attention matrices with the identity added, over all blocks",
+        "all_attention",
+        "rollout:attention_rollout",
+        {
+            "discard_ratio": DISCARD,
+            "fusion": Option("mean", ("mean", "max", "min"), "how heads are joined"),
+            "start_layer": START,
+            "max_batch": MAX_BATCH,
+        },
+    ),
+    Method(
+        "gradient_rollout",
+        "attention",
+        "attention rollout weighted by the target's gradient, aligned by layer",
+        "all_attention",
+        "rollout:gradient_rollout",
+        {
+            "discard_ratio": DISCARD,
+            "clamp": Option(True, "flag", "drop negative entries and normalise rows; False: signed, not normalised"),
+            "start_layer": START,
+            "max_batch": MAX_BATCH,
+        },
+    ),
+    Method(
+        "cdam",
+        "cdam",
+        "class-discriminative attention map: tokens times gradient at the last block's normalised tokens",
+        "tokens",
+        "cdam:cdam",
+        {
+            "parts": Option(None, "any", "of ('value', 'key', 'query'), the paths through attention; None: all"),
+            "head": Option(None, "any", "one head's number; None: the sum over heads"),
+            "tokens": TOKENS,
+            "layer": VIT_LAYER,
+            "engine": ENGINE,
+        },
+        per_image=False,
+    ),
+    Method(
+        "smooth_cdam",
+        "cdam",
+        "mean CDAM over noisy tokens",
+        "tokens",
+        "cdam:smooth_cdam",
+        {
+            "samples": SAMPLES,
+            "sigma": Option(0.15, "number", "standard deviation of the noise"),
+            "relative": Option(True, "flag", "sigma in units of the tokens' standard deviation (per image)"),
+            "seed": SEED,
+            "tokens": TOKENS,
+            "layer": VIT_LAYER,
+            "engine": ENGINE,
+            "max_batch": MAX_BATCH,
+        },
+        per_image=False,
+    ),
+    Method(
+        "integrated_cdam",
+        "cdam",
+        "tokens times their mean gradient on the line from zero tokens",
+        "tokens",
+        "cdam:integrated_cdam",
+        {
+            "steps": STEPS,
+            "rule": Option("right", RULE, "quadrature"),
+            "tokens": TOKENS,
+            "layer": VIT_LAYER,
+            "engine": ENGINE,
+            "max_batch": MAX_BATCH,
+        },
+        per_image=False,
+    ),
+    Method(
+        "relevance_propagation",
+        "attention",
+        "R ← R + Ā R with Ā the mean over heads of the positive attention times gradient (ICCV 2021)",
+        "all_attention",
+        "rollout:relevance_propagation",
+        {"max_batch": MAX_BATCH},
+    ),
+    Method(
+        "transformer_attribution",
+        "lrp",
+        "attention gradients times LRP relevance of the attention, multiplied over blocks (CVPR 2021)",
+        "lrp",
+        "transformer_attribution:transformer_attribution",
+        {"start_layer": START, "max_batch": MAX_BATCH},
+    ),
+    Method(
+        "partial_lrp",
+        "lrp",
+        "LRP (α = 1, β = 0) from the output to the last block's attention matrix",
+        "lrp_last",
+        "partial_lrp:partial_lrp",
+        {"rule": Option("joint", ("joint", "separate"), "one denominator, which conserves, or the public code's two")},
+        per_image=False,
+    ),
+    Method(
+        "saliency",
+        "gradient",
+        "gradient towards the pixels",
+        "any",
+        "gradients:saliency",
+        {"reduce": Option("sum", ("sum", "abs_sum", "max_abs"), "over channels"), "max_batch": MAX_BATCH},
+    ),
+    Method(
+        "input_x_gradient",
+        "gradient",
+        "pixel times gradient, in the normalised input space",
+        "any",
+        "gradients:input_x_gradient",
+        {"reduce": Option("sum", ("sum", "abs_sum"), "over channels"), "max_batch": MAX_BATCH},
+    ),
+    Method(
+        "smoothgrad",
+        "gradient",
+        "mean gradient over noisy images",
+        "any",
+        "gradients:smoothgrad",
+        {
+            "samples": SAMPLES,
+            "sigma": Option(0.15, "number", "standard deviation of the noise"),
+            "relative": Option(True, "flag", "sigma in units of the image's max − min"),
+            "seed": SEED,
+            "max_batch": MAX_BATCH,
+        },
+    ),
+    Method(
+        "integrated_gradients",
+        "gradient",
+        "pixel times mean gradient on the line from a baseline",
+        "any",
+        "gradients:integrated_gradients",
+        {
+            "steps": STEPS,
+            "rule": Option("gauss-legendre", RULE, "quadrature"),
+            "baseline": Option(None, "any", "image in normalised space, (C,H,W) or (B,C,H,W); None: zeros"),
+            "max_batch": MAX_BATCH,
+        },
+    ),
+    _cam("gradcam", "activations weighted by their mean gradient", engine=ENGINE),
+    _cam("gradcam_plus_plus", "GradCAM with the weights of Chattopadhay et al. 2018", needs="cnn"),
+    _cam("xgradcam", "GradCAM with weights Σ gA / Σ|A|", engine=ENGINE),
+    Method(
+        "rsi_gradcam",
+        "cam",
+        "GradCAM with gradients integrated along the activations of a path from black",
+        "cnn",
+        "rsi_gradcam:rsi_gradcam",
+        {
+            "layer": CAM_LAYER,
+            "steps": STEPS,
+            "relu": RELU,
+            "positive_gradients": Option(False, "flag", "rectify the gradients before summing, as the public notebook"),
+            "baseline": Option(None, "any", "black image in normalised space, (C,H,W) or (B,C,H,W); None: zeros"),
+            "max_batch": MAX_BATCH,
+        },
+        target="Probability",
+    ),
+    _cam("linear_approximation", "activations times gradients, element by element", engine=ENGINE),
+    Method(
+        "fullgrad",
+        "gradient",
+        "input times gradient plus every bias times its gradient",
+        "fullgrad",
+        "fullgrad:fullgrad",
+        {
+            "post": Option(None, ("abs_minmax",), "the public code's scaling; None: raw sums, which are complete"),
+            "max_batch": MAX_BATCH,
+        },
+    ),
+    Method(
+        "reciprocam",
+        "occlusion",
+        "class probability with only one token's neighbourhood kept in the last block",
+        "reciprocam",
+        "reciprocam:reciprocam",
+        {
+            "kernel": Option("gaussian", ("gaussian", "dirac"), "3×3 Gaussian, or the token alone"),
+            "cls": Option(True, "flag", "keep the CLS token in the masked block"),
+            "layer": VIT_LAYER,
+            "engine": ENGINE,
+            "max_batch": MAX_BATCH,
+        },
+        per_image=False,
+        target="Probability",
+    ),
+    Method(
+        "token_ablation",
+        "occlusion",
+        "f(x) − f(x without the token)",
+        "ablation",
+        "token_ablation:token_ablation",
+        {
+            "at": Option("input", ("input", "last"), "removed before the first block, or from the last one's keys"),
+            "max_batch": MAX_BATCH,
+        },
+        per_image=False,
+    ),
+    Method(
+        "random",
+        "baseline",
+        "standard normal noise, the same for one image and seed",
+        "any",
+        "random:random",
+        {"seed": SEED},
+        per_image=False,
+    ),
+)
+
+METHODS: Mapping[str, Method] = {method.name: method for method in _METHODS}
+
+
+def find_method(name: str) -> Method:
+    """The table's row; ``UsageError`` with the nearest name, or all of them, where there is none."""
+    if name in METHODS:
+        return METHODS[name]
+    close = get_close_matches(str(name), METHODS, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(METHODS)}"
+    raise UsageError(f"unknown method {name!r}; {hint}")
+
+
+def method_options(methods: Sequence[Method], given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each method's options with defaults filled in. Asked together, a method takes those options that it has.
+
+    ``TypeError`` for an option that none of them has, listing the valid ones; ``UsageError`` for a wrong value.
+    """
+    valid = list(dict.fromkeys(name for method in methods for name in method.options))
+    for name in given:
+        if name not in valid:
+            who = methods[0].name if len(methods) == 1 else "none of these methods"
+            verb = "has no" if len(methods) == 1 else "has an"
+            raise TypeError(f"{who} {verb} option {name!r}; valid options: {', '.join(valid) or 'none'}")
+    filled = []
+    for method in methods:
+        options = {name: given.get(name, option.default) for name, option in method.options.items()}
+        for name, value in options.items():
+            method.options[name].check(name, value)
+        filled.append(options)
+    return filled

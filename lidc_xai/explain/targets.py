@@ -1,0 +1,355 @@
+"""What is explained: one scalar per image, made from the model's outputs or from the vector that its head reads.
+
+With outputs y (C), t the asked output and p = softmax(y):
+
+| target            | scalar                              | gradient in logit space              |
+|-------------------|-------------------------------------|--------------------------------------|
+| Logit             | y_t                                 | e_t                                  |
+| Probability       | p_t                                 | p_t (1 − p_t) w                      |
+| LogProbability    | log p_t                             | (1 − p_t) w                          |
+| LogOdds           | y_t − logsumexp_{s≠t} y_s           | w                                    |
+| MeanContrast      | y_t − mean_{s≠t} y_s                | e_t, −1/(C − 1) elsewhere            |
+| MaxContrast       | y_t − max_{s≠t} y_s                 | e_t − e_{s*}                         |
+| ConceptSimilarity | ⟨l, c⟩, cos(l, c) or −‖l − c‖       | (of l, the vector that the head reads)|
+
+with w = e_t − Σ_{s≠t} α_s e_s and α the softmax of the logits without t: LogOdds is the weighted contrast, in one
+backward pass and without underflow. On a binary output p = sigmoid(y_t), and LogOdds is y_t itself.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lidc_xai.errors import UsageError
+
+OutputRef = int | str | Tensor | None
+"""An output: its column, its name, a column per image (LongTensor (B,)), or None for each image's predicted class."""
+
+
+class Outputs(NamedTuple):
+    """A model's outputs (B, ..., C), and the vector (B, ..., D) that its head reads where that is known."""
+
+    values: Tensor
+    features: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Outputs:
+        """The same change to both."""
+        return Outputs(function(self.values), None if self.features is None else function(self.features))
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """What the C columns of an output mean: ``kinds`` holds "class" (one of C classes), "binary" or "regression"."""
+
+    kinds: tuple[str, ...]
+    names: tuple[str, ...] | None = None
+
+    @property
+    def is_classifier(self) -> bool:
+        return self.kinds[0] == "class"
+
+    def name(self, column: int) -> str:
+        return self.names[column] if self.names else str(column)
+
+    def column(self, output: int | str) -> int:
+        """The column of an output given by name or number; ``UsageError`` where there is none."""
+        if isinstance(output, str):
+            if self.names is None:
+                raise UsageError(f"output {output!r}: this model's outputs have no names; give a class index")
+            if output not in self.names:
+                raise UsageError(f"unknown output {output!r}; this model has {', '.join(self.names)}")
+            return self.names.index(output)
+        if not 0 <= output < len(self.kinds):
+            raise UsageError(f"output {output} does not exist; this model has outputs 0 to {len(self.kinds) - 1}")
+        return output
+
+
+def output_spec(model: nn.Module, count: int) -> OutputSpec:
+    """What ``model``'s ``count`` outputs mean: as it says itself, else one class per column, else one binary logit."""
+    names, kinds = getattr(model, "output_names", None), getattr(model, "output_kinds", None)
+    if names is not None and kinds is not None:
+        return OutputSpec(tuple(kinds), tuple(names))
+    return OutputSpec(("class",) * count if count > 1 else ("binary",))
+
+
+@dataclass(frozen=True, eq=False)
+class Target(ABC):
+    """A scalar per image. ``output`` is an index, a name, a LongTensor (B,), or None for the predicted class."""
+
+    output: OutputRef = None
+
+    reads_features: ClassVar[bool] = False
+    allowed: ClassVar[tuple[str, ...]] = ("class", "binary")
+    label: ClassVar[str] = ""
+
+    @abstractmethod
+    def score(self, outputs: Outputs, column: Tensor, sigmoid: bool) -> Tensor:
+        """(B, ...) scores of (B, ..., C) outputs for the column (B,) of each image."""
+
+    def check(self, spec: OutputSpec, columns: Tensor) -> None:
+        """Refuse an output on which this scalar has no meaning."""
+        for column in columns.unique().tolist():
+            if spec.kinds[column] not in self.allowed:
+                raise UsageError(
+                    f"{type(self).__name__} has no meaning on the {spec.kinds[column]} output {spec.name(column)!r}; "
+                    "use Logit, which is the raw output of any kind"
+                )
+
+    def uses_sigmoid(self, spec: OutputSpec) -> bool:
+        return not spec.is_classifier
+
+    def name(self, output: str) -> str:
+        return f"{self.label}({output})" if self.label else output
+
+
+def _pick(values: Tensor, column: Tensor) -> Tensor:
+    """values (B, ..., C) at each image's column (B,): (B, ...)."""
+    index = column.view(-1, *[1] * (values.ndim - 1)).expand(*values.shape[:-1], 1)
+    return values.gather(-1, index).squeeze(-1)
+
+
+def _others(values: Tensor, column: Tensor) -> Tensor:
+    """values with each image's column set to −∞, so that reductions see the other classes alone."""
+    own = torch.arange(values.shape[-1], device=values.device) == column.unsqueeze(-1)
+    return values.masked_fill(own.view(-1, *[1] * (values.ndim - 2), values.shape[-1]), -torch.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class Logit(Target):
+    """y_t: the raw output of any kind (a logit, or the standardised value of a regression output)."""
+
+    allowed: ClassVar[tuple[str, ...]] = ("class", "binary", "regression")
+
+    def score(self, outputs: Outputs, column: Tensor, sigmoid: bool) -> Tensor:
+        return _pick(outputs.values, column)
+
+
+@dataclass(frozen=True, eq=False)
+class _Activated(Target):
+    """Targets behind an activation; ``activation="sigmoid"`` for a model whose classes do not exclude each other."""
+
+    activation: str | None = None
+
+    def uses_sigmoid(self, spec: OutputSpec) -> bool:
+        if self.activation not in (None, "softmax", "sigmoid"):
+            raise UsageError(f"activation is 'softmax' or 'sigmoid', not {self.activation!r}")
+        if self.activation == "softmax" and not spec.is_classifier:
+            raise UsageError("activation='softmax' needs class logits; this model's outputs are separate")
+        return self.activation == "sigmoid" or not spec.is_classifier
+
+
+@dataclass(frozen=True, eq=False)
+class Probability(_Activated):
+    """p_t: softmax on class logits, sigmoid on a binary output."""
+
+    label: ClassVar[str] = "probability"
+
+    def score(self, outputs: Outputs, column: Tensor, sigmoid: bool) -> Tensor:
+        y = _pick(outputs.values, column)
+        return y.sigmoid() if sigmoid else (y - outputs.values.logsumexp(-1)).exp()
+
+
+@dataclass(frozen=True, eq=False)
+class LogProbability(_Activated):
+    """log p_t."""
+
+    label: ClassVar[str] = "log_probability"
+
+    def score(self, outputs: Outputs, column: Tensor, sigmoid: bool) -> Tensor:
+        y = _pick(outputs.values, column)
+        return nn.functional.logsigmoid(y) if sigmoid else y - outputs.values.logsumexp(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class LogOdds(_Activated):
+    """y_t − logsumexp_{s≠t} y_s = log p_t/(1 − p_t): the weighted contrast, exactly.
+
+    ``contrast="maps"`` instead explains every logit and subtracts the maps, φ_t − Σ_{s≠t} α_s φ_s. It is the same for
+    methods that are linear in the target's gradient and differs for the others (clamped or rectified maps); it costs
+    one map per class.
+    """
+
+    contrast: str = "target"
+    label: ClassVar[str] = "log_odds"
+
+    def score(self, outputs: Outputs, column: Tensor, sigmoid: bool) -> Tensor:
+        y = _pick(outputs.values, column)
+        return y if sigmoid else y - _others(outputs.values, column).logsumexp(-1)
+
+    def check(self, spec: OutputSpec, columns: Tensor) -> None:
+        super().check(spec, columns)
+        if self.contrast not in ("target", "maps"):
+            raise UsageError(f"contrast is 'target' or 'maps', not {self.contrast!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class MeanContrast(Target):
+    """y_t − Σ_{s≠t} y_s / (C − 1)."""
+
+    allowed: ClassVar[tuple[str, ...]] = ("class",)
+    label: ClassVar[str] = "mean_contrast"
+
+    def score(self, outputs: Outputs, column: Tensor, sigmoid: bool) -> Tensor:
+        y = _pick(outputs.values, column)
+        return y - (outputs.values.sum(-1) - y) / (outputs.values.shape[-1] - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class MaxContrast(Target):
+    """y_t − max_{s≠t} y_s."""
+
+    allowed: ClassVar[tuple[str, ...]] = ("class",)
+    label: ClassVar[str] = "max_contrast"
+
+    def score(self, outputs: Outputs, column: Tensor, sigmoid: bool) -> Tensor:
+        return _pick(outputs.values, column) - _others(outputs.values, column).amax(-1)
+
+
+class ConceptSimilarity(Target):
+    """Likeness of l, the vector that the head reads, to a concept's ``vector`` (D,): ⟨l, c⟩, cos(l, c) or −‖l − c‖."""
+
+    reads_features: ClassVar[bool] = True
+    label: ClassVar[str] = "concept"
+
+    def __init__(self, vector: Tensor, measure: str = "dot") -> None:
+        if measure not in ("dot", "cosine", "l2"):
+            raise UsageError(f"measure is 'dot', 'cosine' or 'l2', not {measure!r}")
+        if vector.ndim != 1:
+            raise UsageError(f"a concept vector has the shape (D,), not {tuple(vector.shape)}")
+        super().__init__()
+        self.vector = vector.detach()
+        self.measure = measure
+
+    def score(self, outputs: Outputs, column: Tensor, sigmoid: bool) -> Tensor:
+        features = outputs.features
+        if features is None:
+            raise UsageError("ConceptSimilarity needs the vector that the head reads, and this model's head is unknown")
+        vector = self.vector.to(features)
+        if features.shape[-1] != len(vector):
+            raise UsageError(f"the concept vector has {len(vector)} entries; this head reads {features.shape[-1]}")
+        if self.measure == "dot":
+            return features @ vector
+        if self.measure == "cosine":
+            return nn.functional.cosine_similarity(features, vector.expand_as(features), dim=-1)
+        return -(features - vector).norm(dim=-1)
+
+
+TargetLike = int | str | Target
+TargetsLike = None | TargetLike | Sequence[TargetLike] | Tensor
+
+
+@dataclass(frozen=True)
+class TargetSet:
+    """T targets for each of B images. ``columns`` (B, T) holds the output's column, −1 for a concept."""
+
+    targets: tuple[Target, ...]
+    columns: Tensor
+    names: tuple[str, ...]
+    spec: OutputSpec
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def reads_features(self) -> bool:
+        return any(target.reads_features for target in self.targets)
+
+    def scores(self, outputs: Outputs | Tensor) -> Tensor:
+        """(B, ..., T) scores, differentiable, of outputs (B, ..., C): the middle axes are copies of an image."""
+        if isinstance(outputs, Tensor):
+            outputs = Outputs(outputs)
+        return torch.stack(
+            [
+                target.score(outputs, self.columns[:, t].to(outputs.values.device), target.uses_sigmoid(self.spec))
+                for t, target in enumerate(self.targets)
+            ],
+            dim=-1,
+        )
+
+    def select(self, rows: slice) -> TargetSet:
+        """The same targets for some of the images."""
+        return replace(self, columns=self.columns[rows])
+
+
+def as_targets(targets: TargetsLike, spec: OutputSpec, default: type[Target] = Logit) -> tuple[Target, ...]:
+    """The T targets that an argument of ``explain`` stands for, before they meet a batch.
+
+    A bare index or name becomes ``default`` where the output has one, else ``Logit``.
+    """
+    if targets is None:
+        plain: list[OutputRef] = [None] if spec.is_classifier else list(range(len(spec.kinds)))
+        return tuple(_bare(output, spec, default) for output in plain)
+    if isinstance(targets, Tensor):
+        if targets.dtype not in (torch.int64, torch.int32) or targets.ndim not in (1, 2):
+            raise UsageError(
+                "a tensor of targets is a LongTensor (B,) or (B, T) of classes, "
+                f"not {str(targets.dtype).removeprefix('torch.')} of shape {tuple(targets.shape)}"
+            )
+        columns = targets.long().reshape(len(targets), -1)
+        return tuple(_bare(columns[:, t], spec, default) for t in range(columns.shape[1]))
+    several = targets if isinstance(targets, list | tuple) else [targets]
+    if not several:
+        raise UsageError("the list of targets is empty; give at least one, or None")
+    return tuple(target if isinstance(target, Target) else _bare(_plain(target), spec, default) for target in several)
+
+
+def _plain(target: object) -> int | str:
+    """An index or a name, NumPy's and torch's own integers included."""
+    if isinstance(target, str):
+        return target
+    if hasattr(target, "__index__") and not isinstance(target, bool):
+        return int(target)
+    raise UsageError(f"a target is a class index, an output's name or a Target, not {type(target).__name__}")
+
+
+def _bare(output: OutputRef, spec: OutputSpec, default: type[Target]) -> Target:
+    if isinstance(output, Tensor) or (output is None and spec.is_classifier):
+        return (default if all(kind in default.allowed for kind in spec.kinds) else Logit)(output)
+    kind = spec.kinds[spec.column(output if output is not None else 0)]
+    return (default if kind in default.allowed else Logit)(output)
+
+
+def resolve(
+    targets: TargetsLike,
+    spec: OutputSpec,
+    batch: int,
+    values: Callable[[], Tensor],
+    default: type[Target] = Logit,
+) -> TargetSet:
+    """Targets for a batch of images. ``values`` gives the (B, C) outputs, read only for predicted classes."""
+    resolved = as_targets(targets, spec, default)
+    columns, names = [], []
+    for target in resolved:
+        column, name = _columns(target, spec, batch, values)
+        if not target.reads_features:
+            target.check(spec, column)
+        columns.append(column)
+        names.append(target.name(name))
+    return TargetSet(resolved, torch.stack(columns, dim=1), tuple(names), spec)
+
+
+def _columns(target: Target, spec: OutputSpec, batch: int, values: Callable[[], Tensor]) -> tuple[Tensor, str]:
+    """The column (B,) of one target for each image, and what to call it."""
+    output = target.output
+    if isinstance(target, ConceptSimilarity):
+        return torch.full((batch,), -1), target.measure
+    if output is None:
+        if not spec.is_classifier and len(spec.kinds) > 1:
+            raise UsageError(f"{type(target).__name__}() needs an output's name: {', '.join(spec.names or ())}")
+        return values().argmax(-1).cpu(), "predicted" if spec.is_classifier else spec.name(0)
+    if isinstance(output, Tensor):
+        if output.ndim != 1 or len(output) != batch:
+            raise UsageError(f"targets per image have the shape (B,) = ({batch},), not {tuple(output.shape)}")
+        column = output.detach().cpu().long()
+        for value in column.unique().tolist():
+            spec.column(value)
+        same = len(column.unique()) == 1
+        return column, spec.name(int(column[0])) if same else "per image"
+    column_index = spec.column(_plain(output))
+    return torch.full((batch,), column_index), spec.name(column_index)
