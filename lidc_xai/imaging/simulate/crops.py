@@ -1,0 +1,91 @@
+"""A crop simulated directly: the same anatomy, nodule, blur and noise as in a series, but only the box around it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
+
+from lidc_xai.annotations.nodule import Nodule
+from lidc_xai.imaging.crop import crop_nodule
+from lidc_xai.imaging.nodule_crop import NoduleCrop
+from lidc_xai.imaging.simulate.expression import with_ratings
+from lidc_xai.imaging.simulate.grid import IMAGE_PIXELS, Grid
+from lidc_xai.imaging.simulate.lesion import Drawn
+from lidc_xai.imaging.simulate.outline import Outline, nodule_outline
+from lidc_xai.imaging.simulate.series import as_volume, make_scene, render
+
+AROUND_MM = 18.0
+"""Vessels end up to this far outside the box, so that some run through it."""
+
+
+def simulate_crop(
+    nodule: Nodule,
+    seed: int = 0,
+    size_mm: float = 32.0,
+    spacing_mm: float = 1.0,
+    ratings: Mapping[str, float] | None = None,
+    *,
+    without: Collection[str] = (),
+    switched_off: Collection[str] = (),
+) -> tuple[NoduleCrop, dict[str, NDArray[np.bool_]]]:
+    """One nodule in its simulated surroundings, cropped as a real one is, and by biomarker the voxels that carry it.
+
+    The box is rendered on the scan's own pixels and slices and then goes through
+    :func:`~lidc_xai.imaging.crop.crop_nodule`. Options as in :func:`~lidc_xai.imaging.simulate.series.simulate_ct`; the
+    result depends on ``seed`` and the nodule alone.
+    """
+    nodule = with_ratings(nodule, ratings or {})
+    outline = nodule_outline(nodule)
+    grid = _window(nodule, outline, size_mm)
+    margin = np.array([AROUND_MM, AROUND_MM, AROUND_MM])
+    low = np.array([grid.x_mm[0], grid.y_mm[0], grid.z_mm[0]]) - margin
+    high = np.array([grid.x_mm[-1], grid.y_mm[-1], grid.z_mm[-1]]) + margin
+    scene = make_scene([nodule], [outline], seed, nodule.nodule_id, low, high, without, switched_off)
+    array, drawn = render(scene, grid)
+    volume = as_volume(nodule, grid, array)
+    crop = crop_nodule(volume, _shifted(nodule, grid), size_mm=size_mm, spacing_mm=spacing_mm)
+    return crop, _causes(drawn[nodule.nodule_id], grid, crop)
+
+
+def _window(nodule: Nodule, outline: Outline, size_mm: float) -> Grid:
+    """The recorded slices and stored pixels of the box and a little more."""
+    middle, half = (outline.low + outline.high) / 2, size_mm / 2 + 5
+    z = np.unique(nodule.slice_positions_mm)
+    k = np.flatnonzero(np.abs(z - middle[2]) <= half + 2 * nodule.slice_thickness_mm)
+    spacing = nodule.pixel_spacing_mm
+    origin = -(IMAGE_PIXELS - 1) / 2 * spacing
+    first = np.clip(np.floor((middle[:2] - half - origin) / spacing), 0, IMAGE_PIXELS - 1).astype(int)
+    last = np.clip(np.ceil((middle[:2] + half - origin) / spacing), 0, IMAGE_PIXELS - 1).astype(int)
+    return Grid(
+        spacing, nodule.slice_thickness_mm, z[k], int(k[0]), int(first[0]), int(first[1]),
+        int(last[1] - first[1]) + 1, int(last[0] - first[0]) + 1,
+    )  # fmt: skip
+
+
+def _shifted(nodule: Nodule, grid: Grid) -> Nodule:
+    """The nodule with its contours in the window's own columns and rows."""
+    shift = np.array([grid.i0, grid.j0], np.int32)
+    readers = [
+        replace(reading, contours=[replace(c, ij=c.ij - shift, k=c.k - grid.first_slice) for c in reading.contours])
+        for reading in nodule.readers
+    ]
+    return replace(nodule, readers=readers, slice_positions_mm=grid.z_mm)
+
+
+def _causes(drawn: Drawn, grid: Grid, crop: NoduleCrop) -> dict[str, NDArray[np.bool_]]:
+    """Cause masks on the crop's grid: interpolated between slices, so that thin spicules stay."""
+    depth, height, width = crop.ct.shape
+    steps = np.diag(crop.affine)[:3]
+    x, y, z = (crop.affine[a, 3] + steps[a] * np.arange(n) for a, n in enumerate((width, height, depth)))
+    k = np.interp(z, grid.z_mm, np.arange(len(grid.z_mm)), left=-1, right=-1)
+    where = np.meshgrid(k, (y - grid.y0_mm) / grid.spacing_mm, (x - grid.x0_mm) / grid.spacing_mm, indexing="ij")
+    causes = {}
+    for name, mask in drawn.causes.items():
+        whole = np.zeros(grid.shape, np.float32)
+        whole[drawn.box] = mask
+        causes[name] = map_coordinates(whole, where, order=1, mode="constant") > 0.4
+    return {name: mask for name, mask in causes.items() if mask.any()}

@@ -1,0 +1,140 @@
+"""A nodule's shape from its readers' contours: mean over readers of the signed distance to each outline.
+
+Between two slices the distance is interpolated; beyond the last slice of a reader the shape closes half a slice on.
+LIDC contours run through the first pixels outside, so their own pixels do not belong to the nodule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt, gaussian_filter
+from skimage.draw import polygon, polygon_perimeter
+
+from lidc_xai.annotations.nodule import Nodule, Reading
+from lidc_xai.imaging.simulate.grid import IMAGE_PIXELS, Floats, Grid
+
+FAR_MM = 12.0
+"""Distances outside are known up to here."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """Signed distances (mm, negative inside) on a small window of stored pixels, one plane per slice position.
+
+    ``z_mm`` (n,) ascending, ``planes`` (n, rows, columns), ``i0``, ``j0``: first column and row of the window.
+    ``centre_mm`` (3,): middle of the body, ``radius_mm``: depth of its deepest point.
+    """
+
+    spacing_mm: float
+    z_mm: NDArray[np.float64]
+    planes: NDArray[np.float32]
+    i0: int
+    j0: int
+    centre_mm: NDArray[np.float64]
+    radius_mm: float
+
+    def distance(self, grid: Grid, z: Floats) -> NDArray[np.float32]:
+        """(len(z), rows, columns) signed distance on the pixels of ``grid`` (same stored pixels) at heights ``z``."""
+        at = np.clip(np.interp(z, self.z_mm, np.arange(len(self.z_mm))), 0, len(self.z_mm) - 1)
+        lower = np.minimum(at.astype(int), max(len(self.z_mm) - 2, 0))
+        t = (at - lower).astype(np.float32)[:, None, None]
+        window = self._window(grid)
+        between = (1 - t) * window[lower] + t * window[np.minimum(lower + 1, len(self.z_mm) - 1)]
+        beyond = np.maximum(np.maximum(self.z_mm[0] - z, z - self.z_mm[-1]), 0).astype(np.float32)
+        return between + beyond[:, None, None]
+
+    def _window(self, grid: Grid) -> NDArray[np.float32]:
+        """The planes on the rows and columns of ``grid``: edge values continue outside the window."""
+        rows = np.clip(np.arange(grid.rows) + grid.j0 - self.j0, 0, self.planes.shape[1] - 1)
+        columns = np.clip(np.arange(grid.columns) + grid.i0 - self.i0, 0, self.planes.shape[2] - 1)
+        return self.planes[:, rows][:, :, columns]
+
+    @property
+    def low(self) -> NDArray[np.float64]:
+        """Lower corner (x, y, z in mm) of the box around the inside."""
+        return self._corner(0)
+
+    @property
+    def high(self) -> NDArray[np.float64]:
+        """Upper corner of the box around the inside."""
+        return self._corner(-1)
+
+    def _corner(self, which: int) -> NDArray[np.float64]:
+        inside = self.planes < 0
+        origin = -(IMAGE_PIXELS - 1) / 2 * self.spacing_mm
+        k, j, i = (np.flatnonzero(inside.any(axis=axes))[which] for axes in ((1, 2), (0, 2), (0, 1)))
+        return np.array(
+            [origin + (self.i0 + i) * self.spacing_mm, origin + (self.j0 + j) * self.spacing_mm, self.z_mm[k]]
+        )
+
+
+def nodule_outline(nodule: Nodule) -> Outline:
+    """The shape of ``nodule`` on its own pixel grid."""
+    spacing = nodule.pixel_spacing_mm
+    points = np.concatenate([contour.ij for reading in nodule.readers for contour in reading.contours])
+    margin = int(np.ceil(FAR_MM / spacing)) + 2
+    low, high = points.min(axis=0) - margin, points.max(axis=0) + margin + 1
+    shape = (int(high[1] - low[1]), int(high[0] - low[0]))
+    z_mm = _heights(nodule)
+    planes = np.mean([_reader_planes(reading, z_mm, low, shape, spacing) for reading in nodule.readers], axis=0)
+    planes = gaussian_filter(planes, (0, 0.6, 0.6)).astype(np.float32)
+    if planes.min() >= 0:  # a few pixels that the readers drew beside each other
+        planes -= planes.min() + 0.7 * spacing
+    depth = np.maximum(-planes, 0)
+    origin = -(IMAGE_PIXELS - 1) / 2 * spacing
+    k, j, i = (np.average(np.arange(n), weights=depth.sum(axis=axes))
+               for n, axes in zip(depth.shape, ((1, 2), (0, 2), (0, 1)), strict=True))  # fmt: skip
+    centre = np.array([origin + (low[0] + i) * spacing, origin + (low[1] + j) * spacing, np.interp(k, np.arange(len(z_mm)), z_mm)])
+    return Outline(spacing, z_mm, planes, int(low[0]), int(low[1]), centre, float(depth.max()))
+
+
+def _heights(nodule: Nodule) -> NDArray[np.float64]:
+    """Slice positions that any reader marked and those between, with one beyond each end."""
+    marked = [contour.z_mm for reading in nodule.readers for contour in reading.contours]
+    known = np.unique(nodule.slice_positions_mm)
+    inside = np.unique(np.concatenate([known[(known >= min(marked) - 1e-3) & (known <= max(marked) + 1e-3)], marked]))
+    inside = inside[np.append(True, np.diff(inside) > 1e-3)]
+    step = slice_step(nodule)
+    return np.concatenate([[inside[0] - step], inside, [inside[-1] + step]])
+
+
+def slice_step(nodule: Nodule) -> float:
+    """Median distance between the slices of the nodule's scan in mm."""
+    steps = np.diff(np.unique(nodule.slice_positions_mm))
+    return float(np.median(steps)) if len(steps) else nodule.slice_thickness_mm
+
+
+def _reader_planes(
+    reading: Reading, z_mm: NDArray[np.float64], low: NDArray, shape: tuple[int, int], spacing: float
+) -> NDArray[np.float32]:
+    """(n, rows, columns) signed distance of one reader's outlines."""
+    masks = np.zeros((len(z_mm), *shape), bool)
+    for contour in sorted(reading.contours, key=lambda c: not c.inclusion):
+        k = int(np.abs(z_mm - contour.z_mm).argmin())
+        filled = _filled(contour.ij - low, shape)
+        masks[k] = masks[k] | filled if contour.inclusion else masks[k] & ~filled
+    planes = np.full(masks.shape, FAR_MM, np.float32)
+    drawn = np.flatnonzero(masks.any(axis=(1, 2)))
+    for k in drawn:
+        outside = distance_transform_edt(~masks[k])
+        inside = distance_transform_edt(masks[k])
+        planes[k] = (np.where(masks[k], 0.5 - inside, outside - 0.5) * spacing).clip(None, FAR_MM)
+    for k in range(len(z_mm)):
+        if k not in drawn and len(drawn):
+            last = drawn[np.abs(drawn - k).argmin()]
+            # the value that makes the shape close half-way between the last drawn slice and this one
+            planes[k] = np.minimum(planes[last] - 2 * planes[last].min() + abs(k - last) - 1, FAR_MM)
+    return planes
+
+
+def _filled(ij: NDArray, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Pixels inside a closed outline, its own pixels left out; of a thin outline its own pixels are all there is."""
+    mask = np.zeros(shape, bool)
+    mask[polygon(ij[:, 1], ij[:, 0], shape)] = True
+    edge = np.zeros(shape, bool)
+    edge[polygon_perimeter(ij[:, 1], ij[:, 0], shape)] = True
+    inner = mask & ~edge
+    return inner if inner.any() else mask | edge

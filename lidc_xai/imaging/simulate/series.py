@@ -1,0 +1,192 @@
+"""A simulated series: the chest, its nodules, blur and noise, as one CTVolume with the causes of every rating."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lidc_xai.annotations.nodule import Nodule
+from lidc_xai.errors import UsageError
+from lidc_xai.imaging.simulate.chest import Tissue, draw_tissue, render_chest
+from lidc_xai.imaging.simulate.expression import express, with_ratings
+from lidc_xai.imaging.simulate.grid import IMAGE_PIXELS, Grid, stream
+from lidc_xai.imaging.simulate.lesion import Drawn, draw_nodule
+from lidc_xai.imaging.simulate.lungs import vessels
+from lidc_xai.imaging.simulate.outline import Outline, nodule_outline
+from lidc_xai.imaging.simulate.scanner import Scanner, blur, draw_scanner, noise
+from lidc_xai.imaging.simulate.thorax import Thorax, fit_thorax
+from lidc_xai.imaging.simulate.tree import Tubes
+from lidc_xai.imaging.simulate.tubes import tube_share
+from lidc_xai.imaging.volume import CTVolume
+
+SCOPES = ("series", "full")
+EVEN_MM = 0.01
+"""Slices this close to an even grid are taken as even."""
+
+
+@dataclass(eq=False)
+class CauseMasks(Mapping[str, dict[str, NDArray[np.bool_]]]):
+    """nodule_id -> biomarker -> (z, y, x) bool on the volume's stored slices; kept as small boxes, made whole when asked for.
+
+    A biomarker without voxels of its own (no calcium, no spicule; subtlety, sphericity, lobulation, diameter) has no key.
+    """
+
+    shape: tuple[int, int, int]
+    drawn: dict[str, Drawn] = field(default_factory=dict)
+
+    def __getitem__(self, nodule_id: str) -> dict[str, NDArray[np.bool_]]:
+        drawn = self.drawn[nodule_id]
+        whole = {name: np.zeros(self.shape, bool) for name in drawn.causes}
+        for name, mask in drawn.causes.items():
+            whole[name][drawn.box] = mask
+        return whole
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.drawn)
+
+    def __len__(self) -> int:
+        return len(self.drawn)
+
+
+@dataclass(eq=False)
+class SimulatedCT:
+    """``volume``: HU, labelled simulated. ``causes``: nodule_id -> biomarker -> mask. ``nodules``: with the ratings that
+    were drawn. ``ratings``: those that were set by hand, by nodule_id."""
+
+    volume: CTVolume
+    causes: CauseMasks
+    nodules: list[Nodule]
+    ratings: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """Everything that is drawn of one scan, before it is put on voxels."""
+
+    name: str
+    seed: int
+    thorax: Thorax
+    tissue: Tissue
+    scanner: Scanner
+    tubes: Tubes
+    nodules: list[Nodule]
+    outlines: list[Outline]
+    without: tuple[str, ...]
+    switched_off: tuple[str, ...]
+
+
+def simulate_ct(
+    nodules: Sequence[Nodule],
+    seed: int = 0,
+    *,
+    ratings: Mapping[str, Mapping[str, float]] | None = None,
+    scope: str = "series",
+    margin_mm: float = 22.0,
+    without: Collection[str] = (),
+    switched_off: Collection[str] = (),
+) -> SimulatedCT:
+    """A simulated chest CT with ``nodules`` (all of one scan) at their recorded places, 512 x 512 pixels a slice.
+
+    ``ratings``: nodule_id -> rating -> value to draw instead of the readers' own. ``scope``: "series": the recorded
+    slices that lie within ``margin_mm`` of a nodule and between them; "full": every recorded slice. ``without``: causes
+    to take away while the ratings stay; ``switched_off``: biomarkers that are drawn the same whatever the rating (see
+    :func:`~lidc_xai.imaging.simulate.expression.express`). The same seed gives the same CT.
+    Raises UsageError where the nodules are of several scans or an option has no such value.
+    """
+    if scope not in SCOPES:
+        raise UsageError(f"scope={scope!r}: choose one of {', '.join(SCOPES)}")
+    if not nodules or len({nodule.series_uid for nodule in nodules}) != 1:
+        raise UsageError("simulate_ct takes one or more nodules of one scan; call it once per scan")
+    chosen = {key: dict(values) for key, values in (ratings or {}).items()}
+    rated = [with_ratings(nodule, chosen.get(nodule.nodule_id, {})) for nodule in nodules]
+    outlines = [nodule_outline(nodule) for nodule in rated]
+    grid = _series_grid(rated[0], outlines, np.inf if scope == "full" else margin_mm)
+    margin = np.array([0, 0, 25.0])
+    low = np.array([grid.x_mm[0], grid.y_mm[0], grid.z_mm[0]]) - margin
+    high = np.array([grid.x_mm[-1], grid.y_mm[-1], grid.z_mm[-1]]) + margin
+    scene = make_scene(rated, outlines, seed, rated[0].series_uid, low, high, without, switched_off)
+    array, drawn = render(scene, grid)
+    return SimulatedCT(
+        as_volume(rated[0], grid, array), CauseMasks(grid.shape, drawn), rated,
+        {nodule.nodule_id: chosen.get(nodule.nodule_id, {}) for nodule in rated},
+    )  # fmt: skip
+
+
+def _series_grid(nodule: Nodule, outlines: Sequence[Outline], margin_mm: float) -> Grid:
+    z = np.unique(nodule.slice_positions_mm)
+    low, high = min(o.low[2] for o in outlines) - margin_mm, max(o.high[2] for o in outlines) + margin_mm
+    inside = np.flatnonzero((z >= low) & (z <= high))
+    return Grid(
+        nodule.pixel_spacing_mm, nodule.slice_thickness_mm, z[inside], int(inside[0]), 0, 0, IMAGE_PIXELS, IMAGE_PIXELS
+    )
+
+
+def make_scene(
+    nodules: list[Nodule], outlines: list[Outline], seed: int, name: str, low: NDArray, high: NDArray,
+    without: Collection[str], switched_off: Collection[str],
+) -> Scene:  # fmt: skip
+    """Anatomy, densities, scanner and vessels of one case. ``name``: which random streams it draws from."""
+    first = nodules[0]
+    radii = [float(np.linalg.norm(o.high - o.low) / 3.5) for o in outlines]
+    ends = float(first.slice_positions_mm.min()), float(first.slice_positions_mm.max())
+    thorax = fit_thorax([o.centre_mm for o in outlines], radii, ends, first.pixel_spacing_mm, stream(seed, name, "chest"))
+    crowds = [_crowd(n, o, switched_off, seed) for n, o in zip(nodules, outlines, strict=True)]
+    return Scene(
+        name, seed, thorax, draw_tissue(stream(seed, name, "tissue"), first.contrast_used),
+        draw_scanner(stream(seed, name, "scanner")),
+        vessels(thorax, low, high, seed, name, np.concatenate(crowds)), nodules, outlines,
+        tuple(without), tuple(switched_off),
+    )  # fmt: skip
+
+
+def _crowd(nodule: Nodule, outline: Outline, switched_off: Collection[str], seed: int) -> NDArray[np.float64]:
+    """Ends of vessels around a subtle nodule: the subtler, the more."""
+    look = express(nodule, (), switched_off)
+    away = stream(seed, nodule.nodule_id, "crowd").normal(size=(16, 3))
+    away *= (outline.radius_mm + 5) / np.linalg.norm(away, axis=1, keepdims=True)
+    return outline.centre_mm + away[: round(4 * (5 - look.subtlety))]
+
+
+def render(scene: Scene, grid: Grid) -> tuple[NDArray[np.float32], dict[str, Drawn]]:
+    """HU (z, y, x) on ``grid`` and what was drawn of each nodule."""
+    drawn: dict[str, Drawn] = {}
+    off = frozenset((*scene.without, *scene.switched_off))
+    for nodule, outline in zip(scene.nodules, scene.outlines, strict=True):
+        look = express(nodule, scene.without, scene.switched_off)
+        one = draw_nodule(grid, outline, look, scene.tissue.lung, scene.seed, nodule.nodule_id, off)
+        if one is not None:
+            drawn[nodule.nodule_id] = one
+    share = tube_share(grid, scene.tubes)
+    array = np.empty(grid.shape, np.float32)
+    for k, chest in enumerate(render_chest(grid, scene.thorax, scene.tissue, scene.seed, scene.name)):
+        hu, through = chest.hu, share[k] * chest.lung
+        for one in drawn.values():
+            slices, rows, columns = one.box
+            if slices.start <= k < slices.stop:
+                n = k - slices.start
+                hu[rows, columns] += one.hu[n] - one.opacity[n] * hu[rows, columns]
+                through[rows, columns] *= 1 - np.minimum(one.solid[n], 1)
+        hu += through * (scene.tissue.blood - hu)
+        array[k] = blur(hu, grid, scene.scanner)
+        array[k] += noise(grid, scene.scanner, grid.first_slice + k, chest.noise_share, scene.seed, scene.name)
+    return np.clip(np.round(array, out=array), -1024, 3071, out=array), drawn
+
+
+def as_volume(nodule: Nodule, grid: Grid, array: NDArray[np.float32]) -> CTVolume:
+    """The rendered slices as the reader of real series gives them: resampled where the recorded slices are uneven."""
+    common = {
+        "affine": grid.affine, "series_uid": nodule.series_uid, "patient_id": nodule.patient_id,
+        "study_uid": nodule.study_uid, "slice_thickness_mm": nodule.slice_thickness_mm, "simulated": True,
+    }  # fmt: skip
+    even = grid.z_mm[0] + grid.affine[2, 2] * np.arange(len(grid.z_mm))
+    if np.abs(even - grid.z_mm).max() < EVEN_MM:
+        return CTVolume(array=array, **common)
+    z = np.arange(grid.z_mm[0], grid.z_mm[-1] + 1e-6, grid.affine[2, 2])
+    at = np.interp(z, grid.z_mm, np.arange(len(grid.z_mm)))
+    lower = np.minimum(at.astype(int), len(grid.z_mm) - 2)
+    t = (at - lower).astype(np.float32)[:, None, None]
+    resampled = (1 - t) * array[lower] + t * array[lower + 1]
+    return CTVolume(array=resampled, stored=array, positions_mm=grid.z_mm, slice_z_mm=grid.z_mm, **common)
