@@ -25,6 +25,9 @@ from lidc_xai.ratings import READER_RATINGS, SCALES
 ROOT = "LidcReadMessage"
 """Root element of a CT reading; the same archive holds readings of chest radiographs under another root."""
 
+HIGHEST_CODE = 5
+"""Where a scale ends earlier (internal structure: 4), LIDC still holds a 5; calcification alone goes to 6."""
+
 XML_NAMES = {name: "internalStructure" if name == "internal_structure" else name for name in READER_RATINGS}
 
 
@@ -144,9 +147,9 @@ def _rated_nodules(root: ET.Element, path: Path) -> Iterator[_RawReading]:
 
 def _rating(rated: ET.Element, name: str, label: str, path: Path) -> int:
     value = _number(rated, XML_NAMES[name], label, path)
-    scale = SCALES[name]
-    if value != int(value) or not scale.low <= value <= scale.high:
-        raise _damaged(path, f"nodule {label!r}: {XML_NAMES[name]} is {value:g}, expected {scale.low} to {scale.high}")
+    highest = max(HIGHEST_CODE, int(SCALES[name].high))
+    if value != int(value) or not 1 <= value <= highest:
+        raise _damaged(path, f"nodule {label!r}: {XML_NAMES[name]} is {value:g}, expected 1 to {highest}")
     return int(value)
 
 

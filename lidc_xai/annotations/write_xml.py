@@ -18,7 +18,8 @@ def write_reader_xml(path: Path | str, nodules: Sequence[Nodule], sop_uids: Mapp
     """Write the nodules of one series as one XML file; reading it back gives the same nodules.
 
     ``sop_uids``: SOPInstanceUID by z in mm, for outlines that do not know theirs. Readings keep the order of their
-    ids; a new session starts where the same nodule comes again. Raises UsageError for none, or for nodules of several series.
+    ids; a new session starts where the same nodule comes again. Raises UsageError for none, or for nodules of
+    several series.
     """
     series = sorted({nodule.series_uid for nodule in nodules})
     if len(series) != 1:
