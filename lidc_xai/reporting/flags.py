@@ -1,0 +1,83 @@
+"""Quality flags: what a reader of the report should know before believing a number in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lidc_xai.ratings import INDETERMINATE
+from lidc_xai.reporting.values import number, truth, words
+
+THICK_SLICES_MM = 2.5
+WIDE_DISAGREEMENT = 1.0
+
+
+def _flag(level: str, title: str, text: str) -> dict[str, str]:
+    return {"level": level, "title": title, "text": text}
+
+
+def quality_flags(row: Mapping[str, Any], readings: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Flags of one nodule: dicts of ``level`` (``warning`` or ``note``), ``title`` and ``text``.
+
+    ``row`` is its row of the store's manifest; ``readings`` maps a rating to ``mean``, ``sd`` and ``n`` over readers.
+    """
+    return [*_image_flags(row), *_reader_flags(row, readings)]
+
+
+def _image_flags(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    flags = []
+    if truth(row, "simulated"):
+        flags.append(_flag("warning", "SIMULATED", "The CT is computer-generated; only contours and ratings are real."))
+    if truth(row, "hu_calibrated") is False:
+        flags.append(
+            _flag("warning", "HU not calibrated", "Grey values are not Hounsfield units; windows and model input are "
+                  "approximate.")
+        )  # fmt: skip
+    if truth(row, "padded"):
+        flags.append(
+            _flag("warning", "Padded", "The box reaches over the edge of the scan; the part outside was never scanned.")
+        )
+    if truth(row, "larger_than_box"):
+        flags.append(
+            _flag("warning", "Larger than the box", "The nodule is cut by the crop; the model saw a part of it.")
+        )
+    thickness = number(row, "slice_thickness_mm")
+    if thickness is not None and thickness > THICK_SLICES_MM:
+        flags.append(
+            _flag("note", f"Thick slices ({thickness:.3g} mm)", "Detail across slices, and so in the coronal and "
+                  "sagittal views, is interpolated.")
+        )  # fmt: skip
+    issues = words(row, "issues")
+    if issues:
+        flags.append(_flag("note", "Found while reading the scan", issues))
+    return flags
+
+
+def _reader_flags(row: Mapping[str, Any], readings: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    flags = []
+    n_readers = number(row, "n_readers")
+    if not n_readers:
+        return [_flag("note", "No readers", "No contours and no ratings belong to this crop.")]
+    if n_readers < 3:
+        flags.append(
+            _flag("note", f"{n_readers:.0f} of 4 readers", "Fewer than three readers marked it; the mean is uncertain.")
+        )
+    masked = number(row, "n_readers_masked")
+    if masked is not None and masked < n_readers:
+        flags.append(
+            _flag("note", f"{masked:.0f} of {n_readers:.0f} contours", "Some readers' contours are missing here.")
+        )
+    if truth(row, "ambiguous"):
+        flags.append(
+            _flag("warning", "Ambiguous cluster", "More than four annotations could not be told apart; two nodules may "
+                  "be mixed.")
+        )  # fmt: skip
+    if number(row, "malignancy_median") == INDETERMINATE:
+        flags.append(_flag("note", "Indeterminate", "The readers' median malignancy is 3: it has no label."))
+    wide = [
+        name for name, reading in readings.items() if name != "diameter" and (reading["sd"] or 0) > WIDE_DISAGREEMENT
+    ]
+    if wide:
+        text = ", ".join(name.replace("_", " ") for name in wide)
+        flags.append(_flag("note", "Readers disagree", f"Standard deviation above {WIDE_DISAGREEMENT:g} in {text}."))
+    return flags

@@ -1,0 +1,73 @@
+"""Templates to text: one Jinja environment, autoescaped, with the style and script of the package inside the page."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from lidc_xai import __version__
+from lidc_xai.ratings import OUTPUTS, RESEARCH_USE_ONLY, SCALES
+from lidc_xai.reporting.charts import rating_strip
+from lidc_xai.reporting.pictures import (
+    CONSENSUS_COLOUR,
+    READER_COLOURS,
+    READER_DASHES,
+    WINDOWS,
+    signed_gradient_css,
+)
+from lidc_xai.reporting.values import show, show_score
+
+# Unicode controls that turn or hide text: a field that holds one would misplace what is printed after it.
+_CONTROLS = dict.fromkeys((*range(8234, 8239), *range(8294, 8298), 8206, 8207, 1564), "�")
+_CONTROLS |= {code: " " for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
+def harmless(value: object) -> str:
+    """Text without characters that turn the direction of writing or cannot be printed."""
+    return str(value).translate(_CONTROLS)
+
+
+@lru_cache(maxsize=1)
+def environment() -> Environment:
+    """The templates of this package. Every value is escaped; a name that a template misspells is an error."""
+    env = Environment(
+        loader=PackageLoader("lidc_xai.reporting", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: (
+            value if isinstance(value, Markup) else harmless(value) if isinstance(value, str) else value
+        ),
+    )
+    env.filters.update(
+        show=show, score=show_score, strip=rating_strip, plain_name=lambda name: str(name).replace("_", " ")
+    )
+    env.globals.update(
+        version=__version__,
+        research_use_only=RESEARCH_USE_ONLY,
+        scales=SCALES,
+        output_names=OUTPUTS,
+        windows=WINDOWS,
+        reader_colours=READER_COLOURS,
+        reader_dashes=READER_DASHES,
+        consensus_colour=CONSENSUS_COLOUR,
+        signed_gradient=Markup(signed_gradient_css()),
+        style=Markup(_asset("report.css")),
+        asset=lambda name: Markup(_asset(name)),
+    )
+    return env
+
+
+def render(template: str, **values: Any) -> str:
+    """Text of a template of this package."""
+    return environment().get_template(template).render(**values)
+
+
+@lru_cache(maxsize=8)
+def _asset(name: str) -> str:
+    return files("lidc_xai.reporting").joinpath("templates", name).read_text(encoding="utf-8")

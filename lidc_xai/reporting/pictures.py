@@ -1,0 +1,100 @@
+"""Small pictures as data URIs: CT in a named window, and signed maps in one colour-blind-safe palette.
+
+The signed palette is blue for negative and orange for positive, transparent at zero; strength shows as opacity, so the
+CT stays visible where the model saw little. A map is divided by a limit that is no smaller than its largest absolute
+score: nothing is clipped.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import zoom
+
+WINDOWS: dict[str, tuple[float, float]] = {
+    "lung": (-1350.0, 150.0),
+    "mediastinum": (-135.0, 215.0),
+    "model input": (-1000.0, 400.0),
+}
+"""Named windows: lowest and highest HU."""
+
+READER_COLOURS = ("#56B4E9", "#F0E442", "#CC79A7", "#2FBF8F", "#E8A33D", "#B9B9FF")
+"""One per reader (after Okabe and Ito); each also has a dash pattern of its own."""
+READER_DASHES = ("none", "2.2 0.9", "0.7 0.9", "2.6 0.8 0.6 0.8", "1.2 1.6", "4 1")
+CONSENSUS_COLOUR = "#FFFFFF"
+
+_LEVELS = 127  # steps on each side of zero
+_NEGATIVE = ((120, 200, 255), (0, 92, 230))  # weak and strong
+_POSITIVE = ((255, 196, 100), (236, 84, 0))
+_MAX_ALPHA = 0.88
+
+
+def signed_colour(strength: float) -> tuple[int, int, int, float]:
+    """Red, green, blue (0 to 255) and opacity (0 to 1) of a signed strength in −1 … 1."""
+    size = min(abs(strength), 1.0)
+    weak, strong = _POSITIVE if strength > 0 else _NEGATIVE
+    red, green, blue = (round(a + (b - a) * size) for a, b in zip(weak, strong, strict=True))
+    return red, green, blue, _MAX_ALPHA * size
+
+
+def _signed_palette() -> tuple[bytes, bytes]:
+    colours = [signed_colour((step - _LEVELS) / _LEVELS) for step in range(2 * _LEVELS + 1)]
+    rgb = bytes(channel for colour in colours for channel in colour[:3])
+    alpha = bytes(round(255 * colour[3]) for colour in colours)
+    return rgb, alpha
+
+
+_PALETTE_RGB, _PALETTE_ALPHA = _signed_palette()
+
+
+def data_uri(picture: Image.Image, **options: object) -> str:
+    """PNG as a ``data:`` address, so that a page needs no second file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True, **options)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def windowed(image_hu: NDArray, window: str | tuple[float, float]) -> NDArray[np.uint8]:
+    """Grey levels 0 to 255 of an HU image in a window (a name of ``WINDOWS`` or its two limits)."""
+    low, high = WINDOWS[window] if isinstance(window, str) else window
+    return np.round(255 * np.clip((np.asarray(image_hu, np.float32) - low) / (high - low), 0, 1)).astype(np.uint8)
+
+
+def ct_picture(image_hu: NDArray, spacing_mm: tuple[float, float], window: str, pixels: int = 256) -> str:
+    """CT plane (h, w) in HU as a picture with square pixels, its longer side about ``pixels``."""
+    return data_uri(Image.fromarray(windowed(_resized(image_hu, spacing_mm, pixels, order=3), window)))
+
+
+def map_picture(scores: NDArray, limit: float, size_mm: tuple[float, float], pixels: int = 112) -> str:
+    """Signed scores (gh, gw) in display order over a plane of ``size_mm``: bilinear (for display only), see-through.
+
+    ``limit`` is the absolute score of full strength; it must be at least ``max |scores|``.
+    """
+    token_mm = (size_mm[0] / scores.shape[0], size_mm[1] / scores.shape[1])
+    smooth = _resized(scores, token_mm, pixels, order=1)
+    strength = smooth / limit if limit > 0 else np.zeros_like(smooth)
+    levels = np.round(strength * _LEVELS).astype(np.int16) + _LEVELS
+    picture = Image.fromarray(levels.astype(np.uint8), mode="P")
+    picture.putpalette(_PALETTE_RGB)
+    return data_uri(picture, transparency=_PALETTE_ALPHA)
+
+
+def _resized(image: NDArray, spacing_mm: tuple[float, float], pixels: int, order: int) -> NDArray[np.float32]:
+    """Interpolate to square pixels with pixel edges (not centres) kept in place."""
+    extent = np.array(image.shape) * spacing_mm
+    shape = np.maximum(np.round(extent * pixels / extent.max()), 1)
+    factors = shape / image.shape
+    return zoom(np.asarray(image, np.float32), factors, order=order, mode="nearest", grid_mode=True)
+
+
+def signed_gradient_css() -> str:
+    """The palette as stops of a CSS ``linear-gradient`` from −1 (left) to +1 (right)."""
+    stops = []
+    for step in range(-8, 9):
+        red, green, blue, alpha = signed_colour(step / 8 or 1e-9)
+        stops.append(f"rgba({red},{green},{blue},{alpha:.3f}) {50 + step * 6.25:.2f}%")
+    return ", ".join(stops)

@@ -1,0 +1,146 @@
+"""The report of a study: one page with every nodule, and a page per nodule behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from joblib import Parallel, delayed
+
+from lidc_xai.errors import DependencyError, LidcXaiError, UsageError
+from lidc_xai.files import write_text
+from lidc_xai.progress import say, track
+from lidc_xai.reporting.drawing import thumbnail
+from lidc_xai.reporting.nodule import MapsByMethod, ReportParts, write_nodule
+from lidc_xai.reporting.pages import render
+from lidc_xai.reporting.pdf import load_weasyprint
+from lidc_xai.skipped import Skipped, write_skipped
+
+if TYPE_CHECKING:
+    from lidc_xai.imaging.nodule_crop import NoduleCrop
+    from lidc_xai.imaging.store import CropStore
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """What a report wrote: ``index`` (the page to open), all ``paths``, and what was left out."""
+
+    index: Path
+    paths: list[Path] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def study_report(
+    store: CropStore,
+    out: Path | str,
+    predictions: pd.DataFrame | None = None,
+    maps: MapsByMethod | None = None,
+    model_info: Mapping[str, Any] | None = None,
+    run_info: Mapping[str, Any] | None = None,
+    performance: Mapping[str, Any] | None = None,
+    context: Callable[[str], NoduleCrop | None] | None = None,
+    nodule_ids: Sequence[str] | None = None,
+    title: str = "Lung nodules: what the model reads and why",
+    pdf: bool = True,
+    jobs: int = 1,
+) -> ReportResult:
+    """Write ``out/index.html`` and ``out/nodules/<id>.{html,json,pdf}``.
+
+    ``predictions``: the table of ``predict``; ``maps``: method -> maps by nodule id (or a list of them);
+    ``performance``: output -> figure -> value or ``{"value", "low", "high"}``; ``nodule_ids``: those to show (all by
+    default); ``jobs``: processes. A nodule that cannot be shown is listed on the page and in ``skipped.csv``.
+    """
+    out = Path(out)
+    ids = _wanted(store, nodule_ids)
+    parts = ReportParts(predictions, maps or {}, model_info, run_info, context)
+    skipped: list[Skipped] = []
+    if pdf:
+        pdf = _pdf_possible(skipped)
+    work = (delayed(_one)(store, name, out / "nodules", _only(parts, name), pdf) for name in ids)
+    found = Parallel(n_jobs=jobs, return_as="generator")(work)
+    paths: list[Path] = []
+    rows = []
+    for files, left_out, row in track(found, "report", len(ids)):
+        paths += files
+        skipped += left_out
+        if row is not None:
+            rows.append(row)
+    index = out / "index.html"
+    values = {
+        "title": title,
+        "rows": rows,
+        "n_patients": len({row["patient_id"] for row in rows}),
+        "simulated": any(row["simulated"] for row in rows),
+        "any_prediction": any(output["prediction"] for row in rows for output in row["outputs"]),
+        "trained_on": sum(row["status"] == "trained_on" for row in rows),
+        "performance": performance_lines(performance),
+        "skipped": sorted(skipped),
+        "model_info": dict(model_info or {}),
+        "run_info": dict(run_info or {}),
+    }
+    write_text(index, render("study.html.j2", **values, interactive=True))
+    write_skipped(out, skipped)
+    return ReportResult(index, [index, *paths], skipped)
+
+
+def performance_lines(performance: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Nested figures as lines for a table: ``output``, ``figure``, ``value``, ``low``, ``high``."""
+    lines = []
+    for output, figures in (performance or {}).items():
+        if not isinstance(figures, Mapping):
+            continue
+        for figure, value in figures.items():
+            given = value if isinstance(value, Mapping) else {"value": value}
+            if isinstance(given.get("value"), (int, float)):
+                lines.append({"low": None, "high": None, **given, "output": output, "figure": figure})
+    return lines
+
+
+def _wanted(store: CropStore, nodule_ids: Sequence[str] | None) -> list[str]:
+    ids = list(store.nodule_ids if nodule_ids is None else nodule_ids)
+    unknown = sorted(set(ids) - set(store.nodule_ids))
+    if unknown:
+        raise UsageError(f"nodule {unknown[0]!r} is not in {store.path}; its {len(store)} ids are in manifest.csv")
+    return ids
+
+
+def _pdf_possible(skipped: list[Skipped]) -> bool:
+    try:
+        load_weasyprint()
+    except DependencyError as error:
+        say(str(error))
+        skipped.append(Skipped("", "pdf", str(error)))
+        return False
+    return True
+
+
+def _only(parts: ReportParts, nodule_id: str) -> ReportParts:
+    """The same parts for one nodule: what a worker process needs, and no more."""
+    maps = {item.method: {nodule_id: item} for item in parts.maps_of(nodule_id)}
+    row = parts.prediction(nodule_id)
+    predictions = None if row is None else pd.DataFrame([row])
+    return ReportParts(predictions, maps, parts.model_info, parts.run_info, parts.context)
+
+
+def _one(
+    store: CropStore, nodule_id: str, folder: Path, parts: ReportParts, pdf: bool
+) -> tuple[list[Path], list[Skipped], dict[str, Any] | None]:
+    try:
+        paths, skipped, facts = write_nodule(store, nodule_id, folder, parts, pdf=pdf, study_link="../index.html")
+        picture = thumbnail(store.load(nodule_id))
+    except LidcXaiError as error:
+        return [], [Skipped(nodule_id, "report", str(error))], None
+    row = {
+        "nodule_id": nodule_id,
+        "patient_id": facts["identifiers"].get("patient_id"),
+        "link": f"nodules/{nodule_id}.html",
+        "picture": picture,
+        "flags": facts["flags"],
+        "status": facts["independence"]["status"],
+        "simulated": facts["simulated"],
+        "outputs": facts["outputs"],
+    }
+    return paths, skipped, row

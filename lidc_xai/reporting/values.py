@@ -1,0 +1,80 @@
+"""Plain values for pages and JSON: numbers out of tables that may lack them, and how they are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import fmean, stdev
+from typing import Any
+
+MINUS = "−"
+ABSENT = "–"
+
+
+def number(row: Mapping[str, Any] | None, name: str) -> float | None:
+    """``row[name]`` as a float; ``None`` where the field or the row is absent, empty, not a number or infinite."""
+    if row is None or name not in row:
+        return None
+    try:
+        value = float(row[name])
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def truth(row: Mapping[str, Any] | None, name: str) -> bool | None:
+    """``row[name]`` as a bool; ``None`` where it is absent or empty."""
+    value = number(row, name)
+    return None if value is None else bool(value)
+
+
+def words(row: Mapping[str, Any] | None, name: str) -> str:
+    """``row[name]`` as text, empty where it is absent or NaN."""
+    if row is None or name not in row:
+        return ""
+    value = row[name]
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """Mean, sample standard deviation (``None`` below two values) and number."""
+    return {
+        "mean": fmean(values) if values else None,
+        "sd": stdev(values) if len(values) > 1 else None,
+        "n": len(values),
+    }
+
+
+def show(value: Any, digits: int = 1, signed: bool = False) -> str:
+    """A number for the eye: fixed digits and a true minus sign; a dash where there is none."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ABSENT
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    if float(text) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", MINUS)
+
+
+def show_score(value: float | None) -> str:
+    """A relevance score with two significant digits and its sign."""
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    if value == 0:
+        return "0"
+    digits = max(0, 1 - math.floor(math.log10(abs(value))))
+    return show(value, min(digits, 8), signed=True)
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: NumPy scalars and arrays to Python, NaN and infinity to ``None``, other objects to text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return str(value)
