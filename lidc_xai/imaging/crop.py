@@ -38,7 +38,7 @@ def crop_nodule(
     fit. Raises UsageError for a wrong size or option; DataError where the CT is not the nodule's series, where slices
     of its contours are missing, where the point lies outside the scan, or where slices are missing inside the box.
     """
-    count = _voxels(size_mm, spacing_mm)
+    count = voxels_per_side(size_mm, spacing_mm)
     if not isinstance(nodule_or_point_mm, Nodule):
         centre = np.asarray(nodule_or_point_mm, dtype=np.float64)
         _check_point(ct, centre)
@@ -131,7 +131,8 @@ def _crop_at(
     return crop, grid
 
 
-def _voxels(size_mm: float, spacing_mm: float) -> int:
+def voxels_per_side(size_mm: float, spacing_mm: float) -> int:
+    """Voxels along one side of the cube; UsageError where that is no whole positive number."""
     if not (size_mm > 0 and spacing_mm > 0):
         raise UsageError(f"size_mm ({size_mm}) and spacing_mm ({spacing_mm}) must be positive")
     count = round(size_mm / spacing_mm)

@@ -77,8 +77,8 @@ def _check_alike(slices: Sequence[SliceHeader], name: str) -> None:
                 f"{name}: slices differ in pixel spacing ({first.pixel_spacing_mm} in {first.path.name}, "
                 f"{one.pixel_spacing_mm} mm in {one.path.name}); they are not one volume"
             )
-        turned = max(np.abs(one.along_row - first.along_row).max(), np.abs(one.along_column - first.along_column).max())
-        if turned > _DIRECTION:
+        turned = np.abs([one.along_row - first.along_row, one.along_column - first.along_column])
+        if turned.max() > _DIRECTION:
             raise DataError(
                 f"{name}: slices differ in orientation ({first.path.name} and {one.path.name}); they are not one volume"
             )
@@ -110,7 +110,7 @@ def _grid(
     sideways = float(np.linalg.norm(origins - origins[0] - np.outer(travel, slope), axis=1).max())
     if sideways > SIDEWAYS_MM:
         raise DataError(f"{name}: slices are shifted sideways against each other by up to {sideways:.2f} mm")
-    tilt = float(np.degrees(np.arccos(min(1.0, 1.0 / np.linalg.norm(slope)))))
+    tilt = float(np.degrees(np.arccos(min(1.0, 1.0 / float(np.linalg.norm(slope))))))
     if tilt > 0.1:
         issues.append(f"gantry tilt of {tilt:.1f} degrees: slices are sheared, positions follow the headers")
     steps = np.diff(positions)

@@ -66,7 +66,7 @@ def read_header(path: Path) -> pydicom.Dataset:
     """
     try:
         with path.open("rb") as stream:
-            header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS)  # type: ignore[arg-type]
+            header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS)
             left = os.fstat(stream.fileno()).st_size - stream.tell()
             syntax = UID(str(header.file_meta.get("TransferSyntaxUID", "1.2.840.10008.1.2")))
             _check_image(path, header)

@@ -50,10 +50,10 @@ def contour_slices(ct: CTVolume, nodule: Nodule) -> list[list[int]]:
         missing |= {contour.z_mm for contour, k in zip(reading.contours, places, strict=True) if k is None}
         found.append([k for k in places if k is not None])
     if missing:
-        zs = ", ".join(f"{z:g}" for z in sorted(missing))
-        raise DataError(
-            f"{nodule.nodule_id}: nodule is cut off: slices z={zs} of reader contours are not in the series"
-        )
+        zs = [f"{z:g}" for z in sorted(missing)]
+        words = ", ".join(zs) if len(zs) <= _LISTED else f"{zs[0]} to {zs[-1]} ({len(zs)} slices)"
+        cut = f"nodule is cut off: slices z={words} of reader contours are not in the series"
+        raise DataError(f"{nodule.nodule_id}: {cut}")
     return found
 
 

@@ -55,14 +55,14 @@ def sample_ct(
     order = ORDERS[interpolation]
     index = ct.to_stored_index(grid.points())[..., ::-1]
     last = np.array(ct.stored.shape) - 1
-    outside = ((index < -0.5) | (index > last + 0.5)).any(axis=-1)
+    outside: NDArray[np.bool_] = np.any((index < -0.5) | (index > last + 0.5), axis=-1)
     index = np.clip(index, 0, last)
     reach = 1 if order == 1 else _SPLINE_REACH
     low = np.maximum(np.floor(index.min(axis=(0, 1, 2))).astype(int) - reach, 0)
     high = np.minimum(np.ceil(index.max(axis=(0, 1, 2))).astype(int) + reach, last)
     part = ct.stored[tuple(slice(start, stop + 1) for start, stop in zip(low, high, strict=True))]
     at = np.moveaxis(index - low, -1, 0)
-    values = ndimage.map_coordinates(part, at, order=order, mode="nearest", output=np.float32)
+    values: NDArray[np.float32] = ndimage.map_coordinates(part, at, order=order, mode="nearest", output=np.float32)
     values[outside] = padding_hu
     return values, outside
 
@@ -75,8 +75,8 @@ def resample_mask(ct: CTVolume, mask: NDArray[np.bool_], box: GridBox, grid: Cro
     result = np.zeros(grid.shape, dtype=bool)
     if not mask.any():
         return result
-    distance = np.pad(mask, 1)  # a rim of outside, so that a mask that fills its box has a surface
-    distance = _signed_distance(distance, ct.spacing_mm)
+    # A rim of outside, so that a mask that fills its box has a surface.
+    distance = _signed_distance(np.pad(mask, 1), ct.spacing_mm)
     start = np.array(box.low) - 1
     low, high = _reach(ct, grid, start, start + np.array(distance.shape[::-1]) - 1)
     index = ct.to_stored_index(grid.points(tuple(low), tuple(high))) - start
