@@ -1,7 +1,7 @@
-"""Simulated chest CT around real annotations: real contours, positions and ratings; anatomy, noise and blur are made up.
+"""Simulated chest CT around real annotations: contours, positions and ratings are real.
 
-LIDC's pixels cannot be shipped, its annotations can. What carries each rating is known here voxel by voxel, so that
-explanations have a right answer. Everything that comes out is labelled SIMULATED.
+LIDC's pixels cannot be shipped, its annotations can; anatomy, noise and blur are made up. What carries each rating is
+known here voxel by voxel, so that explanations have a right answer. Everything that comes out is labelled SIMULATED.
 """
 
 from typing import TYPE_CHECKING, Any

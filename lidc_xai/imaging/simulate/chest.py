@@ -140,7 +140,7 @@ def _bones(hu: Floats, share: Floats | float, distance: Floats, up: _upsampler) 
 def _patchwork(grid: Grid, pitch_mm: float, seed: int, name: str, what: str):  # type: ignore[no-untyped-def]
     """A smooth field of unit SD over the chest, as a function of the slice: the same in every window of a series."""
     rng = stream(seed, name, what)
-    lattice = gaussian_filter(rng.normal(size=(48, 96, 96)).astype(np.float32), 0.7, mode="wrap")
+    lattice = gaussian_filter(rng.normal(size=(24, 48, 48)).astype(np.float32), 0.7, mode="wrap")
     lattice /= lattice.std()
     x = (grid.x0_mm + STRIDE * grid.spacing_mm * np.arange(_coarse(grid.columns))) / pitch_mm
     y = (grid.y0_mm + STRIDE * grid.spacing_mm * np.arange(_coarse(grid.rows))) / pitch_mm

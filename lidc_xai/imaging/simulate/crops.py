@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from lidc_xai.annotations.nodule import Nodule
-from lidc_xai.imaging.crop import crop_nodule
+from lidc_xai.imaging.contours import consensus_mask
+from lidc_xai.imaging.crop import consensus_centre, crop_nodule, native_masks
 from lidc_xai.imaging.nodule_crop import NoduleCrop
 from lidc_xai.imaging.simulate.expression import with_ratings
 from lidc_xai.imaging.simulate.grid import IMAGE_PIXELS, Grid
 from lidc_xai.imaging.simulate.lesion import Drawn
-from lidc_xai.imaging.simulate.outline import Outline, nodule_outline
+from lidc_xai.imaging.simulate.outline import Outline, nodule_outline, slice_step
 from lidc_xai.imaging.simulate.series import as_volume, make_scene, render
+from lidc_xai.imaging.volume import CTVolume
 
 AROUND_MM = 18.0
 """Vessels end up to this far outside the box, so that some run through it."""
@@ -40,40 +41,41 @@ def simulate_crop(
     """
     nodule = with_ratings(nodule, ratings or {})
     outline = nodule_outline(nodule)
-    grid = _window(nodule, outline, size_mm)
-    margin = np.array([AROUND_MM, AROUND_MM, AROUND_MM])
-    low = np.array([grid.x_mm[0], grid.y_mm[0], grid.z_mm[0]]) - margin
-    high = np.array([grid.x_mm[-1], grid.y_mm[-1], grid.z_mm[-1]]) + margin
+    volume, slices = _empty_series(nodule, outline, size_mm)
+    masks, box = native_masks(volume, nodule)
+    grid = _window(volume, nodule, consensus_centre(volume, nodule, consensus_mask(masks), box), size_mm, slices)
+    low = np.array([grid.x_mm[0], grid.y_mm[0], grid.z_mm[0]]) - AROUND_MM
+    high = np.array([grid.x_mm[-1], grid.y_mm[-1], grid.z_mm[-1]]) + AROUND_MM
     scene = make_scene([nodule], [outline], seed, nodule.nodule_id, low, high, without, switched_off)
     array, drawn = render(scene, grid)
-    volume = as_volume(nodule, grid, array)
-    crop = crop_nodule(volume, _shifted(nodule, grid), size_mm=size_mm, spacing_mm=spacing_mm)
+    volume.stored[:, grid.j0 : grid.j0 + grid.rows, grid.i0 : grid.i0 + grid.columns] = array
+    crop = crop_nodule(volume, nodule, size_mm=size_mm, spacing_mm=spacing_mm)
     return crop, _causes(drawn[nodule.nodule_id], grid, crop)
 
 
-def _window(nodule: Nodule, outline: Outline, size_mm: float) -> Grid:
-    """The recorded slices and stored pixels of the box and a little more."""
-    middle, half = (outline.low + outline.high) / 2, size_mm / 2 + 5
+def _empty_series(nodule: Nodule, outline: Outline, size_mm: float) -> tuple[CTVolume, NDArray[np.intp]]:
+    """The recorded slices around the nodule, whole but empty (pages that nobody writes take no memory)."""
     z = np.unique(nodule.slice_positions_mm)
-    k = np.flatnonzero(np.abs(z - middle[2]) <= half + 2 * nodule.slice_thickness_mm)
+    reach = size_mm / 2 + nodule.slice_thickness_mm + slice_step(nodule)
+    slices = np.flatnonzero((z >= outline.low[2] - reach) & (z <= outline.high[2] + reach))
+    grid = Grid(
+        nodule.pixel_spacing_mm, nodule.slice_thickness_mm, z[slices], int(slices[0]), 0, 0, IMAGE_PIXELS, IMAGE_PIXELS
+    )
+    return as_volume(nodule, grid, np.zeros(grid.shape, np.float32)), slices
+
+
+def _window(
+    volume: CTVolume, nodule: Nodule, centre: NDArray[np.float64], size_mm: float, slices: NDArray[np.intp]
+) -> Grid:
+    """The stored pixels of the box and the neighbours that interpolation asks for."""
     spacing = nodule.pixel_spacing_mm
     origin = -(IMAGE_PIXELS - 1) / 2 * spacing
-    first = np.clip(np.floor((middle[:2] - half - origin) / spacing), 0, IMAGE_PIXELS - 1).astype(int)
-    last = np.clip(np.ceil((middle[:2] + half - origin) / spacing), 0, IMAGE_PIXELS - 1).astype(int)
+    first = np.clip(np.floor((centre[:2] - size_mm / 2 - origin) / spacing) - 2, 0, IMAGE_PIXELS - 1).astype(int)
+    last = np.clip(np.ceil((centre[:2] + size_mm / 2 - origin) / spacing) + 2, 0, IMAGE_PIXELS - 1).astype(int)
     return Grid(
-        spacing, nodule.slice_thickness_mm, z[k], int(k[0]), int(first[0]), int(first[1]),
+        spacing, nodule.slice_thickness_mm, volume.slice_z_mm, int(slices[0]), int(first[0]), int(first[1]),
         int(last[1] - first[1]) + 1, int(last[0] - first[0]) + 1,
     )  # fmt: skip
-
-
-def _shifted(nodule: Nodule, grid: Grid) -> Nodule:
-    """The nodule with its contours in the window's own columns and rows."""
-    shift = np.array([grid.i0, grid.j0], np.int32)
-    readers = [
-        replace(reading, contours=[replace(c, ij=c.ij - shift, k=c.k - grid.first_slice) for c in reading.contours])
-        for reading in nodule.readers
-    ]
-    return replace(nodule, readers=readers, slice_positions_mm=grid.z_mm)
 
 
 def _causes(drawn: Drawn, grid: Grid, crop: NoduleCrop) -> dict[str, NDArray[np.bool_]]:

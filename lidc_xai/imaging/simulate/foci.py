@@ -17,8 +17,8 @@ def calcified_share(
 ) -> tuple[Floats, float]:
     """Share of each voxel that is calcium, and its density in HU.
 
-    ``distance``: signed distance to the nodule's surface in mm; ``dx``, ``dy``, ``dz``: mm from its middle; ``depth``: of
-    its deepest point. Calcium that only some readers saw is less dense.
+    ``distance``: signed distance to the nodule's surface in mm; ``dx``, ``dy``, ``dz``: mm from its middle; ``depth``:
+    of its deepest point. Calcium that only some readers saw is less dense.
     """
     density = float(rng.uniform(380, 850))
     if look.calcification == CALCIFICATION_ABSENT:

@@ -43,9 +43,9 @@ class Drawn:
     """
 
     box: tuple[slice, slice, slice]
-    opacity: NDArray[np.float32]
-    hu: NDArray[np.float32]
-    solid: NDArray[np.float32]
+    opacity: Floats
+    hu: Floats
+    solid: Floats
     causes: dict[str, NDArray[np.bool_]]
 
 

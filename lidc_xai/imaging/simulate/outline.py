@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, gaussian_filter
-from skimage.draw import polygon, polygon_perimeter
 
 from lidc_xai.annotations.nodule import Nodule, Reading
+from lidc_xai.imaging.contours import fill_outline
 from lidc_xai.imaging.simulate.grid import IMAGE_PIXELS, Floats, Grid
 
 FAR_MM = 12.0
@@ -87,7 +87,8 @@ def nodule_outline(nodule: Nodule) -> Outline:
     origin = -(IMAGE_PIXELS - 1) / 2 * spacing
     k, j, i = (np.average(np.arange(n), weights=depth.sum(axis=axes))
                for n, axes in zip(depth.shape, ((1, 2), (0, 2), (0, 1)), strict=True))  # fmt: skip
-    centre = np.array([origin + (low[0] + i) * spacing, origin + (low[1] + j) * spacing, np.interp(k, np.arange(len(z_mm)), z_mm)])
+    z = np.interp(k, np.arange(len(z_mm)), z_mm)
+    centre = np.array([origin + (low[0] + i) * spacing, origin + (low[1] + j) * spacing, z])
     return Outline(spacing, z_mm, planes, int(low[0]), int(low[1]), centre, float(depth.max()))
 
 
@@ -113,9 +114,9 @@ def _reader_planes(
     """(n, rows, columns) signed distance of one reader's outlines."""
     masks = np.zeros((len(z_mm), *shape), bool)
     for contour in sorted(reading.contours, key=lambda c: not c.inclusion):
-        k = int(np.abs(z_mm - contour.z_mm).argmin())
+        place = int(np.abs(z_mm - contour.z_mm).argmin())
         filled = _filled(contour.ij - low, shape)
-        masks[k] = masks[k] | filled if contour.inclusion else masks[k] & ~filled
+        masks[place] = masks[place] | filled if contour.inclusion else masks[place] & ~filled
     planes = np.full(masks.shape, FAR_MM, np.float32)
     drawn = np.flatnonzero(masks.any(axis=(1, 2)))
     for k in drawn:
@@ -132,9 +133,8 @@ def _reader_planes(
 
 def _filled(ij: NDArray, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Pixels inside a closed outline, its own pixels left out; of a thin outline its own pixels are all there is."""
+    low, high = ij.min(axis=0), ij.max(axis=0) + 1
+    inside, edge = fill_outline(ij, (int(low[0]), int(low[1])), (int(high[1] - low[1]), int(high[0] - low[0])))
     mask = np.zeros(shape, bool)
-    mask[polygon(ij[:, 1], ij[:, 0], shape)] = True
-    edge = np.zeros(shape, bool)
-    edge[polygon_perimeter(ij[:, 1], ij[:, 0], shape)] = True
-    inner = mask & ~edge
-    return inner if inner.any() else mask | edge
+    mask[low[1] : high[1], low[0] : high[0]] = inside if inside.any() else edge
+    return mask

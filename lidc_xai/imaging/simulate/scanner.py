@@ -43,9 +43,9 @@ def noise(grid: Grid, scanner: Scanner, slice_index: int, share: Floats, seed: i
         stream(seed, name, "noise", slice_index + 100_000 + n).standard_normal(shape, dtype=np.float32) for n in (0, 1)
     ]
     mixed = (white[0] + common * white[1]) / np.sqrt(1 + common**2)
-    f = np.hypot(
-        fft.fftfreq(shape[0], grid.spacing_mm)[:, None], fft.rfftfreq(shape[1], grid.spacing_mm)[None]
-    ).astype(np.float32)
+    f = np.hypot(fft.fftfreq(shape[0], grid.spacing_mm)[:, None], fft.rfftfreq(shape[1], grid.spacing_mm)[None]).astype(
+        np.float32
+    )
     amplitude = np.sqrt((f + 0.06) * np.exp(-((f / 0.42) ** 2)))
     weights = np.where((np.arange(f.shape[1]) > 0) & (np.arange(f.shape[1]) * 2 != shape[1]), 2.0, 1.0)
     amplitude /= np.sqrt((amplitude**2 * weights).sum() / np.prod(shape))

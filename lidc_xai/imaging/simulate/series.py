@@ -29,9 +29,10 @@ EVEN_MM = 0.01
 
 @dataclass(eq=False)
 class CauseMasks(Mapping[str, dict[str, NDArray[np.bool_]]]):
-    """nodule_id -> biomarker -> (z, y, x) bool on the volume's stored slices; kept as small boxes, made whole when asked for.
+    """nodule_id -> biomarker -> (z, y, x) bool on the volume's stored slices; kept as boxes, made whole when asked for.
 
-    A biomarker without voxels of its own (no calcium, no spicule; subtlety, sphericity, lobulation, diameter) has no key.
+    A biomarker without voxels of its own has no key: no calcium, no spicule; subtlety, sphericity, lobulation, diameter
+    never have any.
     """
 
     shape: tuple[int, int, int]
@@ -53,8 +54,9 @@ class CauseMasks(Mapping[str, dict[str, NDArray[np.bool_]]]):
 
 @dataclass(eq=False)
 class SimulatedCT:
-    """``volume``: HU, labelled simulated. ``causes``: nodule_id -> biomarker -> mask. ``nodules``: with the ratings that
-    were drawn. ``ratings``: those that were set by hand, by nodule_id."""
+    """``volume``: HU, labelled simulated. ``causes``: nodule_id -> biomarker -> mask. ``nodules``: with the ratings
+    that were drawn. ``ratings``: those that were set by hand, by nodule_id.
+    """
 
     volume: CTVolume
     causes: CauseMasks
@@ -132,7 +134,9 @@ def make_scene(
     first = nodules[0]
     radii = [float(np.linalg.norm(o.high - o.low) / 3.5) for o in outlines]
     ends = float(first.slice_positions_mm.min()), float(first.slice_positions_mm.max())
-    thorax = fit_thorax([o.centre_mm for o in outlines], radii, ends, first.pixel_spacing_mm, stream(seed, name, "chest"))
+    thorax = fit_thorax(
+        [o.centre_mm for o in outlines], radii, ends, first.pixel_spacing_mm, stream(seed, name, "chest")
+    )
     crowds = [_crowd(n, o, switched_off, seed) for n, o in zip(nodules, outlines, strict=True)]
     return Scene(
         name, seed, thorax, draw_tissue(stream(seed, name, "tissue"), first.contrast_used),
@@ -177,16 +181,25 @@ def render(scene: Scene, grid: Grid) -> tuple[NDArray[np.float32], dict[str, Dra
 
 def as_volume(nodule: Nodule, grid: Grid, array: NDArray[np.float32]) -> CTVolume:
     """The rendered slices as the reader of real series gives them: resampled where the recorded slices are uneven."""
-    common = {
-        "affine": grid.affine, "series_uid": nodule.series_uid, "patient_id": nodule.patient_id,
-        "study_uid": nodule.study_uid, "slice_thickness_mm": nodule.slice_thickness_mm, "simulated": True,
-    }  # fmt: skip
     even = grid.z_mm[0] + grid.affine[2, 2] * np.arange(len(grid.z_mm))
-    if np.abs(even - grid.z_mm).max() < EVEN_MM:
-        return CTVolume(array=array, **common)
+    uneven = np.abs(even - grid.z_mm).max() > EVEN_MM
+    return CTVolume(
+        array=_on_even_slices(grid, array) if uneven else array,
+        affine=grid.affine,
+        stored=array,
+        positions_mm=grid.z_mm,
+        slice_z_mm=grid.z_mm,
+        series_uid=nodule.series_uid,
+        patient_id=nodule.patient_id,
+        study_uid=nodule.study_uid,
+        slice_thickness_mm=nodule.slice_thickness_mm,
+        simulated=True,
+    )
+
+
+def _on_even_slices(grid: Grid, array: NDArray[np.float32]) -> NDArray[np.float32]:
     z = np.arange(grid.z_mm[0], grid.z_mm[-1] + 1e-6, grid.affine[2, 2])
     at = np.interp(z, grid.z_mm, np.arange(len(grid.z_mm)))
     lower = np.minimum(at.astype(int), len(grid.z_mm) - 2)
     t = (at - lower).astype(np.float32)[:, None, None]
-    resampled = (1 - t) * array[lower] + t * array[lower + 1]
-    return CTVolume(array=resampled, stored=array, positions_mm=grid.z_mm, slice_z_mm=grid.z_mm, **common)
+    return (1 - t) * array[lower] + t * array[lower + 1]

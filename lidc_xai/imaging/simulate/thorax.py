@@ -85,7 +85,9 @@ class Thorax:
         """Everything between the lungs, the spine's bulge and the organs included."""
         dx, dy, u = x - self.centre[0], y - self.centre[1], self.u(z)
         depth = self.half[1]
-        column = _oval(dx - 3, dy + 0.06 * depth, 25 + 5 * np.exp(-(((u - 0.4) / 0.15) ** 2)), 0.56 * depth + 0 * u, 2.0)
+        column = _oval(
+            dx - 3, dy + 0.06 * depth, 25 + 5 * np.exp(-(((u - 0.4) / 0.15) ** 2)), 0.56 * depth + 0 * u, 2.0
+        )
         line = _oval(dx - 2, dy + 0.72 * depth, 5 + 4 * u, 0.36 * depth + 0 * u)
         spine = _oval(dx, dy - 0.86 * depth, 27 + 0 * u, 29 + 0 * u)
         joined = _smooth_min(_smooth_min(column, self.organs(x, y, z) - 2.5, 10.0), line, 14.0)
@@ -122,7 +124,8 @@ class Thorax:
         canal = _oval(dx, spine_y - 24, 9 + 0 * u, 8 + 0 * u)
         arch = np.maximum(_oval(dx, spine_y - 25, 15 + 0 * u, 13 + 0 * u), -canal)
         process = np.minimum(
-            _oval(np.abs(dx) - 22, spine_y - 22, 14 + 0 * u, 4.5 + 0 * u), _oval(dx, spine_y - 44, 3.5 + 0 * u, 12 + 0 * u)
+            _oval(np.abs(dx) - 22, spine_y - 22, 14 + 0 * u, 4.5 + 0 * u),
+            _oval(dx, spine_y - 44, 3.5 + 0 * u, 12 + 0 * u),
         )
         blade_x, blade_y = _turned(np.abs(dx) - self.half[0] * 0.93, dy - self.half[1] * 0.80, -0.75)
         blade = _oval(blade_x, blade_y, 34 * np.clip(1.5 - 2 * u, 0.02, 1), 3.6 + 0 * u)
@@ -152,8 +155,8 @@ class Thorax:
 
 
 def fit_thorax(
-    centres_mm: Sequence[NDArray[np.float64]], radii_mm: Sequence[float], ends_mm: tuple[float, float], spacing_mm: float,
-    rng: np.random.Generator,
+    centres_mm: Sequence[NDArray[np.float64]], radii_mm: Sequence[float], ends_mm: tuple[float, float],
+    spacing_mm: float, rng: np.random.Generator,
 ) -> Thorax:  # fmt: skip
     """A chest for a field of view of 512 x ``spacing_mm`` in which every ball (centre, radius) lies in a lung.
 

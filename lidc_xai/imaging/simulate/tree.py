@@ -27,8 +27,9 @@ class Tubes:
     r0: NDArray[np.float64]
     r1: NDArray[np.float64]
 
-    def __getitem__(self, chosen: NDArray[np.bool_]) -> Tubes:
-        return Tubes(self.start[chosen], self.end[chosen], self.r0[chosen], self.r1[chosen])
+    def chosen(self, which: NDArray[np.bool_]) -> Tubes:
+        """The pieces for which ``which`` (n,) is true."""
+        return Tubes(self.start[which], self.end[which], self.r0[which], self.r1[which])
 
     def __len__(self) -> int:
         return len(self.start)
@@ -78,7 +79,7 @@ def _split(
     ends: NDArray, group: NDArray, count: NDArray, middle: NDArray, at: NDArray, fork: NDArray, slim: NDArray,
     rng: np.random.Generator,
 ) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:  # fmt: skip
-    """Cut every group of more than one end in two; returns group, position, heading, radius and ends of what is left."""
+    """Cut groups of more than one end in two; returns group, position, heading, radius and ends of what is left."""
     going_on = count[group] > 1
     ends, group = ends[going_on], group[going_on]
     turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]  # cuts must not line up with the axes
@@ -105,6 +106,4 @@ def _curved(
     t = np.linspace(0, 1, PIECES + 1)[:, None, None]
     points = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
     radii = r0 + (r1 - r0) * t[:, :, 0]
-    return Tubes(
-        points[:-1].reshape(-1, 3), points[1:].reshape(-1, 3), radii[:-1].reshape(-1), radii[1:].reshape(-1)
-    )
+    return Tubes(points[:-1].reshape(-1, 3), points[1:].reshape(-1, 3), radii[:-1].reshape(-1), radii[1:].reshape(-1))

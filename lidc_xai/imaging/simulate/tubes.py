@@ -17,10 +17,10 @@ def tube_share(grid: Grid, tubes: Tubes) -> NDArray[np.float32]:
     """(z, y, x) share of each voxel of ``grid`` inside the tubes, 0 to 1."""
     low, high = _corners(grid)
     near = ((tubes.high >= low) & (tubes.low <= high)).all(axis=1)
-    tubes = tubes[near]
+    tubes = tubes.chosen(np.asarray(near))
     thick = np.maximum(tubes.r0, tubes.r1) > 1.1 * grid.spacing_mm
-    share = _points_share(grid, tubes[~thick])
-    for start, end, r0, r1 in _rows(tubes[thick]):
+    share = _points_share(grid, tubes.chosen(~thick))
+    for start, end, r0, r1 in _rows(tubes.chosen(thick)):
         _add_thick(share, grid, start, end, r0, r1)
     return np.minimum(share, 1.0, out=share)
 
@@ -37,7 +37,7 @@ def _rows(tubes: Tubes) -> zip:
 
 
 def _points_share(grid: Grid, tubes: Tubes) -> NDArray[np.float32]:
-    """Points every half pixel along the axes, each with its volume, spread over the four nearest pixels of its slice."""
+    """Points every half pixel along the axes, their volume spread over the four nearest pixels of their slice."""
     total = np.zeros(int(np.prod(grid.shape)), np.float32)
     if not len(tubes):
         return total.reshape(grid.shape)
