@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 import typer
 from typer.exceptions import TyperException
 
 from lidc_xai import __version__
-from lidc_xai.commands import annotations as annotation_verbs
-from lidc_xai.commands import info as info_verb
+from lidc_xai.commands import GROUPS
 from lidc_xai.ratings import RESEARCH_USE_ONLY
 
 app = typer.Typer(
@@ -32,8 +32,8 @@ def _root(version: bool = typer.Option(False, "--version", callback=_version, is
     pass
 
 
-for group in (annotation_verbs, info_verb):
-    group.register(app)
+for name in GROUPS:
+    import_module(f"lidc_xai.commands.{name}").register(app)
 
 
 def main() -> None:

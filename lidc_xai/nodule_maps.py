@@ -6,6 +6,7 @@ token grid over the crop's plane. Raw and signed: scaling for the eye is the rep
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lidc_xai.errors import DataError
-from lidc_xai.files import atomic_path
-from lidc_xai.imaging.planes import VIEWS, extract_plane
+from lidc_xai.errors import DataError, UsageError
+from lidc_xai.files import atomic_path, write_json
+from lidc_xai.imaging.planes import VIEWS, Plane, extract_plane
 from lidc_xai.progress import track
 
 if TYPE_CHECKING:
     import torch
 
-    from lidc_xai.imaging.crop import NoduleCrop
+    from lidc_xai.imaging.nodule_crop import NoduleCrop
     from lidc_xai.imaging.store import CropStore
     from lidc_xai.models.nodule_model import NoduleModel
 
@@ -130,8 +131,12 @@ def explain_store(
     device: str = "cpu",
     **options: Any,
 ) -> list[str]:
-    """Explain nodules of a store into ``out/maps``; those whose maps lie there already are kept. Returns the ids."""
+    """Explain nodules of a store into ``out/maps``; those whose maps lie there already are kept. Returns the ids.
+
+    Raises ``UsageError`` where ``out`` holds maps of another model or with other options.
+    """
     folder = Path(out) / "maps"
+    _check_same(folder / "explained.json", {"model": weights_digest(model), "store": store.path.name, **options})
     wanted = list(store.nodule_ids if nodule_ids is None else nodule_ids)
     missing = [name for name in wanted if not all((folder / name / f"{method}.npz").exists() for method in methods)]
     crops = (store.load(name) for name in missing)
@@ -139,6 +144,54 @@ def explain_store(
         for found in maps.values():
             found.save(folder)
     return wanted
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 over the names and values of a model's weights, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_same(path: Path, made_with: dict[str, Any]) -> None:
+    text = json.dumps(made_with, default=str, sort_keys=True)
+    if not path.exists():
+        write_json(path, json.loads(text))
+    elif json.loads(path.read_text(encoding="utf-8")) != json.loads(text):
+        raise UsageError(f"{path.parent}: holds maps of another model, store or options; choose another --out")
+
+
+def write_nifti_maps(maps: NoduleMaps, crop: NoduleCrop, folder: Path | str) -> list[Path]:
+    """Write ``folder/<nodule_id>/<method>_<output>_<view>.nii.gz``: each map as one slice in its true place.
+
+    One cell is one voxel; the slice is as thick as the crop's voxels, so that it lies over the plane that was
+    evaluated and no other.
+    """
+    from lidc_xai.imaging.nifti import write_nifti
+
+    paths = []
+    for v, (view, index) in enumerate(zip(maps.views, maps.indices, strict=True)):
+        plane = extract_plane(crop.ct, crop.affine, view, index)
+        affine = cell_affine(plane, maps.relevance.shape[-2:])
+        for t, output in enumerate(maps.output_names):
+            path = Path(folder) / maps.nodule_id / f"{maps.method}_{output}_{view}.nii.gz"
+            with atomic_path(path) as temporary:
+                write_nifti(temporary, maps.relevance[v, t][None].astype(np.float32), affine)
+            paths.append(path)
+    return paths
+
+
+def cell_affine(plane: Plane, grid: Sequence[int]) -> np.ndarray:
+    """4x4, (cell column, cell row, 0, 1) -> LPS mm of cell centres, for a ``grid`` (gh, gw) over the whole plane."""
+    height, width = plane.image.shape
+    across, down = width / grid[1], height / grid[0]
+    affine = plane.affine.copy()
+    affine[:3, 0] *= across
+    affine[:3, 1] *= down
+    affine[:3, 3] += plane.affine[:3, 0] * (across - 1) / 2 + plane.affine[:3, 1] * (down - 1) / 2
+    return affine
 
 
 def _cell_mm(shape: Sequence[int], spacing_mm: Sequence[float], grid: Sequence[int]) -> tuple[float, float]:

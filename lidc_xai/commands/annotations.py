@@ -15,9 +15,9 @@ from lidc_xai.run import Run
 
 
 class CohortConfig(Config):
-    """Write a named cohort: one row per nodule (label, ratings, position), and one row per exclusion with its reason.
+    """Write a named cohort and its exclusions.
 
-    Without --out the table goes to standard output as CSV.
+    One row per nodule (label, ratings, position), and one row per nodule left out, with the reason. Without --out the table goes to standard output as CSV.
     """
 
     name: str = Field("paper854", description="paper854, deterministic855, all862 or full1366.")

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
@@ -22,6 +22,9 @@ from lidc_xai.errors import LidcXaiError, UsageError
 from lidc_xai.progress import show_progress
 from lidc_xai.run import Run, current_argv
 from lidc_xai.skipped import write_skipped
+
+if TYPE_CHECKING:
+    from lidc_xai.models import NoduleModel
 
 C = TypeVar("C", bound=Config)
 EXIT_SKIPPED = 3
@@ -42,7 +45,7 @@ def add_verb(
 
     call.__signature__ = inspect.Signature(_parameters(kind, argument))  # type: ignore[attr-defined]
     call.__doc__ = f"{inspect.cleandoc(kind.__doc__ or '')}\n\nExample: {example}"
-    app.command(name)(call)
+    app.command(name, short_help=inspect.cleandoc(kind.__doc__ or "").split(". ")[0].split(".\n")[0])(call)
 
 
 def _parameters(kind: type[Config], argument: str) -> list[inspect.Parameter]:
@@ -173,3 +176,17 @@ def pick_device(name: str) -> str:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"--device {name}: no CUDA device is visible; use --device cpu")
     return name
+
+
+def need_model(name: str | None) -> NoduleModel:
+    """The model of a folder or of a shipped name; ``UsageError`` where --model was not given."""
+    if not name:
+        raise UsageError("--model is missing: name a model folder (RUN/model)")
+    from lidc_xai.models import load_model
+
+    return load_model(name)
+
+
+def words(values: list[str]) -> list[str]:
+    """Values of a flag that may be repeated and may hold several, separated by commas."""
+    return [word.strip() for value in values for word in value.split(",") if word.strip()]

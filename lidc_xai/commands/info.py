@@ -59,7 +59,11 @@ def _methods() -> list[dict[str, Any]]:
     from lidc_xai.explain.registry import METHODS
 
     return [
-        {"name": spec.name, "family": spec.family, "options": ", ".join(f"{k}={v}" for k, v in spec.options.items())}
+        {
+            "name": spec.name,
+            "family": spec.family,
+            "options": ", ".join(f"{key}={option.default}" for key, option in spec.options.items()),
+        }
         for spec in METHODS.values()
     ]
 
