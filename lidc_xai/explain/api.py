@@ -77,7 +77,8 @@ def _explain(shared: Pass, method: Method, targets: TargetsLike, options: dict[s
     for start in range(0, len(shared.images), size):
         rows = slice(start, start + size)
         run = shared if size >= len(shared.images) else shared.select(rows)
-        parts.append(_explain_chunk(run, compute, method, _rows_of(targets, rows), options))
+        own = {name: _option_of(value, rows, len(shared.images)) for name, value in options.items()}
+        parts.append(_explain_chunk(run, compute, method, _rows_of(targets, rows), own))
     return _join(parts, method, shared, options)
 
 
@@ -142,6 +143,11 @@ def _join_extras(extras: list[dict[str, Any]]) -> dict[str, Any]:
         name: torch.cat([extra[name].detach() for extra in extras]) if isinstance(value, Tensor) else value
         for name, value in first.items()
     }
+
+
+def _option_of(value: Any, rows: slice, batch: int) -> Any:
+    """An option's value for some of the images: an image for each of them is cut like the batch."""
+    return value[rows] if isinstance(value, Tensor) and value.ndim == 4 and len(value) == batch else value
 
 
 def _rows_of(targets: TargetsLike, rows: slice) -> TargetsLike:
