@@ -38,9 +38,13 @@ class AttentionLayer:
         q, k, v = qkv.movedim(-3, 0).transpose(-2, -3)
         return q, k, v
 
+    def logits(self, q: Tensor, k: Tensor) -> Tensor:
+        """What the softmax of each row is taken of: (B, H, queries, keys)."""
+        return self.scale * self.q_norm(q) @ self.k_norm(k).transpose(-1, -2)
+
     def matrix(self, q: Tensor, k: Tensor) -> Tensor:
         """A (B, H, queries, keys), rows sum to 1."""
-        return (self.scale * self.q_norm(q) @ self.k_norm(k).transpose(-1, -2)).softmax(-1)
+        return self.logits(q, k).softmax(-1)
 
     def mix(self, o: Tensor, t: Tensor) -> Tensor:
         """The layer's output (B, T, D) from o = A v (B, H, T, d) and the tokens t that the gate reads."""

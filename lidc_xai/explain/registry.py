@@ -68,9 +68,12 @@ ENGINE = Option(
     "closed form, automatic differentiation, or the closed form where the model allows it",
 )
 VIT_LAYER = Option(-1, "integer", "block, negative from the end")
-CAM_LAYER = Option(None, "any", "ViT: block (default −1); CNN: module or its dotted name (default: last convolution)")
+CAM_LAYER = Option(
+    None, "any", "ViT: block (default −1); any model: a module or its dotted name (CNN: last convolution)"
+)
 RELU = Option(False, "flag", "keep the positive part only, as the papers do")
 TOKENS = Option("norm1", ("norm1", "block_input"), "tokens: normalised (the paper's) or as they enter the block")
+PER_HEAD = Option(False, "flag", "give every head's share as well, in extras")
 START = Option(0, "integer", "first block of the product")
 DISCARD = Option(0.0, "number", "share of the lowest attention entries set to 0 (CLS to CLS is kept)")
 SAMPLES = Option(50, "count", "noisy copies")
@@ -90,7 +93,7 @@ _METHODS = (
         "attention of the CLS token to the patches in the last block",
         "attention",
         "attention:attention",
-        {"head": Option(None, "any", "one head's number; None: the mean over heads"), "layer": VIT_LAYER},
+        {"per_head": PER_HEAD, "layer": VIT_LAYER},
         per_image=False,
     ),
     Method(
@@ -127,7 +130,7 @@ _METHODS = (
         "cdam:cdam",
         {
             "parts": Option(None, "any", "of ('value', 'key', 'query'), the paths through attention; None: all"),
-            "head": Option(None, "any", "one head's number; None: the sum over heads"),
+            "per_head": PER_HEAD,
             "tokens": TOKENS,
             "layer": VIT_LAYER,
             "engine": ENGINE,
@@ -232,7 +235,9 @@ _METHODS = (
         {
             "steps": STEPS,
             "rule": Option("gauss-legendre", RULE, "quadrature"),
-            "baseline": Option(None, "any", "image in normalised space, (C,H,W) or (B,C,H,W); None: zeros"),
+            "baseline": Option(
+                None, "any", "None or 'zero': zeros in normalised space; 'black'; or an image (C,H,W), (B,C,H,W)"
+            ),
             "max_batch": MAX_BATCH,
         },
     ),
@@ -250,7 +255,7 @@ _METHODS = (
             "steps": STEPS,
             "relu": RELU,
             "positive_gradients": Option(False, "flag", "rectify the gradients before summing, as the public notebook"),
-            "baseline": Option(None, "any", "black image in normalised space, (C,H,W) or (B,C,H,W); None: zeros"),
+            "baseline": Option(None, "any", "None or 'black': a black image; 'zero'; or an image (C,H,W), (B,C,H,W)"),
             "max_batch": MAX_BATCH,
         },
         target="Probability",

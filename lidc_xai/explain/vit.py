@@ -113,44 +113,47 @@ class ViT:
 
     def forward(self, images: Tensor) -> Outputs:
         """The model's outputs, differentiable."""
-        z = self.embed(images)
-        for block in self.blocks:
-            z = block(z)
-        return self.head(z)
+        return self.finish(0, self.embed(images))
 
     def finish(self, layer: int, z: Tensor, t: Tensor | None = None) -> Outputs:
-        """Outputs from the tokens z that enter block ``layer``. ``t``: read these in place of norm1(z) in that block.
+        """Outputs from the tokens z (B, ..., T, D) that enter block ``layer``, with ``t`` in place of norm1(z) there.
 
-        Leading axes before (T, D) are kept. In the last block of a model whose head reads CLS, only the CLS token
-        goes on behind the attention.
+        In the last block of a model whose head reads CLS, only the CLS token goes on behind the attention.
         """
         layer = self.layer(layer)
-        batch = z.shape[:-2]
+        copies = z.shape[:-2]
         z = z.flatten(0, -3)
         block = self.blocks[layer]
-        if t is None and (block.not_plain or layer < len(self.blocks) - 1 or self.cls_head is None):
+        last = layer == len(self.blocks) - 1
+        if t is None and not (last and self.cls_head is not None and block.not_plain is None):
             z = block(z)
         else:
             t = block.norm1(z) if t is None else t.flatten(0, -3)
-            z = self._finish_block(layer, z, t)
-        for later in self.blocks[layer + 1 :]:
-            z = later(z)
-        if self.cls_head is not None and layer == len(self.blocks) - 1 and z.shape[-2] == 1:
-            outputs = self.cls_head(z[:, 0])
-        else:
-            outputs = self.head(z)
-        return outputs.map(lambda x: x.unflatten(0, batch))
+            if isinstance(block.attention, str):
+                z = block.finish(z, block.attend(t))
+            else:
+                z = self._attend(layer, z, t, *block.attention.project(t))
+        return self._behind(layer, z).map(lambda x: x.unflatten(0, copies))
 
-    def _finish_block(self, layer: int, z: Tensor, t: Tensor) -> Tensor:
+    def finish_projected(self, layer: int, z: Tensor, t: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Outputs:
+        """The same from block ``layer``'s queries, keys and values (B, H, T, d); t is what its gate reads, if any."""
+        layer = self.layer(layer)
+        return self._behind(layer, self._attend(layer, z, t, q, k, v))
+
+    def _attend(self, layer: int, z: Tensor, t: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Block ``layer``'s output tokens; of the last block, only those that the head reads if that is CLS."""
         block = self.blocks[layer]
-        last = layer == len(self.blocks) - 1 and self.cls_head is not None
-        if last and not isinstance(block.attention, str):
-            q, k, v = block.attention.project(t)
-            o = nn.functional.scaled_dot_product_attention(
-                block.attention.q_norm(q[..., :1, :]), block.attention.k_norm(k), v, scale=block.attention.scale
-            )
-            return block.finish(z[..., :1, :], block.attention.mix(o, t[..., :1, :]))
-        return block.finish(z, block.attend(t))
+        attention = block.softmax
+        rows = slice(0, 1 if layer == len(self.blocks) - 1 and self.cls_head is not None else None)
+        q, k = attention.q_norm(q[..., rows, :]), attention.k_norm(k)
+        o = nn.functional.scaled_dot_product_attention(q, k, v, scale=attention.scale)
+        return block.finish(z[:, rows], attention.mix(o, t[:, rows]))
+
+    def _behind(self, layer: int, z: Tensor) -> Outputs:
+        """Outputs from the tokens (B, T, D) that leave block ``layer``."""
+        if layer < len(self.blocks) - 1:
+            return self.finish(layer + 1, z)
+        return self.head(z) if self.cls_head is None else self.cls_head(z[:, 0])
 
     def rows_read(self, tokens: int, like: Tensor) -> Tensor:
         """(T,) weights of the rows that a class-blind readout averages: CLS alone, or every token the head reads."""
