@@ -1,0 +1,213 @@
+"""``fit``: one training run from a store to a saved, calibrated model, continued where it was interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from lidc_xai.errors import LidcXaiError, UsageError
+from lidc_xai.files import write_json
+from lidc_xai.models.inference import view_outputs
+from lidc_xai.models.nodule_model import NoduleModel, build_model
+from lidc_xai.models.saved import load_model, save_model
+from lidc_xai.training.calibration import calibrate
+from lidc_xai.training.metrics import CLASSIFICATION, mean_squared
+from lidc_xai.training.module import FitModule, standardised
+from lidc_xai.training.optimiser import choose_trainable
+from lidc_xai.training.options import FitOptions
+from lidc_xai.training.parts import check_parts, split_off_validation
+from lidc_xai.training.planes import PlaneBank, load_planes
+from lidc_xai.training.trainer import train
+
+if TYPE_CHECKING:
+    from lidc_xai.imaging.store import CropStore
+
+RECORD = "fit.json"
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a run left: the model of the best epoch, calibrated, in evaluation mode on the CPU; its folder (None where
+    nothing was written); one row per epoch; the best epoch; figures on the validation part, which chose that epoch."""
+
+    model: NoduleModel
+    folder: Path | None
+    history: pd.DataFrame
+    best_epoch: int
+    validation: dict[str, float]
+
+
+def fit(
+    store: CropStore,
+    out: Path | str | None = None,
+    *,
+    train_ids: Sequence[str] | None = None,
+    validation_ids: Sequence[str] | None = None,
+    options: FitOptions | None = None,
+    bank: PlaneBank | None = None,
+    patients_apart: bool = True,
+    info: dict[str, Any] | None = None,
+) -> FitResult:
+    """Train on ``train_ids``, choose the epoch and calibrate on ``validation_ids``, and save ``out/model``.
+
+    Without ids, every nodule of the store is used; without validation ids, a share of the training patients is set
+    aside. ``out=None`` writes nothing. The same call on a run that was killed continues it, on a finished one loads it.
+    ``bank``: planes already read (5 slices, at least these nodules). ``patients_apart=False`` allows a patient in both
+    parts (the paper's split). ``info`` is added to the model's ``training_info``.
+
+    Raises ``UsageError``, ``DataError`` (an empty class, one patient only, an output without ratings) or ``ModelError``
+    (the loss became NaN), one line each.
+    """
+    options = options or FitOptions()
+    train_ids = list(train_ids) if train_ids is not None else list(store.nodule_ids)
+    if validation_ids is None:
+        train_ids, validation_ids = split_off_validation(store.manifest, train_ids, options)
+    validation_ids = list(validation_ids)
+    folder = Path(out) if out is not None else None
+    key = _key(store, train_ids, validation_ids, options)
+    if folder is not None:
+        finished = _finished(folder, key)
+        if finished is not None:
+            return finished
+        write_json(folder / RECORD, {"key": key, "complete": False})
+    if bank is None:
+        wanted = [*train_ids, *(name for name in validation_ids if name not in set(train_ids))]
+        bank = load_planes(store, wanted, options.model.outputs, options.augment.slices)
+    rows, validation_rows = bank.rows(train_ids), bank.rows(validation_ids)
+    check_parts(bank, rows, validation_rows, options.model.outputs, patients_apart)
+    model = prepare_model(options, bank, rows)
+    module = FitModule(model, bank, rows, validation_rows, options)
+    history, best_epoch, is_writer = train(module, options, folder)
+    outputs = view_outputs(model, bank.middle[validation_rows]).mean(1)
+    _calibrate(model, outputs, bank.targets[validation_rows], options)
+    figures = validation_figures(model, outputs, bank.targets[validation_rows])
+    model.training_info = _training_info(store, bank, rows, validation_rows, options, best_epoch, figures, info or {})
+    if folder is not None and is_writer:
+        save_model(model, folder / "model")
+        summary = {"best_epoch": best_epoch, "validation": figures, "history": history.to_dict("records")}
+        write_json(folder / RECORD, _without_nan({"key": key, "complete": True, **summary}))
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return FitResult(model.cpu().eval(), folder, history, best_epoch, figures)
+
+
+def prepare_model(options: FitOptions, bank: PlaneBank, rows: Tensor) -> NoduleModel:
+    """The network before its first step: initial weights, preprocessing and target scales from the training part."""
+    model = build_model(**options.model.model_dump(), seed=options.seed)
+    model.preprocess = model.preprocess.fitted_to(bank.planes[rows])
+    for column, (name, kind) in enumerate(zip(model.output_names, model.output_kinds, strict=True)):
+        if kind == "regression":
+            values = bank.targets[rows, column].double()
+            values = values[torch.isfinite(values)]
+            model.target_scaling[name] = (float(values.mean()), float(values.std()))
+    choose_trainable(model, options)
+    return model
+
+
+def _calibrate(model: NoduleModel, outputs: Tensor, targets: Tensor, options: FitOptions) -> None:
+    for column, (name, kind) in enumerate(zip(model.output_names, model.output_kinds, strict=True)):
+        present = torch.isfinite(targets[:, column])
+        if kind == "binary":
+            logits, labels = outputs[present, column].double().numpy(), targets[present, column].numpy()
+            model.calibration[name] = calibrate(logits, labels, options.calibration) or (1.0, 0.0)
+
+
+def validation_figures(model: NoduleModel, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+    """AUC, accuracy and calibration of the malignancy output, MSE(z) of each biomarker, on raw outputs (n, outputs)."""
+    figures: dict[str, float] = {}
+    units, wanted = model.in_units(outputs), standardised(targets, model)
+    for column, (name, kind) in enumerate(zip(model.output_names, model.output_kinds, strict=True)):
+        present = torch.isfinite(targets[:, column])
+        if not present.any():
+            continue
+        y = wanted[present, column].double().numpy()
+        if kind == "binary":
+            probability = units[present, column].double().numpy()
+            figures |= {f"{name}_{metric}": float(f(y, probability, None)) for metric, f in CLASSIFICATION.items()}
+        else:
+            figures[f"{name}_mse_z"] = float(mean_squared(y, outputs[present, column].double().numpy()))
+    return figures
+
+
+def _training_info(
+    store: CropStore,
+    bank: PlaneBank,
+    rows: Tensor,
+    validation_rows: Tensor,
+    options: FitOptions,
+    best_epoch: int,
+    figures: dict[str, float],
+    info: dict[str, Any],
+) -> dict[str, Any]:
+    patients = bank.patient_ids
+    simulated = bool(bank.manifest["simulated"].astype(bool).any()) if "simulated" in bank.manifest else False
+    return _without_nan(
+        {
+            "train_patients": sorted({patients[row] for row in rows.tolist()}),
+            "validation_patients": sorted({patients[row] for row in validation_rows.tolist()}),
+            "train_nodules": len(rows),
+            "validation_nodules": len(validation_rows),
+            "seed": options.seed,
+            "simulated": simulated,
+            "best_epoch": best_epoch,
+            "options": options.model_dump(mode="json"),
+            "store": store.path.name,
+            "store_sha256": store.fingerprint.get("sha256"),
+            "metrics": {f"validation {name}": value for name, value in figures.items()},
+            **info,
+        }
+    )
+
+
+def _key(store: CropStore, train_ids: list[str], validation_ids: list[str], options: FitOptions) -> dict[str, Any]:
+    """What makes two calls the same run; where and how fast it runs does not count."""
+    ids = hashlib.sha256(json.dumps([train_ids, validation_ids]).encode()).hexdigest()
+    place = {"device", "devices", "nodes", "logs"}
+    values = options.model_dump(mode="json", exclude=place)
+    return {"options": values, "nodules_sha256": ids, "store_sha256": store.fingerprint.get("sha256")}
+
+
+def _finished(folder: Path, key: dict[str, Any]) -> FitResult | None:
+    """The result of a finished run with the same key; None where there is none yet; an error for another run."""
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise LidcXaiError(f"{path}: cannot be read ({error}); delete the folder {folder} and start again") from error
+    if record.get("key") != key:
+        differing = _first_difference(record.get("key", {}), key)
+        raise UsageError(f"{folder}: holds a run with another {differing}; choose another --out or delete it")
+    if not record["complete"]:
+        return None
+    model = load_model(folder / "model")
+    return FitResult(model, folder, pd.DataFrame(record["history"]), record["best_epoch"], record["validation"])
+
+
+def _first_difference(old: dict[str, Any], new: dict[str, Any], name: str = "") -> str:
+    for field in sorted(set(old) | set(new)):
+        before, after = old.get(field), new.get(field)
+        where = f"{name}.{field}".removeprefix(".").removeprefix("options.")
+        if isinstance(before, dict) and isinstance(after, dict) and before != after:
+            return _first_difference(before, after, where)
+        if before != after:
+            return f"{where} ({before!r}, now {after!r})"
+    return name
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: None stands for a figure that is undefined."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value

@@ -1,0 +1,135 @@
+"""Figures of merit, each for many weightings of the same nodules at once, so that a bootstrap is one matrix of weights.
+
+Every function takes y (n,), a prediction (n,) and ``weights`` (R, n) or None, and returns (R,) or a float. A weight is
+how often a nodule was drawn. A figure that is undefined (one class only, constant values) is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+Array = np.ndarray
+Metric = Callable[[Array, Array, "Array | None"], Array]
+
+ECE_BINS = 10
+
+
+def _weights(y: Array, weights: Array | None) -> tuple[Array, bool]:
+    single = weights is None
+    return (np.ones((1, len(y))) if weights is None else np.atleast_2d(weights).astype(np.float64)), single
+
+
+def _ratio(above: Array, below: Array, single: bool) -> Array:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = np.where(below > 0, above / below, np.nan)
+    return value[0] if single else value
+
+
+def accuracy(y: Array, probability: Array, weights: Array | None = None) -> Array:
+    """Share of nodules on the right side of probability one half."""
+    w, single = _weights(y, weights)
+    return _ratio(w @ ((probability >= 0.5) == (y > 0.5)), w.sum(1), single)
+
+
+def sensitivity(y: Array, probability: Array, weights: Array | None = None) -> Array:
+    """Share of the positives with probability of one half or more."""
+    w, single = _weights(y, weights)
+    return _ratio(w @ ((probability >= 0.5) & (y > 0.5)), w @ (y > 0.5), single)
+
+
+def specificity(y: Array, probability: Array, weights: Array | None = None) -> Array:
+    """Share of the negatives with probability below one half."""
+    w, single = _weights(y, weights)
+    return _ratio(w @ ((probability < 0.5) & (y <= 0.5)), w @ (y <= 0.5), single)
+
+
+def auc(y: Array, score: Array, weights: Array | None = None) -> Array:
+    """Area under the ROC curve: P(score of a positive > of a negative), ties count one half."""
+    w, single = _weights(y, weights)
+    if not len(y):
+        return _ratio(w.sum(1), w.sum(1), single)
+    order = np.argsort(score, kind="stable")
+    starts = _group_starts(np.asarray(score)[order])
+    positive = np.add.reduceat(w[:, order] * (y[order] > 0.5), starts, axis=1)
+    negative = np.add.reduceat(w[:, order] * (y[order] <= 0.5), starts, axis=1)
+    below = np.cumsum(negative, axis=1) - negative
+    won = (positive * (below + 0.5 * negative)).sum(1)
+    return _ratio(won, positive.sum(1) * negative.sum(1), single)
+
+
+def brier(y: Array, probability: Array, weights: Array | None = None) -> Array:
+    """Mean squared difference between probability and label."""
+    w, single = _weights(y, weights)
+    return _ratio(w @ (probability - y) ** 2, w.sum(1), single)
+
+
+def expected_calibration_error(y: Array, probability: Array, weights: Array | None = None) -> Array:
+    """Mean over nodules of |mean probability − share of positives| of the nodule's bin (10 bins of equal width)."""
+    w, single = _weights(y, weights)
+    bins = np.clip((probability * ECE_BINS).astype(int), 0, ECE_BINS - 1)
+    member = np.eye(ECE_BINS)[bins]
+    gap = np.abs((w * (probability - y)) @ member).sum(1)
+    return _ratio(gap, w.sum(1), single)
+
+
+def mean_squared(y: Array, value: Array, weights: Array | None = None) -> Array:
+    """Mean squared error (on standardised values: the paper's MSE)."""
+    w, single = _weights(y, weights)
+    return _ratio(w @ (value - y) ** 2, w.sum(1), single)
+
+
+def mean_absolute(y: Array, value: Array, weights: Array | None = None) -> Array:
+    """Mean absolute error in the unit of ``y``."""
+    w, single = _weights(y, weights)
+    return _ratio(w @ np.abs(value - y), w.sum(1), single)
+
+
+def r_squared(y: Array, value: Array, weights: Array | None = None) -> Array:
+    """1 − squared error / squared deviation from the mean of ``y`` (below 0: worse than that mean)."""
+    w, single = _weights(y, weights)
+    total = w.sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread = w @ y**2 - (w @ y) ** 2 / total
+        spread = np.where(spread > 1e-12 * (w @ y**2), spread, 0.0)
+    return 1 - _ratio(w @ (value - y) ** 2, spread, single)
+
+
+def spearman(y: Array, value: Array, weights: Array | None = None) -> Array:
+    """Rank correlation, ties at their mean rank."""
+    w, single = _weights(y, weights)
+    ranks_y, ranks_v = _weighted_ranks(y, w), _weighted_ranks(value, w)
+    total = w.sum(1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        a = ranks_y - (w * ranks_y).sum(1, keepdims=True) / total
+        b = ranks_v - (w * ranks_v).sum(1, keepdims=True) / total
+    return _ratio((w * a * b).sum(1), np.sqrt((w * a * a).sum(1) * (w * b * b).sum(1)), single)
+
+
+def _weighted_ranks(values: Array, w: Array) -> Array:
+    """(R, n) mean rank of each nodule among the drawn ones."""
+    order = np.argsort(values, kind="stable")
+    starts = _group_starts(np.asarray(values)[order])
+    group = np.add.reduceat(w[:, order], starts, axis=1)
+    middle = np.cumsum(group, axis=1) - group + (group + 1) / 2
+    sizes = np.diff(np.append(starts, len(values)))
+    ranks = np.empty_like(w)
+    ranks[:, order] = np.repeat(middle, sizes, axis=1)
+    return ranks
+
+
+def _group_starts(ordered: Array) -> Array:
+    """Where each run of equal values begins in a sorted array."""
+    return np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+
+
+CLASSIFICATION: dict[str, Metric] = {
+    "accuracy": accuracy,
+    "sensitivity": sensitivity,
+    "specificity": specificity,
+    "auc": auc,
+    "brier": brier,
+    "ece": expected_calibration_error,
+}
+"""Figures of a binary output, on calibrated probabilities."""

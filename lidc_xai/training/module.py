@@ -1,0 +1,129 @@
+"""The Lightning module of one run: batches of row numbers in, losses and validation figures out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
+
+from lidc_xai.errors import ModelError
+from lidc_xai.models.inference import view_outputs
+from lidc_xai.models.nodule_model import NoduleModel
+from lidc_xai.training.augment import Draws, augmented, draw, mixed_seed
+from lidc_xai.training.losses import masked_loss
+from lidc_xai.training.metrics import auc
+from lidc_xai.training.optimiser import build_optimiser, build_schedule
+from lidc_xai.training.options import FitOptions
+from lidc_xai.training.planes import PlaneBank
+
+
+class FitModule(lightning.LightningModule):
+    """Trains ``model`` on the rows ``train`` of ``bank`` and validates it on the rows ``validation``.
+
+    Everything random in an epoch (order, augmentation, dropout) is seeded from the run's seed and the epoch, so that a
+    resumed run repeats what an uninterrupted one does.
+    """
+
+    def __init__(
+        self, model: NoduleModel, bank: PlaneBank, train: Tensor, validation: Tensor, options: FitOptions
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.bank, self.train_rows, self.validation_rows, self.options = bank, train, validation, options
+        self.targets = standardised(bank.targets, model)
+        self.positive_weight = _positive_weight(bank, train) if options.loss.class_weights else 1.0
+        self.draws: Draws | None = None
+
+    def train_dataloader(self) -> DataLoader:
+        sampler: DistributedSampler = DistributedSampler(
+            range(len(self.train_rows)),  # type: ignore[arg-type]
+            num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, seed=self.options.seed,
+        )  # fmt: skip
+        return DataLoader(self.train_rows, batch_size=self._batch_size(), sampler=sampler)  # type: ignore[arg-type]
+
+    def _batch_size(self) -> int:
+        """Nodules per step of this process: the batch is shared out, so that more processes take the same steps."""
+        return max(self.options.batch_size // self.trainer.world_size, 1)
+
+    def val_dataloader(self) -> DataLoader:
+        """One batch that holds nothing: every process evaluates the whole validation part, so that all agree on it."""
+        return DataLoader([0])  # type: ignore[arg-type]
+
+    def configure_optimizers(self) -> Any:
+        optimiser = build_optimiser(self.model, self.options.optimiser)
+        own = math.ceil(len(self.train_rows) / self.trainer.world_size)
+        batches = math.ceil(own / self._batch_size())
+        steps = math.ceil(batches / self.options.accumulate)
+        schedule = build_schedule(optimiser, self.options.optimiser, steps, self.options.epochs)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_epoch_start(self) -> None:
+        planes, epoch, seed = self.bank.planes, self.current_epoch, self.options.seed
+        views, slices, side = planes.shape[1], planes.shape[2], planes.shape[-1]
+        self.draws = draw(self.options.augment, len(planes), side, views, slices, seed, epoch)
+        torch.manual_seed(mixed_seed(seed, epoch, self.global_rank))
+        self.model.train()
+
+    def training_step(self, rows: Tensor, batch_index: int) -> Tensor:
+        rows = rows.cpu()
+        assert self.draws is not None
+        planes = self.bank.planes[rows, self.draws.view[rows], self.draws.slice[rows]].to(self.device)
+        changed = augmented(planes, self.draws, rows, self.model.preprocess.mean)
+        outputs = self.model(self.model.preprocess.apply(changed.to(self.dtype)))
+        targets = self._targets_under_zoom(rows).to(outputs)
+        loss = masked_loss(outputs, targets, self.model.output_kinds, self.options.loss, self.positive_weight)
+        if not torch.isfinite(loss):
+            rate = self.options.optimiser.lr
+            raise ModelError(
+                f"the loss became {float(loss.detach())} in epoch {self.current_epoch}, step {batch_index}; "
+                f"lower optimiser.lr (now {rate:g}) or use precision 32-true (now {self.options.precision})"
+            )
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(rows))
+        return loss
+
+    def _targets_under_zoom(self, rows: Tensor) -> Tensor:
+        """A zoomed nodule has a zoomed diameter; everything else keeps its rating."""
+        targets = self.targets[rows]
+        if "diameter" in self.model.output_names and self.options.augment.scale and self.draws is not None:
+            column = self.model.output_names.index("diameter")
+            mean, sd = self.model.target_scaling["diameter"]
+            targets = targets.clone()
+            targets[:, column] = ((targets[:, column] * sd + mean) * self.draws.zoom[rows] - mean) / sd
+        return targets
+
+    def validation_step(self, batch: Tensor, batch_index: int) -> None:
+        rows = self.validation_rows
+        outputs = view_outputs(self.model, self.bank.middle[rows], 3 * self.options.batch_size).mean(1)
+        targets = self.targets[rows]
+        plain = self.options.loss.model_copy(update={"label_smoothing": 0.0})
+        loss = masked_loss(outputs, targets, self.model.output_kinds, plain)
+        if not torch.isfinite(loss):
+            raise ModelError(
+                f"the validation loss became {float(loss)} in epoch {self.current_epoch}; lower optimiser.lr"
+            )
+        self.log("val_loss", loss, batch_size=1, prog_bar=True)
+        if "malignancy" in self.model.output_names:
+            column = self.model.output_names.index("malignancy")
+            present = torch.isfinite(targets[:, column])
+            value = auc(targets[present, column].numpy(), outputs[present, column].numpy())
+            self.log("val_auc", float(value), batch_size=1, prog_bar=True)
+
+
+def standardised(targets: Tensor, model: NoduleModel) -> Tensor:
+    """(n, outputs) in own units -> what the outputs are trained to be: labels stay, biomarkers become z-scores."""
+    columns = []
+    for column, (name, kind) in enumerate(zip(model.output_names, model.output_kinds, strict=True)):
+        mean, sd = model.target_scaling[name] if kind == "regression" else (0.0, 1.0)
+        columns.append((targets[:, column] - mean) / sd)
+    return torch.stack(columns, dim=1)
+
+
+def _positive_weight(bank: PlaneBank, rows: Tensor) -> float:
+    if "malignancy" not in bank.output_names:
+        return 1.0
+    labels = bank.targets[rows, bank.output_names.index("malignancy")]
+    return float((labels == 0).sum() / (labels == 1).sum().clamp(min=1))

@@ -1,0 +1,86 @@
+"""Which parameters learn, the optimiser, and the shape of the learning rate over steps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+from torch.optim import Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler
+
+from lidc_xai.errors import UsageError
+from lidc_xai.models.nodule_model import NoduleModel
+from lidc_xai.training.options import FitOptions, OptimiserOptions
+
+
+def choose_trainable(model: NoduleModel, options: FitOptions) -> int:
+    """Freeze what is not to learn; returns the number of parameter tensors that do. The head always learns.
+
+    ``trainable_tensors`` counts back from the model's last parameter tensor, head included (the paper's unit);
+    ``trainable_blocks`` counts a ViT's transformer blocks and takes everything after them along.
+    """
+    parameters = list(model.parameters())
+    if options.trainable_tensors is not None:
+        open_from = max(len(parameters) - options.trainable_tensors, 0)
+        learning = set(map(id, parameters[open_from:]))
+    elif options.trainable_blocks is not None:
+        learning = set(map(id, _after_blocks(model, options.trainable_blocks)))
+    else:
+        learning = set(map(id, parameters))
+    learning |= set(map(id, model.head.parameters()))
+    for parameter in parameters:
+        parameter.requires_grad_(id(parameter) in learning)
+    return len(learning)
+
+
+def _after_blocks(model: NoduleModel, count: int) -> list[nn.Parameter]:
+    blocks: Any = getattr(model.backbone, "blocks", None)
+    if blocks is None:
+        name = model.recipe["backbone"]
+        raise UsageError(
+            f"backbone {name!r} has no transformer blocks; use trainable_tensors instead of trainable_blocks"
+        )
+    frozen = set()
+    for name, parameter in model.backbone.named_parameters():
+        stem, _, rest = name.partition(".")
+        in_open_block = stem == "blocks" and int(rest.split(".")[0]) >= len(blocks) - count
+        before_blocks = stem in ("cls_token", "reg_token", "dist_token", "pos_embed", "patch_embed", "norm_pre")
+        if before_blocks or (stem == "blocks" and not in_open_block):
+            frozen.add(id(parameter))
+    return [parameter for parameter in model.backbone.parameters() if id(parameter) not in frozen]
+
+
+def build_optimiser(model: nn.Module, options: OptimiserOptions) -> Optimizer:
+    """Adam or AdamW on the parameters that learn; biases, norms and tokens are not decayed."""
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            spared = parameter.ndim <= 1 or name.endswith(("_token", "pos_embed"))
+            (kept if spared else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    kind = AdamW if options.name == "adamw" else Adam
+    return kind([group for group in groups if group["params"]], lr=options.lr)
+
+
+def build_schedule(optimiser: Optimizer, options: OptimiserOptions, steps_per_epoch: int, epochs: int) -> LRScheduler:
+    """A schedule that is advanced after every optimiser step."""
+    per_epoch = max(steps_per_epoch, 1)
+    if options.schedule == "cyclic":
+        half = max(round(options.cycle_epochs * per_epoch / 2), 1)
+        base, top = options.lr / 1000, options.lr
+        return CyclicLR(optimiser, base, top, step_size_up=half, mode="triangular2", cycle_momentum=False)
+    if options.schedule == "exponential":
+        return LambdaLR(optimiser, lambda step: options.gamma ** (step // per_epoch))
+    if options.schedule == "cosine":
+        warm, total = options.warmup_epochs * per_epoch, max(epochs * per_epoch, 1)
+
+        def share(step: int) -> float:
+            if step < warm:
+                return (step + 1) / (warm + 1)
+            done = min((step - warm) / max(total - warm, 1), 1.0)
+            return options.final_share + (1 - options.final_share) * 0.5 * (1 + math.cos(math.pi * done))
+
+        return LambdaLR(optimiser, share)
+    return LambdaLR(optimiser, lambda step: 1.0)

@@ -1,0 +1,154 @@
+"""Every choice of a training run as validated fields: what a YAML file may hold, with ranges and defaults."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from lidc_xai.errors import UsageError
+from lidc_xai.ratings import OUTPUTS
+
+
+class Options(BaseModel):
+    """Base: an unknown field is an error, and so is a value out of range."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """The same as the constructor, with a one-line ``UsageError`` that names the field."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise UsageError(f"option {where}: {first['msg']}, got {first['input']!r}") from error
+
+
+class ModelOptions(Options):
+    """What is built: the arguments of ``build_model``."""
+
+    backbone: str = Field(default="vit_small64_p8", description="A name of `info backbones` or any timm name.")
+    outputs: list[str] = Field(default=list(OUTPUTS), min_length=1, description="Outputs to learn.")
+    weights: str | None = Field(
+        default=None, description='"pretrained", a path to the official file, or none (random).'
+    )
+    head: Literal["linear", "mlp", "bottleneck"] = Field(default="linear", description="Kind of head.")
+    hidden: int | None = Field(
+        default=None, ge=1, description="Width of an mlp's middle layer (none: the backbone's width)."
+    )
+    size: int | None = Field(default=None, ge=16, description="Side of the input in pixels (none: the backbone's own).")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout in the head.")
+    backbone_dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout inside a ViT's blocks.")
+
+    @field_validator("outputs")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        unknown = [name for name in names if name not in OUTPUTS]
+        if unknown or len(set(names)) < len(names):
+            raise ValueError(f"outputs must be different names of {', '.join(OUTPUTS)}")
+        return names
+
+
+class AugmentOptions(Options):
+    """Random changes of the training planes, drawn anew for every nodule and epoch."""
+
+    rotate90: bool = Field(default=True, description="Turn by a random multiple of 90 degrees.")
+    flip: bool = Field(default=True, description="Mirror at random.")
+    rotate_degrees: float = Field(
+        default=0.0, ge=0, le=180, description="Further rotation up to this angle, both ways."
+    )
+    shift_pixels: float = Field(
+        default=1.0, ge=0, description="Shift up to this many crop pixels (mm at 1 mm spacing)."
+    )
+    scale: float = Field(
+        default=0.0, ge=0, lt=0.5, description="Zoom by up to this share; the diameter's target follows."
+    )
+    shift_hu: float = Field(default=20.0, ge=0, description="Add up to this many HU, both ways.")
+    scale_hu: float = Field(
+        default=0.0, ge=0, lt=0.5, description="Stretch HU about the training mean by up to this share."
+    )
+    slices: int = Field(default=5, ge=1, description="Planes around the middle to choose from in each view (odd).")
+
+    @field_validator("slices")
+    @classmethod
+    def _odd(cls, count: int) -> int:
+        if count % 2 == 0:
+            raise ValueError("slices must be odd, so that the middle plane is among them")
+        return count
+
+
+class OptimiserOptions(Options):
+    """Optimiser and learning-rate schedule."""
+
+    name: Literal["adam", "adamw"] = "adamw"
+    lr: float = Field(default=3e-4, gt=0, description="Highest learning rate.")
+    weight_decay: float = Field(default=0.05, ge=0, description="Decoupled for adamw; not applied to biases and norms.")
+    schedule: Literal["constant", "exponential", "cyclic", "cosine"] = Field(
+        default="cosine", description="Shape of the rate."
+    )
+    gamma: float = Field(default=0.95, gt=0, le=1, description="exponential: factor per epoch.")
+    cycle_epochs: float = Field(
+        default=4.0, gt=0, description="cyclic (triangular2): epochs of one cycle; base rate lr / 1000."
+    )
+    warmup_epochs: float = Field(default=1.0, ge=0, description="cosine: epochs of linear warm-up.")
+    final_share: float = Field(default=0.01, ge=0, le=1, description="cosine: last rate as a share of lr.")
+    clip: float | None = Field(default=1.0, gt=0, description="Largest norm of the gradient (none: no limit).")
+
+
+class LossOptions(Options):
+    """BCE on the malignancy logit plus a regression loss on standardised biomarkers; absent ratings do not count."""
+
+    regression: Literal["mse", "huber"] = "mse"
+    regression_weight: float = Field(
+        default=1.0, ge=0, description="Weight of the biomarkers' mean loss beside the BCE."
+    )
+    class_weights: bool = Field(
+        default=False, description="Weigh positives by negatives / positives of the training part."
+    )
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=0.5, description="Move binary targets this far towards one half."
+    )
+
+
+class FitOptions(Options):
+    """One training run."""
+
+    model: ModelOptions = ModelOptions()
+    augment: AugmentOptions = AugmentOptions()
+    optimiser: OptimiserOptions = OptimiserOptions()
+    loss: LossOptions = LossOptions()
+    epochs: int = Field(default=30, ge=1, description="Most epochs.")
+    batch_size: int = Field(default=32, ge=1, description="Nodules per step, over all processes.")
+    accumulate: int = Field(default=1, ge=1, description="Steps whose gradients are summed before the weights move.")
+    trainable_tensors: int | None = Field(
+        default=None, ge=0, description="Only the last k parameter tensors learn (paper)."
+    )
+    trainable_blocks: int | None = Field(
+        default=None, ge=0, description="Only the last k blocks, final norm and head learn."
+    )
+    patience: int | None = Field(
+        default=None, ge=1, description="Stop after this many epochs without a better validation."
+    )
+    monitor: Literal["loss", "auc"] = Field(
+        default="loss", description="What chooses the checkpoint on the validation part."
+    )
+    validation_share: float = Field(default=0.15, gt=0, lt=1, description="Share of patients set aside for validation.")
+    calibration: Literal["platt", "temperature", "none"] = Field(
+        default="platt", description="Fitted on the validation part."
+    )
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
+    devices: int = Field(default=1, ge=1, description="Processes (one per device) on each machine.")
+    nodes: int = Field(default=1, ge=1, description="Machines.")
+    seed: int = Field(default=0, ge=0, description="Seed of weights, order and augmentation.")
+    logs: bool = Field(default=True, description="CSV and TensorBoard logs in the run's folder.")
+
+    @model_validator(mode="after")
+    def _one_depth(self) -> Self:
+        if self.trainable_tensors is not None and self.trainable_blocks is not None:
+            raise ValueError("give trainable_tensors or trainable_blocks, not both")
+        if self.monitor == "auc" and "malignancy" not in self.model.outputs:
+            raise ValueError("monitor 'auc' needs the output malignancy")
+        return self
