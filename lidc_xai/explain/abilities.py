@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from lidc_xai.explain.lrp_rules import chain_refusal
 from lidc_xai.explain.registry import METHODS, Method
-from lidc_xai.explain.vit import ViT, as_vit, not_a_vit
+from lidc_xai.explain.vit import Block, ViT, as_vit, not_a_vit
 
 
 def list_methods(model: nn.Module | None = None) -> list[str]:
@@ -41,9 +42,9 @@ def why_not(model: nn.Module, method: Method, vit: ViT | None) -> str | None:
     if method.needs == "reciprocam":
         return last.not_plain or _reads_cls(vit, also=("distilled",))
     if method.needs == "lrp":
-        return vit.no_attention or _reads_cls(vit)
+        return vit.no_attention or _reads_cls(vit) or _lrp(vit, vit.blocks)
     if method.needs == "lrp_last":
-        return last.not_plain or _reads_cls(vit)
+        return last.not_plain or _reads_cls(vit) or _lrp(vit, (last,))
     return None
 
 
@@ -62,3 +63,17 @@ def _reads_cls(vit: ViT, also: tuple[str, ...] = ()) -> str | None:
     if vit.reads in ("cls", *also):
         return None
     return f"it needs a head that reads the CLS token; this one reads {vit.reads}"
+
+
+def _lrp(vit: ViT, blocks: tuple[Block, ...]) -> str | None:
+    """LRP needs a rule for every layer on its way."""
+    for block in blocks:
+        if isinstance(block.attention, str):
+            return block.attention
+        if block.attention.gate is not None:
+            return "LRP has no rule for an attention gate"
+        for layer in (block.attention.project_in, block.attention.proj, block.mlp):
+            reason = chain_refusal(layer) if isinstance(layer, nn.Module) else None
+            if reason is not None:
+                return reason
+    return chain_refusal(vit.readout)

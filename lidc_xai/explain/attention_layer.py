@@ -29,7 +29,7 @@ class AttentionLayer:
     k_norm: nn.Module
     out_norm: nn.Module
     gate: nn.Module | None
-    proj: nn.Module
+    proj: Any
     not_plain: str | None
 
     def project(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:

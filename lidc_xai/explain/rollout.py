@@ -21,6 +21,12 @@ from lidc_xai.explain.context import Context, Result
 from lidc_xai.explain.recorded import attention_gradients, attention_pass, first_row, row_times
 from lidc_xai.explain.vit import ViT
 
+_FUSE: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda a: a.mean(1),
+    "max": lambda a: a.amax(1),
+    "min": lambda a: a.amin(1),
+}
+
 
 def attention_rollout(
     context: Context, *, discard_ratio: float = 0.0, fusion: str = "mean", start_layer: int = 0
@@ -28,11 +34,10 @@ def attention_rollout(
     """Rollout with rows normalised after the identity is added. ``discard_ratio`` drops the lowest entries of each
     image's fused matrix. Does not look at the target."""
     vit = _vit(context)
-    fuse: Callable[..., Tensor] = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}[fusion]
     matrices, _ = attention_pass(context, differentiable=False, all_rows=discard_ratio > 0)
     row = first_row(vit, matrices)
     for a in reversed(matrices[vit.layer(start_layer) :]):
-        row = _through(row, _discard(fuse(a, dim=1), discard_ratio), normalise=True)
+        row = _through(row, _discard(_FUSE[fusion](a), discard_ratio), normalise=True)
     return Result(vit.to_grid(row, context.images).unsqueeze(1), "forward")
 
 

@@ -41,9 +41,7 @@ def _without_at_input(context: Context, vit: ViT) -> Tensor:
 def _without_at_last(context: Context, vit: ViT) -> Tensor:
     """The same with each patch token out of the keys and values of the last block's CLS row."""
     if vit.cls_head is None:
-        raise ModelError(
-            f"token_ablation at='last' works on the CLS row, and this head reads {vit.reads}; use at='input'"
-        )
+        raise ModelError(f"token_ablation at='last' works on the CLS row; this head reads {vit.reads}: use at='input'")
     block = vit.blocks[-1]
     z = context.run.tokens(-1)
     t = block.norm1(z)

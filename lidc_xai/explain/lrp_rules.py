@@ -1,0 +1,119 @@
+"""Layer-wise relevance propagation with α = 1, β = 0: how relevance R of a layer's output becomes that of its input.
+
+    linear        R_in = x⁺ ⊙ (S W⁺) + x⁻ ⊙ (S W⁻),  S = R / (x⁺ W⁺ᵀ + x⁻ W⁻ᵀ)       one joint denominator: conserves
+                  "separate": S₁ = R / x⁺W⁺ᵀ and S₂ = R / x⁻W⁻ᵀ, as Chefer's layers_lrp      does not
+    a + b         R_a = a R / (a + b),  R_b = b R / (a + b)                           conserves
+    A v           S = R / (A v),  R_A = ½ A ⊙ (S vᵀ),  R_v = ½ v ⊙ (Aᵀ S)               conserves
+    GELU, softmax, norms, dropout, layer scale: R passes unchanged; biases take no part.
+
+A quotient is taken with 1e-9 added to the denominator's size; 0/0 is 0. R has the shape (C, B, ..., out) for C targets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from lidc_xai.errors import ModelError
+from lidc_xai.models.heads import BottleneckHead
+
+
+def quotient(r: Tensor, z: Tensor) -> Tensor:
+    """r / z, stabilised; 0 where z is 0."""
+    return torch.where(z == 0, torch.zeros_like(z), r / (z + 1e-9 * z.sign()).masked_fill(z == 0, 1))
+
+
+def linear_rule(weight: Tensor, x: Tensor, r: Tensor, *, joint: bool = True) -> Tensor:
+    """R at x (B, ..., in) of y = x Wᵀ from R at y (C, B, ..., out); ``weight`` (out, in)."""
+    positive, negative = weight.clamp(min=0), weight.clamp(max=0)
+    x_positive, x_negative = x.clamp(min=0), x.clamp(max=0)
+    z_positive, z_negative = x_positive @ positive.T, x_negative @ negative.T
+    if joint:
+        share = quotient(r, z_positive + z_negative)
+        return x_positive * (share @ positive) + x_negative * (share @ negative)
+    return x_positive * (quotient(r, z_positive) @ positive) + x_negative * (quotient(r, z_negative) @ negative)
+
+
+def sum_rule(a: Tensor, b: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    """R of the two terms of a + b."""
+    share = quotient(r, a + b)
+    return a * share, b * share
+
+
+def product_rule(a: Tensor, v: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    """R of the two factors of a @ v, half each."""
+    share = quotient(r, a @ v)
+    return a * (share @ v.transpose(-1, -2)) / 2, v * (a.transpose(-1, -2) @ share) / 2
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Linear layers and element-wise ones in a row, with what entered each linear layer on the way forward."""
+
+    linear: tuple[tuple[nn.Linear, Tensor], ...]
+    output: Tensor
+
+    def relevance(self, r: Tensor, *, joint: bool = True) -> Tensor:
+        """R at the chain's input from R at its output."""
+        for layer, x in reversed(self.linear):
+            r = linear_rule(layer.weight, x, r, joint=joint)
+        return r
+
+
+def run_chain(module: nn.Module, x: Tensor) -> Chain:
+    """``module`` applied to x, remembered. ``chain_refusal(module)`` must be None."""
+    seen = []
+    for layer in _layers(module):
+        if isinstance(layer, nn.Linear):
+            seen.append((layer, x))
+        x = layer(x)
+    return Chain(tuple(seen), x)
+
+
+def head_rule(head: nn.Module, features: Tensor, r: Tensor, *, joint: bool = True) -> Tensor:
+    """R at the vector that a head reads, from R at its outputs (C, B, outputs)."""
+    if not isinstance(head, BottleneckHead):
+        return run_chain(head, features).relevance(r, joint=joint)
+    names = head.output_names
+    concepts = head.concepts(features)
+    at_concepts = linear_rule(head.verdict.weight, concepts, r[..., [names.index("malignancy")]], joint=joint)
+    at_concepts = at_concepts + r[..., [names.index(name) for name in head.concept_names]]
+    return linear_rule(head.concepts.weight, features, at_concepts, joint=joint)
+
+
+def chain_refusal(module: nn.Module) -> str | None:
+    """Why LRP has no rule for ``module``, or None."""
+    if isinstance(module, BottleneckHead):
+        return None
+    unknown = next((layer for layer in _layers(module) if not _has_rule(layer)), None)
+    return None if unknown is None else f"LRP has no rule for {type(unknown).__name__}"
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    """The layers of a sequence, in order; a module that is no known sequence stands for itself."""
+    if isinstance(module, nn.Sequential) or type(module) is Mlp:
+        return [layer for child in module.children() for layer in _layers(child)]
+    return [module]
+
+
+def _has_rule(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.Linear | nn.Dropout | nn.Identity | nn.LayerNorm | nn.RMSNorm):
+        return True
+    return type(layer).__module__ in ("torch.nn.modules.activation", "timm.layers.activations")
+
+
+def start_relevance(scores: Tensor, outputs: Tensor) -> Tensor:
+    """R at the outputs, (C, B, outputs): the target's gradient there, which for a logit is 1 at the asked output."""
+    return torch.stack(
+        [torch.autograd.grad(scores[:, t].sum(), outputs, retain_graph=True)[0] for t in range(scores.shape[1])]
+    )
+
+
+def check_lrp_targets(kinds: set[str]) -> None:
+    """``ModelError`` for targets whose relevance cannot start at the outputs."""
+    refused = kinds & {"Probability", "LogProbability", "ConceptSimilarity"}
+    if refused:
+        raise ModelError(f"LRP starts at a logit or a contrast of logits, not at {', '.join(sorted(refused))}")
