@@ -16,6 +16,7 @@ from lidc_xai.imaging.planes import VIEWS, extract_plane
 from lidc_xai.progress import track
 
 if TYPE_CHECKING:
+    from lidc_xai.imaging.nodule_crop import NoduleCrop
     from lidc_xai.imaging.store import CropStore
 
 
@@ -66,16 +67,18 @@ def load_planes(
     if not len(nodule_ids):
         raise DataError(f"{store.path}: no nodule to read")
     manifest = chosen.loc[list(nodule_ids)].reset_index(drop=True)
-    planes = torch.stack([_planes(store, nodule_id, slices) for nodule_id in track(nodule_ids, "reading crops")])
-    return PlaneBank(planes, targets_of(manifest, output_names), tuple(output_names), manifest)
+    planes = [crop_planes(store.load(name), slices) for name in track(nodule_ids, "reading crops", len(nodule_ids))]
+    shapes = {tuple(each.shape) for each in planes}
+    if len(shapes) > 1:
+        raise DataError(f"{store.path}: crops of different sizes {sorted(shapes)}; prepare them with one size_mm")
+    return PlaneBank(torch.stack(planes), targets_of(manifest, output_names), tuple(output_names), manifest)
 
 
-def _planes(store: CropStore, nodule_id: str, slices: int) -> Tensor:
-    crop = store.load(nodule_id)
-    if min(crop.ct.shape) < slices or len(set(crop.ct.shape)) > 1:
-        raise DataError(
-            f"{store.path}: crop {nodule_id} has shape {crop.ct.shape}; wanted cubes of at least {slices} voxels a side"
-        )
+def crop_planes(crop: NoduleCrop, slices: int = 1) -> Tensor:
+    """(3, slices, h, w) float32 HU: the ``slices`` planes about the middle of every view of one crop."""
+    shape = crop.ct.shape
+    if min(shape) < slices or len(set(shape)) > 1:
+        raise DataError(f"crop {crop.nodule_id}: has shape {shape}; wanted a cube of at least {slices} voxels a side")
     views = []
     for view in VIEWS:
         middle = extract_plane(crop.ct, crop.affine, view).index
