@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lidc_xai.explain.abilities import list_methods, refusals
     from lidc_xai.explain.api import explain
+    from lidc_xai.explain.concept import concept_vector
     from lidc_xai.explain.explanation import Explanation
     from lidc_xai.explain.targets import (
         ConceptSimilarity,
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
         Probability,
         Target,
     )
+    from lidc_xai.explain.tuning import sigma_scores, tune_sigma
 
 _WHERE = {
+    "concept_vector": "concept",
+    "sigma_scores": "tuning",
+    "tune_sigma": "tuning",
     "explain": "api",
     "list_methods": "abilities",
     "refusals": "abilities",
@@ -46,9 +51,12 @@ __all__ = [
     "MeanContrast",
     "Probability",
     "Target",
+    "concept_vector",
     "explain",
     "list_methods",
     "refusals",
+    "sigma_scores",
+    "tune_sigma",
 ]
 
 

@@ -8,6 +8,12 @@ from lidc_xai.explain.lrp_rules import chain_refusal
 from lidc_xai.explain.registry import METHODS, Method
 from lidc_xai.explain.vit import Block, ViT, as_vit, not_a_vit
 
+_CNN_ALONE = {
+    "gradcam_plus_plus": "it is defined for activations that are not negative (after a ReLU); on a ViT's tokens its "
+    "denominators turn negative and the map has no meaning",
+    "rsi_gradcam": "it needs a layer that nothing leads around, and a ViT's residual stream leads around norm1",
+}
+
 
 def list_methods(model: nn.Module | None = None) -> list[str]:
     """Names of all methods; with a ``model``, of those that it can do."""
@@ -52,7 +58,7 @@ def _layer(model: nn.Module, method: Method, vit: ViT | None) -> str | None:
     """Methods on a layer's activations: a convolution, or a ViT's plain block."""
     if vit is not None:
         if method.needs == "cnn":
-            return "it is defined for feature maps of a convolution, not for a ViT's tokens"
+            return _CNN_ALONE[method.name]
         return vit.blocks[-1].not_plain
     if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
         return f"{type(model).__name__} has no convolution"

@@ -10,7 +10,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from lidc_xai.errors import ModelError, UsageError
+from lidc_xai.errors import ModelError
 from lidc_xai.explain import targets as target_module
 from lidc_xai.explain.abilities import why_not
 from lidc_xai.explain.checks import check_images, check_outputs
@@ -19,7 +19,7 @@ from lidc_xai.explain.contrast import combine_maps, without_map_contrasts
 from lidc_xai.explain.explanation import Explanation
 from lidc_xai.explain.manners import borrowed
 from lidc_xai.explain.registry import MAX_BATCH, Method, find_method, method_options
-from lidc_xai.explain.targets import Outputs, TargetLike, TargetSet, TargetsLike, output_spec, resolve
+from lidc_xai.explain.targets import Outputs, TargetSet, TargetsLike, check_batch, output_spec, resolve, select_targets
 
 
 @overload
@@ -56,6 +56,7 @@ def explain(
     methods = [find_method(name) for name in names]
     filled = method_options(methods, options)
     images = check_images(model, images)
+    check_batch(targets, len(images))
     results = {}
     with borrowed(model):
         shared = Pass(model, images)
@@ -78,7 +79,7 @@ def _explain(shared: Pass, method: Method, targets: TargetsLike, options: dict[s
         rows = slice(start, start + size)
         run = shared if size >= len(shared.images) else shared.select(rows)
         own = {name: _option_of(value, rows, len(shared.images)) for name, value in options.items()}
-        parts.append(_explain_chunk(run, compute, method, _rows_of(targets, rows), own))
+        parts.append(_explain_chunk(run, compute, method, select_targets(targets, rows), own))
     return _join(parts, method, shared, options)
 
 
@@ -148,20 +149,3 @@ def _join_extras(extras: list[dict[str, Any]]) -> dict[str, Any]:
 def _option_of(value: Any, rows: slice, batch: int) -> Any:
     """An option's value for some of the images: an image for each of them is cut like the batch."""
     return value[rows] if isinstance(value, Tensor) and value.ndim == 4 and len(value) == batch else value
-
-
-def _rows_of(targets: TargetsLike, rows: slice) -> TargetsLike:
-    """What was asked for, for some of the images."""
-
-    def one(target: TargetLike) -> TargetLike:
-        if isinstance(target, target_module.Target) and isinstance(target.output, Tensor):
-            if target.output.ndim != 1:
-                raise UsageError(f"targets per image have the shape (B,), not {tuple(target.output.shape)}")
-            return replace(target, output=target.output[rows])
-        return target
-
-    if isinstance(targets, Tensor):
-        return targets[rows]
-    if isinstance(targets, list | tuple):
-        return [one(target) for target in targets]
-    return targets if targets is None else one(targets)  # type: ignore[arg-type]

@@ -21,53 +21,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lidc_xai.errors import UsageError
+from lidc_xai.explain.outputs import Outputs, OutputSpec
 
 OutputRef = int | str | Tensor | None
 """An output: its column, its name, a column per image (LongTensor (B,)), or None for each image's predicted class."""
-
-
-class Outputs(NamedTuple):
-    """A model's outputs (B, ..., C), and the vector (B, ..., D) that its head reads where that is known."""
-
-    values: Tensor
-    features: Tensor | None = None
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Outputs:
-        """The same change to both."""
-        return Outputs(function(self.values), None if self.features is None else function(self.features))
-
-
-@dataclass(frozen=True)
-class OutputSpec:
-    """What the C columns of an output mean: ``kinds`` holds "class" (one of C classes), "binary" or "regression"."""
-
-    kinds: tuple[str, ...]
-    names: tuple[str, ...] | None = None
-
-    @property
-    def is_classifier(self) -> bool:
-        return self.kinds[0] == "class"
-
-    def name(self, column: int) -> str:
-        return self.names[column] if self.names else str(column)
-
-    def column(self, output: int | str) -> int:
-        """The column of an output given by name or number; ``UsageError`` where there is none."""
-        if isinstance(output, str):
-            if self.names is None:
-                raise UsageError(f"output {output!r}: this model's outputs have no names; give a class index")
-            if output not in self.names:
-                raise UsageError(f"unknown output {output!r}; this model has {', '.join(self.names)}")
-            return self.names.index(output)
-        if not 0 <= output < len(self.kinds):
-            raise UsageError(f"output {output} does not exist; this model has outputs 0 to {len(self.kinds) - 1}")
-        return output
 
 
 def output_spec(model: nn.Module, count: int) -> OutputSpec:
@@ -240,7 +203,8 @@ class ConceptSimilarity(Target):
         return -(features - vector).norm(dim=-1)
 
 
-TargetLike = int | str | Target
+TargetLike = int | str | Tensor | Target
+"""One target: an index, a name, a LongTensor (B,) with a column per image, or a ``Target``."""
 TargetsLike = None | TargetLike | Sequence[TargetLike] | Tensor
 
 
@@ -296,7 +260,12 @@ def as_targets(targets: TargetsLike, spec: OutputSpec, default: type[Target] = L
     several = targets if isinstance(targets, list | tuple) else [targets]
     if not several:
         raise UsageError("the list of targets is empty; give at least one, or None")
-    return tuple(target if isinstance(target, Target) else _bare(_plain(target), spec, default) for target in several)
+    return tuple(target if isinstance(target, Target) else _bare(_output(target), spec, default) for target in several)
+
+
+def _output(target: object) -> OutputRef:
+    """An output as it may stand in a list: an index, a name, or a LongTensor (B,)."""
+    return target if isinstance(target, Tensor) and target.ndim == 1 else _plain(target)
 
 
 def _plain(target: object) -> int | str:
@@ -349,7 +318,31 @@ def _columns(target: Target, spec: OutputSpec, batch: int, values: Callable[[], 
         column = output.detach().cpu().long()
         for value in column.unique().tolist():
             spec.column(value)
-        same = len(column.unique()) == 1
-        return column, spec.name(int(column[0])) if same else "per image"
+        return column, "per image"
     column_index = spec.column(_plain(output))
     return torch.full((batch,), column_index), spec.name(column_index)
+
+
+def check_batch(targets: TargetsLike, batch: int) -> None:
+    """``UsageError`` where targets are given per image, but not for as many images as there are."""
+    for target in targets if isinstance(targets, list | tuple) else [targets]:
+        given = target.output if isinstance(target, Target) else target
+        if isinstance(given, Tensor) and given.ndim > 0 and len(given) != batch:
+            raise UsageError(f"targets of shape {tuple(given.shape)} are given for {batch} images; one row per image")
+
+
+def select_targets(targets: TargetsLike, rows: slice) -> TargetsLike:
+    """What was asked for, for some of the images: only targets that are given per image change."""
+    if isinstance(targets, Tensor):
+        return targets[rows]
+    if isinstance(targets, list | tuple):
+        return [_select_one(target, rows) for target in targets]
+    return None if targets is None else _select_one(targets, rows)  # type: ignore[arg-type]
+
+
+def _select_one(target: TargetLike, rows: slice) -> TargetLike:
+    if isinstance(target, Tensor) and target.ndim == 1:
+        return target[rows]
+    if isinstance(target, Target) and isinstance(target.output, Tensor) and target.output.ndim == 1:
+        return replace(target, output=target.output[rows])
+    return target
