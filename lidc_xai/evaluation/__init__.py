@@ -1,0 +1,78 @@
+"""How far may an explanation be believed: faithfulness, discrimination, sanity, localisation, and the benchmark.
+
+Knows models' outputs and the estimators of ``lidc_xai.explain``, and nothing of where images come from: everything
+takes tensors, and the benchmark any iterable of (images, targets, masks).
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lidc_xai.evaluation.average_drop import adcc
+    from lidc_xai.evaluation.blur_mask import blur_mask_test, two_probable
+    from lidc_xai.evaluation.boxes import box_sensitivity
+    from lidc_xai.evaluation.causes import cause_effects, cause_localisation, cause_sign
+    from lidc_xai.evaluation.compactness_share import compactness
+    from lidc_xai.evaluation.contours import (
+        against_readers,
+        centred_disc_localisation,
+        localisation,
+        reader_agreement,
+    )
+    from lidc_xai.evaluation.curves import fidelity
+    from lidc_xai.evaluation.deletion import deletion_insertion
+    from lidc_xai.evaluation.discrimination import class_discrimination, wrong_class
+    from lidc_xai.evaluation.epsilon import epsilon_perturbation
+    from lidc_xai.evaluation.radial import radial_profile
+    from lidc_xai.evaluation.results import Result
+
+# Modules are not called like the functions they hold: an imported submodule would hide the function of its name.
+_WHERE = {
+    "adcc": "average_drop",
+    "against_readers": "contours",
+    "blur_mask_test": "blur_mask",
+    "box_sensitivity": "boxes",
+    "cause_effects": "causes",
+    "cause_localisation": "causes",
+    "cause_sign": "causes",
+    "centred_disc_localisation": "contours",
+    "class_discrimination": "discrimination",
+    "compactness": "compactness_share",
+    "deletion_insertion": "deletion",
+    "epsilon_perturbation": "epsilon",
+    "fidelity": "curves",
+    "localisation": "contours",
+    "radial_profile": "radial",
+    "reader_agreement": "contours",
+    "Result": "results",
+    "two_probable": "blur_mask",
+    "wrong_class": "discrimination",
+}
+
+__all__ = [
+    "Result",
+    "adcc",
+    "against_readers",
+    "blur_mask_test",
+    "box_sensitivity",
+    "cause_effects",
+    "cause_localisation",
+    "cause_sign",
+    "centred_disc_localisation",
+    "class_discrimination",
+    "compactness",
+    "deletion_insertion",
+    "epsilon_perturbation",
+    "fidelity",
+    "localisation",
+    "radial_profile",
+    "reader_agreement",
+    "two_probable",
+    "wrong_class",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

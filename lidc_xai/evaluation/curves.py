@@ -1,0 +1,165 @@
+"""MIF and LIF: the score while the most (least) important pixels are removed first, and the areas under it.
+
+At p = 0, 5, …, 100 % the round(p·H·W) lowest-ranked pixels (LIF) or highest-ranked ones (MIF) of one ascending sort are
+replaced, all channels together. A faithful map loses little in LIF and much in MIF:
+
+    area = A_LIF − A_MIF,   A = trapezoid of the raw target score over percent.
+
+The first point is f(x) and the last f(all replaced), the same for every map: they are computed once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lidc_xai.errors import UsageError
+from lidc_xai.evaluation.forward import Forward, scored_for_one
+from lidc_xai.evaluation.maps import CONSTANT, NOT_FINITE, MapLike, as_pixels, broken, constant, distinct, pixel_ranks
+from lidc_xai.evaluation.options import Perturbing, options_as
+from lidc_xai.evaluation.results import Result, finite, first_reason, trapezoid
+from lidc_xai.evaluation.statistics import Floats
+from lidc_xai.explain.targets import Outputs, TargetsLike
+
+POINTS = 21
+_TINY = 1e-6
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FidelityResult(Result):
+    """``percent`` (P,) removed; ``mif`` and ``lif`` (B,P) scores; areas (B,) in score × percent; ``area`` = LIF − MIF.
+
+    ``score`` f(x) and ``replaced_score`` f(all replaced), both (B,); ``at_stake`` is their difference: how much there
+    was to lose. All NaN for a map that is not finite; a constant map is ordered by the seeded permutation and counted.
+    """
+
+    percent: Floats
+    mif: Floats
+    lif: Floats
+    area_mif: Floats
+    area_lif: Floats
+    area: Floats
+    score: Floats
+    replaced_score: Floats
+    at_stake: Floats
+
+    figures: ClassVar[tuple[str, ...]] = ("area_mif", "area_lif", "area", "score", "replaced_score", "at_stake")
+    shared: ClassVar[tuple[str, ...]] = ("percent",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityOptions(Perturbing):
+    """``points`` of the curve, ends included. ``normalise``: divide each curve by its own first value."""
+
+    points: int = POINTS
+    normalise: bool = False
+
+    def __post_init__(self) -> None:
+        if self.points < 2:
+            raise UsageError(f"points is a whole number from 2, not {self.points}")
+
+
+def fidelity(
+    model: nn.Module, images: Tensor, relevance: MapLike, target: TargetsLike = None, **options: Any
+) -> FidelityResult:
+    """MIF and LIF curves of ``relevance`` (B,H,W) or (B,gh,gw) for one target of ``images`` (B,C,H,W), normalised.
+
+    ``target``: an output's index or name, a Target, a LongTensor (B,), or None (predicted class). Options: those of
+    ``FidelityOptions`` (points, normalise, replacement, sigma, sigma_mm, spacing_mm, masks, seed, max_batch, …).
+    """
+    chosen = options_as(FidelityOptions, options)
+    asked = scored_for_one(chosen.forward(model), images, target)
+    maps = as_pixels(relevance, len(asked.images), asked.size, asked.images.device)
+    removed = chosen.removed(asked.images)
+    ends = replaced_outputs(asked.forward, asked.outputs, removed)
+    outputs = curve_outputs(asked.forward, asked.images, removed, maps[:, None], ends, chosen.points, chosen.seed)
+    scores = asked.read(outputs)[:, 0, ..., 0].cpu().numpy()
+    return fidelity_result(scores, broken(maps).cpu().numpy(), constant(maps).cpu().numpy(), chosen.normalise)
+
+
+def replaced_outputs(forward: Forward, plain: Outputs, removed: Tensor) -> Outputs:
+    """(B,2,C) outputs of the images and of the images with every pixel replaced: the two ends of every curve."""
+    return _stack(plain, forward.outputs(removed), dim=1)
+
+
+def curve_outputs(
+    forward: Forward, images: Tensor, removed: Tensor, maps: Tensor, ends: Outputs, points: int, seed: int
+) -> Outputs:
+    """Outputs (B,M,2,points,C) along MIF (first) and LIF of M maps (B,M,H,W) an image; equal maps are run once."""
+    different, which = distinct(maps)
+    ranks = pixel_ranks(different, seed)
+    count = different.shape[1]
+    low, high = _removed_ranks(points, ranks.shape[-2] * ranks.shape[-1], ranks.device)
+    copies = 2 * (points - 2)
+
+    def fill(buffer: Tensor, image: int, first: int, last: int) -> None:
+        at = torch.arange(first, last, device=ranks.device)
+        own, step = ranks[image, at // copies], at % copies
+        gone = (own >= low[step, None, None]) & (own < high[step, None, None])
+        torch.where(gone[:, None], removed[image], images[image], out=buffer)
+
+    inner = forward.copies(images, count * copies, fill)
+    values = _with_ends(inner.values, ends.values, count, which)
+    if inner.features is None or ends.features is None:
+        return Outputs(values)
+    return Outputs(values, _with_ends(inner.features, ends.features, count, which))
+
+
+def fidelity_result(
+    scores: Floats, not_finite: np.ndarray, is_constant: np.ndarray, normalise: bool = False
+) -> FidelityResult:
+    """Areas and reasons from scores (B,2,P), MIF first."""
+    scores = scores.copy()
+    first = scores[:, 0, 0].copy()
+    replaced = scores[:, 0, -1].copy()
+    unscalable = np.zeros(len(scores), dtype=bool)
+    if normalise:
+        unscalable = np.abs(first) <= _TINY * np.abs(scores).max((1, 2))
+        scores /= np.where(unscalable, np.nan, first)[:, None, None]
+    scores[not_finite] = np.nan
+    percent = np.linspace(0, 100, scores.shape[-1])
+    mif, lif = scores[:, 0], scores[:, 1]
+    areas = trapezoid(scores, percent)
+    reasons = first_reason(
+        (not_finite, NOT_FINITE),
+        (unscalable, "the first value is 0, so the curve cannot be divided by it"),
+        (~finite(scores, (1, 2)), "the model's score is not finite"),
+        (is_constant, f"{CONSTANT}: its order is the seeded permutation"),
+        n=len(scores),
+    )
+    return FidelityResult(
+        percent=percent,
+        mif=mif,
+        lif=lif,
+        area_mif=areas[:, 0],
+        area_lif=areas[:, 1],
+        area=areas[:, 1] - areas[:, 0],
+        score=first,
+        replaced_score=replaced,
+        at_stake=first - replaced,
+        reasons=reasons,
+    )
+
+
+def _removed_ranks(points: int, pixels: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ranks [low, high) that are removed at each inner point: first along MIF, then along LIF."""
+    counts = [round(point / (points - 1) * pixels) for point in range(1, points - 1)]
+    low = [pixels - count for count in counts] + [0] * len(counts)
+    high = [pixels] * len(counts) + counts
+    return torch.tensor(low, device=device), torch.tensor(high, device=device)
+
+
+def _with_ends(inner: Tensor, ends: Tensor, count: int, which: list[int]) -> Tensor:
+    """(B, count·2·(P−2), C) and the ends (B,2,C) → (B,M,2,P,C) for the M maps that ``which`` points from."""
+    curves = inner.unflatten(1, (count, 2, -1))
+    edge = ends[:, None, None].expand(-1, count, 2, -1, -1)
+    return torch.cat([edge[..., :1, :], curves, edge[..., 1:, :]], dim=-2)[:, which]
+
+
+def _stack(a: Outputs, b: Outputs, dim: int) -> Outputs:
+    features = None if a.features is None or b.features is None else torch.stack([a.features, b.features], dim)
+    return Outputs(torch.stack([a.values, b.values], dim), features)
