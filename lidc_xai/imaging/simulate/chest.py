@@ -15,11 +15,13 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from lidc_xai.imaging.simulate.grid import Floats, Grid, stream
 from lidc_xai.imaging.simulate.thorax import Thorax
+from lidc_xai.imaging.simulate.tissues import Tissues
 
 STRIDE = 4
-AIR, LUMEN, FAT, MUSCLE, WALL, LIVER = -1000.0, -985.0, -105.0, 57.0, 30.0, 62.0
-CORTEX, MARROW = 620.0, 190.0
-FIELDS = ("body", "muscles", "cage", "organs", "bones", "airways", "diaphragm", "lungs")
+AIR, LUMEN, FAT, MUSCLE, WALL, LIVER, TABLE = -1000.0, -985.0, -105.0, 57.0, 30.0, 62.0, -120.0
+CORTEX, MARROW = 620.0, 170.0
+TABLE_MM = 3.0
+FIELDS = ("body", "muscles", "cage", "organs", "bones", "airways", "diaphragm", "lungs", "table")
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,15 @@ def render_chest(grid: Grid, thorax: Thorax, tissue: Tissue, seed: int, name: st
     lung_grain = _patchwork(grid, 7.0, seed, name, "lung")
     back = ((grid.y_mm - thorax.centre[1]) / thorax.half[1]).clip(-1, 1)[:, None]
     for k in range(len(grid.z_mm)):
-        share = {field: _share(values[k], widths[k], up) for field, (values, widths) in fields.items()}
+        share = {name: _share(fields[name][0][k], fields[name][1][k], up) for name in FIELDS if name != "table"}
         hu = _soft_tissue(share, up(fields["body"][0][k]), tissue, 9 * fat_grain(k))
-        hu = _bones(hu, share["bones"], fields["bones"][0][k], up)
+        hu = _bones(hu, share["bones"], fields["bones"][0][k], up, 25 * fat_grain(k))
         hu = _mix(hu, WALL, _share(fields["airways"][0][k] - 2.0, fields["airways"][1][k], up))
         hu = _mix(hu, LUMEN, share["airways"])
         parenchyma = tissue.lung + 22 * back + 16 * lung_grain(k) + _grain(grid, k, seed, name)
         hu = _mix(hu, parenchyma, share["lungs"])
+        table = np.abs(up(fields["table"][0][k])) - TABLE_MM / 2
+        hu = _mix(hu, TABLE, np.clip(0.5 - table / grid.spacing_mm, 0, 1))
         inner = np.clip(-fields["body"][0][k] / 70, 0, 1)
         noise_share = np.where(fields["body"][0][k] > 0, 0.5, 0.62 + 0.38 * inner)
         yield ChestSlice(hu.astype(np.float32), share["lungs"], up(noise_share))
@@ -71,10 +75,11 @@ def _coarse_fields(grid: Grid, thorax: Thorax) -> dict[str, tuple[Floats, Floats
     y = (grid.y0_mm + STRIDE * grid.spacing_mm * np.arange(_coarse(grid.rows))).astype(np.float32)[None, :, None]
     z = grid.z_mm[:, None, None].astype(np.float32)
     half = np.float32(grid.thickness_mm / 2)
+    above, below = Tissues(thorax, x, y, z + half), Tissues(thorax, x, y, z - half)
+    shape = np.broadcast_shapes(x.shape, y.shape, z.shape)
     fields = {}
     for name in FIELDS:
-        distance = getattr(thorax, name)
-        upper, lower = distance(x, y, z + half), distance(x, y, z - half)
+        upper, lower = (np.broadcast_to(getattr(end, name), shape) for end in (above, below))
         width = np.hypot(grid.spacing_mm, np.minimum(np.abs(upper - lower), 12.0))
         fields[name] = ((upper + lower) / 2, width)
     return fields
@@ -130,11 +135,11 @@ def _soft_tissue(share: dict, body: Floats, tissue: Tissue, grain: Floats) -> Fl
     return _mix(hu, LIVER + 0.5 * grain, below)
 
 
-def _bones(hu: Floats, share: Floats | float, distance: Floats, up: _upsampler) -> Floats:
+def _bones(hu: Floats, share: Floats | float, distance: Floats, up: _upsampler, grain: Floats) -> Floats:
     if isinstance(share, float) and share == 0.0:
         return hu
     depth = -up(distance)
-    return _mix(hu, CORTEX + (MARROW - CORTEX) * np.clip((depth - 1.4) / 1.2, 0, 1), share)
+    return _mix(hu, CORTEX + (MARROW + grain - CORTEX) * np.clip((depth - 1.4) / 1.2, 0, 1), share)
 
 
 def _patchwork(grid: Grid, pitch_mm: float, seed: int, name: str, what: str):  # type: ignore[no-untyped-def]
@@ -158,4 +163,4 @@ def _grain(grid: Grid, k: int, seed: int, name: str) -> NDArray[np.float32]:
     """Fine structure of the parenchyma below what vessels are drawn for; the scanner's blur takes most of it away."""
     rng = stream(seed, name, "grain", grid.first_slice + k + 100_000)
     white = rng.standard_normal((grid.rows, grid.columns), dtype=np.float32)
-    return 48.0 * (0.7 / grid.spacing_mm) * white
+    return 42.0 * (0.7 / grid.spacing_mm) * white

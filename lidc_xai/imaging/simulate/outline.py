@@ -79,10 +79,12 @@ def nodule_outline(nodule: Nodule) -> Outline:
     low, high = points.min(axis=0) - margin, points.max(axis=0) + margin + 1
     shape = (int(high[1] - low[1]), int(high[0] - low[0]))
     z_mm = _heights(nodule)
-    planes = np.mean([_reader_planes(reading, z_mm, low, shape, spacing) for reading in nodule.readers], axis=0)
+    masks = [_reader_mask(reading, z_mm, low, shape) for reading in nodule.readers]
+    planes = np.mean([_signed_planes(mask, spacing) for mask in masks], axis=0)
     planes = gaussian_filter(planes, (0, 0.6, 0.6)).astype(np.float32)
-    if planes.min() >= 0:  # a few pixels that the readers drew beside each other
-        planes -= planes.min() + 0.7 * spacing
+    # where the readers disagree, the zero level would be too small: keep their median volume instead
+    voxels = max(int(np.median([mask.sum() for mask in masks])), 4)
+    planes -= np.partition(planes, voxels, axis=None)[voxels]
     depth = np.maximum(-planes, 0)
     origin = -(IMAGE_PIXELS - 1) / 2 * spacing
     k, j, i = (np.average(np.arange(n), weights=depth.sum(axis=axes))
@@ -108,26 +110,33 @@ def slice_step(nodule: Nodule) -> float:
     return float(np.median(steps)) if len(steps) else nodule.slice_thickness_mm
 
 
-def _reader_planes(
-    reading: Reading, z_mm: NDArray[np.float64], low: NDArray, shape: tuple[int, int], spacing: float
-) -> NDArray[np.float32]:
-    """(n, rows, columns) signed distance of one reader's outlines."""
-    masks = np.zeros((len(z_mm), *shape), bool)
+def _reader_mask(
+    reading: Reading, z_mm: NDArray[np.float64], low: NDArray, shape: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """(n, rows, columns) pixels inside one reader's outlines; holes are cut last."""
+    mask = np.zeros((len(z_mm), *shape), bool)
     for contour in sorted(reading.contours, key=lambda c: not c.inclusion):
-        place = int(np.abs(z_mm - contour.z_mm).argmin())
+        layer = mask[int(np.abs(z_mm - contour.z_mm).argmin())]
         filled = _filled(contour.ij - low, shape)
-        masks[place] = masks[place] | filled if contour.inclusion else masks[place] & ~filled
-    planes = np.full(masks.shape, FAR_MM, np.float32)
-    drawn = np.flatnonzero(masks.any(axis=(1, 2)))
+        if contour.inclusion:
+            layer |= filled
+        else:
+            layer &= ~filled
+    return mask
+
+
+def _signed_planes(mask: NDArray[np.bool_], spacing: float) -> NDArray[np.float32]:
+    """Signed distance (mm) in each plane; planes without outline close the shape half-way to the next drawn one."""
+    planes = np.full(mask.shape, FAR_MM, np.float32)
+    drawn = np.flatnonzero(mask.any(axis=(1, 2)))
     for k in drawn:
-        outside = distance_transform_edt(~masks[k])
-        inside = distance_transform_edt(masks[k])
-        planes[k] = (np.where(masks[k], 0.5 - inside, outside - 0.5) * spacing).clip(None, FAR_MM)
-    for k in range(len(z_mm)):
-        if k not in drawn and len(drawn):
-            last = drawn[np.abs(drawn - k).argmin()]
-            # the value that makes the shape close half-way between the last drawn slice and this one
-            planes[k] = np.minimum(planes[last] - 2 * planes[last].min() + abs(k - last) - 1, FAR_MM)
+        outside, inside = distance_transform_edt(~mask[k]), distance_transform_edt(mask[k])
+        planes[k] = (np.where(mask[k], 0.5 - inside, outside - 0.5) * spacing).clip(None, FAR_MM)
+    if not len(drawn):
+        return planes
+    for k in np.setdiff1d(np.arange(len(mask)), drawn):
+        last = drawn[np.abs(drawn - k).argmin()]
+        planes[k] = np.minimum(planes[last] - 2 * planes[last].min() + abs(k - last) - 1, FAR_MM)
     return planes
 
 

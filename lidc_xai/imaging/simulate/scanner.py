@@ -22,7 +22,7 @@ class Scanner:
 
 def draw_scanner(rng: np.random.Generator) -> Scanner:
     """A scanner of LIDC's time with a soft-tissue kernel."""
-    return Scanner(float(rng.uniform(0.55, 0.68)), float(rng.uniform(10.0, 14.0)))
+    return Scanner(float(rng.uniform(0.55, 0.68)), float(rng.uniform(13.5, 18.5)))
 
 
 def blur(image: Floats, grid: Grid, scanner: Scanner) -> Floats:

@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 
 from lidc_xai.annotations.nodule import Nodule
 from lidc_xai.errors import UsageError
-from lidc_xai.imaging.simulate.chest import Tissue, draw_tissue, render_chest
+from lidc_xai.imaging.simulate.chest import LUMEN, WALL, Tissue, draw_tissue, render_chest
 from lidc_xai.imaging.simulate.expression import express, with_ratings
 from lidc_xai.imaging.simulate.grid import IMAGE_PIXELS, Grid, stream
 from lidc_xai.imaging.simulate.lesion import Drawn, draw_nodule
-from lidc_xai.imaging.simulate.lungs import vessels
+from lidc_xai.imaging.simulate.lungs import Branches, branches
 from lidc_xai.imaging.simulate.outline import Outline, nodule_outline
 from lidc_xai.imaging.simulate.scanner import Scanner, blur, draw_scanner, noise
 from lidc_xai.imaging.simulate.thorax import Thorax, fit_thorax
-from lidc_xai.imaging.simulate.tree import Tubes
 from lidc_xai.imaging.simulate.tubes import tube_share
 from lidc_xai.imaging.volume import CTVolume
 
 SCOPES = ("series", "full")
+BRONCHUS_WALL_MM = 0.7
 EVEN_MM = 0.01
 """Slices this close to an even grid are taken as even."""
 
@@ -73,7 +73,7 @@ class Scene:
     thorax: Thorax
     tissue: Tissue
     scanner: Scanner
-    tubes: Tubes
+    branches: Branches
     nodules: list[Nodule]
     outlines: list[Outline]
     without: tuple[str, ...]
@@ -141,7 +141,7 @@ def make_scene(
     return Scene(
         name, seed, thorax, draw_tissue(stream(seed, name, "tissue"), first.contrast_used),
         draw_scanner(stream(seed, name, "scanner")),
-        vessels(thorax, low, high, seed, name, np.concatenate(crowds)), nodules, outlines,
+        branches(thorax, low, high, seed, name, np.concatenate(crowds)), nodules, outlines,
         tuple(without), tuple(switched_off),
     )  # fmt: skip
 
@@ -163,10 +163,12 @@ def render(scene: Scene, grid: Grid) -> tuple[NDArray[np.float32], dict[str, Dra
         one = draw_nodule(grid, outline, look, scene.tissue.lung, scene.seed, nodule.nodule_id, off)
         if one is not None:
             drawn[nodule.nodule_id] = one
-    share = tube_share(grid, scene.tubes)
+    blood, lumen = tube_share(grid, scene.branches.blood), tube_share(grid, scene.branches.bronchi)
+    walls = tube_share(grid, scene.branches.bronchi.wider(BRONCHUS_WALL_MM))
     array = np.empty(grid.shape, np.float32)
     for k, chest in enumerate(render_chest(grid, scene.thorax, scene.tissue, scene.seed, scene.name)):
-        hu, through = chest.hu, share[k] * chest.lung
+        hu, through = chest.hu, blood[k] * chest.lung
+        hu += walls[k] * (WALL - hu) * chest.lung
         for one in drawn.values():
             slices, rows, columns = one.box
             if slices.start <= k < slices.stop:
@@ -174,6 +176,7 @@ def render(scene: Scene, grid: Grid) -> tuple[NDArray[np.float32], dict[str, Dra
                 hu[rows, columns] += one.hu[n] - one.opacity[n] * hu[rows, columns]
                 through[rows, columns] *= 1 - np.minimum(one.solid[n], 1)
         hu += through * (scene.tissue.blood - hu)
+        hu += lumen[k] * chest.lung * (LUMEN - hu)
         array[k] = blur(hu, grid, scene.scanner)
         array[k] += noise(grid, scene.scanner, grid.first_slice + k, chest.noise_share, scene.seed, scene.name)
     return np.clip(np.round(array, out=array), -1024, 3071, out=array), drawn

@@ -13,7 +13,7 @@ from lidc_xai.imaging.simulate.tree import Tubes
 MOST = 48
 _RATING = (1.0, 1.4, 2.0, 3.0, 4.0, 5.0)
 _NUMBER = (0.0, 2.0, 6.0, 13.0, 20.0, 28.0)
-_LENGTH_MM = (2.5, 3.0, 4.0, 5.5, 7.5, 9.5)
+_LENGTH_MM = (3.0, 3.5, 4.5, 6.5, 8.5, 11.0)
 
 
 def spicule_tubes(outline: Outline, spiculation: float, rng: np.random.Generator) -> Tubes:
@@ -22,11 +22,11 @@ def spicule_tubes(outline: Outline, spiculation: float, rng: np.random.Generator
     All possible ones are drawn first and the wanted number taken, so that a change of rating adds or removes some and
     leaves the others where they are.
     """
-    direction = rng.normal(size=(MOST, 3)) * (1, 1, 0.6)
+    direction = rng.normal(size=(MOST, 3)) * (1, 1, 0.5)
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     size = float(np.clip(outline.radius_mm / 4.5, 0.7, 1.6))
     length = np.interp(spiculation, _RATING, _LENGTH_MM) * size**0.5 * rng.uniform(0.5, 1.25, MOST)
-    thick = rng.uniform(0.55, 0.95, MOST) * size**0.3
+    thick = rng.uniform(0.65, 1.15, MOST) * size**0.3
     bend = rng.normal(size=(MOST, 3)) * 0.15
     n = min(round(float(np.interp(spiculation, _RATING, _NUMBER)) * size), MOST)
     root = np.array([_surface(outline, d) for d in direction[:n]]).reshape(-1, 3)
@@ -35,7 +35,7 @@ def spicule_tubes(outline: Outline, spiculation: float, rng: np.random.Generator
     tip = root + length * (direction + bend)
     return Tubes(
         np.concatenate([root - 0.8 * direction, middle]), np.concatenate([middle, tip]),
-        np.concatenate([thick, 0.6 * thick]), np.concatenate([0.6 * thick, np.full(n, 0.2)]),
+        np.concatenate([thick, 0.6 * thick]), np.concatenate([0.6 * thick, np.full(n, 0.3)]),
     )  # fmt: skip
 
 

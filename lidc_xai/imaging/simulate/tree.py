@@ -2,7 +2,7 @@
 
 Growth: all ends (one per small piece of lung) hang on the root; a group of ends draws one branch towards its middle and
 is then cut in two along its longest direction, until every end has its own twig. Radius by Murray's law,
-r = r_end · (ends that hang on it)^(1/2.6).
+r = r_end · (ends that hang on it)^(1/2.8).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-END_RADIUS_MM = 0.3
-MURRAY = 1 / 2.6
+END_RADIUS_MM = 0.32
+MURRAY = 1 / 2.8
 PIECES = 4
 """Straight pieces that a curved branch is drawn with."""
 
@@ -30,6 +30,10 @@ class Tubes:
     def chosen(self, which: NDArray[np.bool_]) -> Tubes:
         """The pieces for which ``which`` (n,) is true."""
         return Tubes(self.start[which], self.end[which], self.r0[which], self.r1[which])
+
+    def wider(self, by_mm: float) -> Tubes:
+        """The same pieces, thicker by ``by_mm`` all round."""
+        return Tubes(self.start, self.end, self.r0 + by_mm, self.r1 + by_mm)
 
     def __len__(self) -> int:
         return len(self.start)
@@ -50,47 +54,48 @@ def join(parts: list[Tubes]) -> Tubes:
     return Tubes(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("start", "end", "r0", "r1")))
 
 
-def grow(ends: NDArray[np.float64], root: NDArray[np.float64], rng: np.random.Generator) -> Tubes:
-    """A tree from ``root`` (3,) to every one of ``ends`` (n, 3), in mm."""
+def grow(
+    ends: NDArray[np.float64], weight: NDArray[np.float64], root: NDArray[np.float64], rng: np.random.Generator
+) -> Tubes:
+    """A tree from ``root`` (3,) to every one of ``ends`` (n, 3), in mm; each stands for ``weight`` (n,) ends."""
     group = np.zeros(len(ends), int)
     at, heading = root[None].astype(float), np.zeros((1, 3))
-    radius = np.array([END_RADIUS_MM * max(len(ends), 1) ** MURRAY])
+    radius = np.array([END_RADIUS_MM * weight.sum() ** MURRAY])
     parts: list[Tubes] = []
     while len(group):
         count = np.bincount(group, minlength=len(at))
-        middle = _mean(ends, group, count)
+        carried = np.bincount(group, weights=weight, minlength=len(at))
+        middle = _mean(ends, weight, group, carried)
         single = count == 1
         reach = np.where(single, 1.0, rng.uniform(0.3, 0.55, len(at)))[:, None]
         fork = at + reach * (middle - at)
         length = np.linalg.norm(fork - at, axis=1, keepdims=True)
-        fork += np.where(single[:, None], 0.0, 0.10 * length * rng.normal(size=fork.shape))
-        slim = END_RADIUS_MM * count**MURRAY
+        fork += np.where(single[:, None], 0.0, 0.05 * length * rng.normal(size=fork.shape))
+        slim = END_RADIUS_MM * carried**MURRAY
         parts.append(_curved(at, heading, fork, np.minimum(radius, slim * 1.1), slim * 0.92, rng))
-        group, at, heading, radius, ends = _split(ends, group, count, middle, at, fork, slim, rng)
+        going_on = count[group] > 1
+        ends, weight, group = ends[going_on], weight[going_on], group[going_on]
+        group, at, heading, radius = _split(ends, group, middle, at, fork, slim, rng)
     return join(parts)
 
 
-def _mean(points: NDArray[np.float64], group: NDArray[np.intp], count: NDArray[np.intp]) -> NDArray[np.float64]:
-    sums = [np.bincount(group, weights=points[:, axis], minlength=len(count)) for axis in range(3)]
-    return np.stack(sums, axis=1) / count[:, None]
+def _mean(points: NDArray, weight: NDArray, group: NDArray, carried: NDArray) -> NDArray[np.float64]:
+    sums = [np.bincount(group, weights=weight * points[:, axis], minlength=len(carried)) for axis in range(3)]
+    return np.stack(sums, axis=1) / carried[:, None]
 
 
 def _split(
-    ends: NDArray, group: NDArray, count: NDArray, middle: NDArray, at: NDArray, fork: NDArray, slim: NDArray,
-    rng: np.random.Generator,
-) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:  # fmt: skip
-    """Cut groups of more than one end in two; returns group, position, heading, radius and ends of what is left."""
-    going_on = count[group] > 1
-    ends, group = ends[going_on], group[going_on]
+    ends: NDArray, group: NDArray, middle: NDArray, at: NDArray, fork: NDArray, slim: NDArray, rng: np.random.Generator
+) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Cut every group in two across its longest direction; returns the new groups, their place, heading and radius."""
     turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]  # cuts must not line up with the axes
     away = (ends - middle[group]) @ turn
-    spread = np.stack([np.bincount(group, weights=away[:, k] ** 2, minlength=len(count)) for k in range(3)], axis=1)
-    side = away[np.arange(len(ends)), spread.argmax(axis=1)[group]] > 0
-    pair = 2 * group + side
-    kept, new = np.unique(pair, return_inverse=True)
+    spread = np.stack([np.bincount(group, weights=away[:, k] ** 2, minlength=len(at)) for k in range(3)], axis=1)
+    longest = spread.argmax(axis=1)[group]
+    side = away[np.arange(len(ends)), longest] > 0
+    kept, new = np.unique(2 * group + side, return_inverse=True)
     parent = kept // 2
-    heading = fork[parent] - at[parent]
-    return new, fork[parent], heading, slim[parent], ends
+    return new, fork[parent], fork[parent] - at[parent], slim[parent]
 
 
 def _curved(
@@ -102,7 +107,7 @@ def _curved(
     norm = np.linalg.norm(heading, axis=1, keepdims=True)
     direction = np.where(norm > 0, heading / np.maximum(norm, 1e-9), along / np.maximum(length, 1e-9))
     bend = start + 0.5 * along + 0.22 * length * (direction - along / np.maximum(length, 1e-9))
-    bend += 0.06 * length * rng.normal(size=along.shape)
+    bend += 0.04 * length * rng.normal(size=along.shape)
     t = np.linspace(0, 1, PIECES + 1)[:, None, None]
     points = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
     radii = r0 + (r1 - r0) * t[:, :, 0]

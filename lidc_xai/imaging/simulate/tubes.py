@@ -12,13 +12,18 @@ from numpy.typing import NDArray
 from lidc_xai.imaging.simulate.grid import Floats, Grid
 from lidc_xai.imaging.simulate.tree import Tubes
 
+THICK_PIXELS = 1.6
+"""Tubes of a larger radius are drawn by distance, thinner ones as points."""
+DISC = 9
+"""Points that stand for the cross-section of a tube thicker than half a pixel."""
+
 
 def tube_share(grid: Grid, tubes: Tubes) -> NDArray[np.float32]:
     """(z, y, x) share of each voxel of ``grid`` inside the tubes, 0 to 1."""
     low, high = _corners(grid)
     near = ((tubes.high >= low) & (tubes.low <= high)).all(axis=1)
     tubes = tubes.chosen(np.asarray(near))
-    thick = np.maximum(tubes.r0, tubes.r1) > 1.1 * grid.spacing_mm
+    thick = np.maximum(tubes.r0, tubes.r1) > THICK_PIXELS * grid.spacing_mm
     share = _points_share(grid, tubes.chosen(~thick))
     for start, end, r0, r1 in _rows(tubes.chosen(thick)):
         _add_thick(share, grid, start, end, r0, r1)
@@ -48,6 +53,10 @@ def _points_share(grid: Grid, tubes: Tubes) -> NDArray[np.float32]:
     points = tubes.start[which] + t[:, None] * (tubes.end - tubes.start)[which]
     radius = tubes.r0[which] + t * (tubes.r1 - tubes.r0)[which]
     share = np.pi * radius**2 * (length / n)[which] / (grid.spacing_mm**2 * grid.thickness_mm)
+    wide = radius > 0.5 * grid.spacing_mm
+    spread = _discs(points[wide], (tubes.end - tubes.start)[which][wide], radius[wide])
+    points = np.concatenate([points[~wide], spread])
+    share = np.concatenate([share[~wide], np.repeat(share[wide] / DISC, DISC)])
     i = (points[:, 0] - grid.x0_mm) / grid.spacing_mm
     j = (points[:, 1] - grid.y0_mm) / grid.spacing_mm
     half = grid.thickness_mm / 2
@@ -58,6 +67,19 @@ def _points_share(grid: Grid, tubes: Tubes) -> NDArray[np.float32]:
         now = ok & (first + step < last)
         _spread(total, grid, i[now], j[now], (first + step)[now], share[now])
     return total.reshape(grid.shape)
+
+
+def _discs(points: Floats, along: Floats, radius: Floats) -> Floats:
+    """(n * DISC, 3) points spread evenly over discs across ``along``."""
+    across = np.cross(along, [0.31, 0.17, 1.0])
+    across /= np.maximum(np.linalg.norm(across, axis=1, keepdims=True), 1e-9)
+    other = np.cross(along, across)
+    other /= np.maximum(np.linalg.norm(other, axis=1, keepdims=True), 1e-9)
+    m = np.arange(DISC)
+    r, angle = np.sqrt((m + 0.5) / DISC), m * 2.39996  # the golden angle
+    u, v = r * np.cos(angle), r * np.sin(angle)
+    offsets = u[:, None] * across[:, None] + v[:, None] * other[:, None]
+    return (points[:, None] + radius[:, None, None] * offsets).reshape(-1, 3)
 
 
 def _spread(total: Floats, grid: Grid, i: Floats, j: Floats, k: NDArray[np.intp], share: Floats) -> None:
