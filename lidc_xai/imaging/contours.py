@@ -47,14 +47,14 @@ def fill_outline(
     x = (np.arange(columns) + low[0])[np.newaxis, np.newaxis, :]
     start = np.asarray(ij, dtype=np.int64)
     end = np.roll(start, -1, axis=0)
+    # First axis: edges of the outline, then rows and columns. A ray to the right meets an odd number of edges.
     x0, y0, x1, y1 = (values[:, np.newaxis, np.newaxis] for values in (*start.T, *end.T))
     side = (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)
     upward, downward = (y0 <= y) & (y < y1), (y1 <= y) & (y < y0)
     crossings = np.count_nonzero((upward & (side > 0)) | (downward & (side < 0)), axis=0)
-    between = (
-        (np.minimum(x0, x1) <= x) & (x <= np.maximum(x0, x1)) & (np.minimum(y0, y1) <= y) & (y <= np.maximum(y0, y1))
-    )
-    outline = ((side == 0) & between).any(axis=0)
+    beside_x = (np.minimum(x0, x1) <= x) & (x <= np.maximum(x0, x1))
+    beside_y = (np.minimum(y0, y1) <= y) & (y <= np.maximum(y0, y1))
+    outline = ((side == 0) & beside_x & beside_y).any(axis=0)
     return (crossings % 2 == 1) & ~outline, outline
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import permutations
 
 import numpy as np
@@ -34,9 +33,10 @@ def crop_nodule(
     mm it has none. With an even number of voxels the centre lies between the two middle ones. The crop's axes are the
     scan's own, in the order and sense closest to LPS. ``interpolation``: "linear" or "bspline".
 
-    Outside the scan the crop is ``padding_hu`` and ``padded`` is set; ``larger_than_box`` where the consensus does not
-    fit. Raises UsageError for a wrong size or option; DataError where the CT is not the nodule's series, where slices
-    of its contours are missing, where the point lies outside the scan, or where slices are missing inside the box.
+    Outside the scan the crop is ``padding_hu`` and ``padded`` is set; ``larger_than_box`` where the readers' outlines
+    together are larger than the box on some axis. Raises UsageError for a wrong size or option; DataError where the CT
+    is not the nodule's series, where slices of its contours are missing, where the point lies outside the scan, or
+    where slices are missing inside the box.
     """
     count = voxels_per_side(size_mm, spacing_mm)
     if not isinstance(nodule_or_point_mm, Nodule):
@@ -50,9 +50,10 @@ def crop_nodule(
     crop, grid = _crop_at(ct, centre, count, spacing_mm, interpolation, padding_hu, nodule.nodule_id)
     crop.reader_masks = np.stack([resample_mask(ct, mask, box, grid) for mask in masks])
     crop.consensus = resample_mask(ct, consensus, box, grid)
-    crop.larger_than_box = _leaves_box(ct, consensus, box, grid)
+    extent = outlines_extent_mm(ct, box)
+    crop.larger_than_box = bool(extent.max() > size_mm)
     if crop.larger_than_box:
-        crop.issues.append(f"the consensus is larger than the {size_mm:g} mm box")
+        crop.issues.append(f"the outlines reach over {extent.max():.1f} mm: larger than the {size_mm:g} mm box")
     if not consensus.any():
         crop.issues.append("no voxel is marked by half of the readers: centred on their centroids")
     for number, mask in enumerate(masks, start=1):
@@ -77,6 +78,14 @@ def native_masks(ct: CTVolume, nodule: Nodule) -> tuple[NDArray[np.bool_], GridB
         )
     pairs = zip(nodule.readers, slices, strict=True)
     return np.stack([contours_mask(reading.contours, places, box) for reading, places in pairs]), box
+
+
+def outlines_extent_mm(ct: CTVolume, box: GridBox) -> NDArray[np.float64]:
+    """(3,) mm along columns, rows and slices of the box around all outlines, its outer voxels included."""
+    between_slices, between_rows, between_columns = ct.spacing_mm
+    depth = ct.positions_mm[box.high[2]] - ct.positions_mm[box.low[2]] + between_slices
+    width, height = (box.high[axis] - box.low[axis] + 1 for axis in (0, 1))
+    return np.array([width * between_columns, height * between_rows, depth])
 
 
 def consensus_centre(ct: CTVolume, nodule: Nodule, consensus: NDArray[np.bool_], box: GridBox) -> NDArray[np.float64]:
@@ -174,17 +183,3 @@ def _check_gaps(ct: CTVolume, grid: CropGrid, name: str) -> None:
         if start < high and stop > low:
             where = f"between {start:.2f} and {stop:.2f} mm along the scan"
             raise DataError(f"{name}: slices are missing {where}, inside the box; complete the series")
-
-
-def _leaves_box(ct: CTVolume, mask: NDArray[np.bool_], box: GridBox, grid: CropGrid) -> bool:
-    """Whether the mask, with the whole of its outer voxels, reaches out of the grid's cube."""
-    bounds = mask_bounds(mask)
-    if bounds is None:
-        return False
-    low, high = (bound[::-1] + np.array(box.low) for bound in bounds)
-    corners: Sequence[NDArray[np.float64]] = [
-        np.where(bits, high + 0.5, low - 0.5) for bits in np.array(list(np.ndindex(2, 2, 2)), dtype=bool)
-    ]
-    inverse = np.linalg.inv(grid.affine)
-    index = ct.stored_index_to_mm(np.array(corners)) @ inverse[:3, :3].T + inverse[:3, 3]
-    return bool((index < -0.5 - 1e-6).any() or (index > np.array(grid.shape[::-1]) - 0.5 + 1e-6).any())

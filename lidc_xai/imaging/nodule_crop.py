@@ -14,7 +14,8 @@ class NoduleCrop:
     ``ct``: (z, y, x) float32 HU. ``affine``: 4x4, (i, j, k, 1) -> LPS mm (i = x, j = y, k = z of the array).
     ``reader_masks``: (R, z, y, x) bool, one per reader, or ``None`` without readers. ``consensus``: (z, y, x) bool,
     voxels that at least half of the readers marked, or ``None``. ``padded``: a part of the box lies outside the scan.
-    ``larger_than_box``: the consensus does not fit into the box on some axis. ``issues``: what was found, in words.
+    ``larger_than_box``: the readers' outlines together are larger than the box on some axis. ``issues``: what
+    was found, in words.
     """
 
     ct: np.ndarray
