@@ -72,10 +72,14 @@ def vit() -> VisionTransformer:
 
 
 @pytest.fixture(scope="session")
-def named() -> Named:
-    """Outputs malignancy (binary), spiculation, margin (regressions)."""
+def named(images: Tensor) -> Named:
+    """Outputs malignancy (binary, on both sides of 0 for ``images``), spiculation, margin (regressions)."""
     torch.manual_seed(1)
-    return Named(tiny_vit(0, seed=1)).double().eval()
+    model = Named(tiny_vit(0, seed=1)).double().eval()
+    with torch.no_grad():
+        model.head.weight.normal_()
+        model.head.bias -= model(images).quantile(0.5, dim=0)
+    return model
 
 
 @pytest.fixture(scope="session")
