@@ -3,6 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lidc_xai.training.assessment import evaluate_predictions
+    from lidc_xai.training.bootstrap import metric_difference, metric_interval
+    from lidc_xai.training.cross_validation import CrossValidation, cross_validate
     from lidc_xai.training.fitting import FitResult, fit
     from lidc_xai.training.options import (
         AugmentOptions,
@@ -12,24 +15,35 @@ if TYPE_CHECKING:
         OptimiserOptions,
     )
 
+# Modules are not called like the functions they hold: an imported submodule would hide the function of its name.
 _WHERE = {
     "AugmentOptions": "options",
+    "CrossValidation": "cross_validation",
     "FitOptions": "options",
     "FitResult": "fitting",
     "LossOptions": "options",
     "ModelOptions": "options",
     "OptimiserOptions": "options",
+    "cross_validate": "cross_validation",
+    "evaluate_predictions": "assessment",
     "fit": "fitting",
+    "metric_difference": "bootstrap",
+    "metric_interval": "bootstrap",
 }
 
 __all__ = [
     "AugmentOptions",
+    "CrossValidation",
     "FitOptions",
     "FitResult",
     "LossOptions",
     "ModelOptions",
     "OptimiserOptions",
+    "cross_validate",
+    "evaluate_predictions",
     "fit",
+    "metric_difference",
+    "metric_interval",
 ]
 
 

@@ -1,0 +1,230 @@
+"""``evaluate_predictions``: every published figure from ``predictions.csv`` alone.
+
+Per output: value and 95 % interval (patients drawn with replacement), by size of the nodule, beside baselines on the
+same folds, with paired comparisons, the reliability diagram and the readers' own noise as the bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lidc_xai.errors import DataError, UsageError
+from lidc_xai.evaluation.statistics import DIAMETER_STRATA, diameter_stratum, holm
+from lidc_xai.files import write_json
+from lidc_xai.ratings import BIOMARKERS
+from lidc_xai.training.bootstrap import mcnemar, metric_difference, metric_interval, patient_weights
+from lidc_xai.training.metrics import (
+    CLASSIFICATION,
+    ECE_BINS,
+    accuracy,
+    auc,
+    brier,
+    mean_absolute,
+    mean_squared,
+    r_squared,
+    spearman,
+)
+from lidc_xai.training.noise_floor import reader_noise
+
+_NEEDED = ("nodule_id", "patient_id", "label", "n_readers", "diameter_readers")
+_COMPARED = {"auc": auc, "accuracy": accuracy, "brier": brier}
+
+
+def evaluate_predictions(
+    predictions: pd.DataFrame | Path | str, out: Path | str | None = None, *, resamples: int = 2000, seed: int = 0
+) -> dict[str, Any]:
+    """All figures of a cross-validated run as nested plain values; written to ``out/metrics.json`` where ``out`` is
+    given.
+
+    Raises ``UsageError`` for a missing file, ``DataError`` for a table that is no ``predictions.csv``.
+    """
+    table = _read(predictions)
+    options = {"resamples": resamples, "seed": seed}
+    found: dict[str, Any] = {
+        "nodules": len(table),
+        "patients": int(table["patient_id"].nunique()),
+        "simulated": bool(table["simulated"].astype(bool).any()) if "simulated" in table else False,
+        "split": str(table["split_kind"].iloc[0]) if "split_kind" in table else "unknown",
+        "resamples": resamples,
+        "meaning": "agreement with radiologists' ratings, not with pathology",
+    }
+    found["leaks"] = found["split"] == "paper"
+    names = _baselines(table)
+    if "malignancy_probability" in table:
+        found["malignancy"] = _malignancy(table, "malignancy_probability", options)
+        found["malignancy"]["per_fold"] = _per_fold(table)
+        found["malignancy"]["reliability"] = reliability(table, options)
+        found["comparisons"] = comparisons(table, names, options)
+    found["biomarkers"] = _biomarkers(table, "", options)
+    found["baselines"] = {
+        name: _without_empty(
+            {
+                "malignancy": _malignancy(table, f"baseline.{name}.malignancy_probability", options),
+                "biomarkers": _biomarkers(table, f"baseline.{name}.", options),
+            }
+        )
+        for name in names
+    }
+    found["reader_noise"] = _noise(table)
+    found = _plain(found)
+    if out is not None:
+        write_json(Path(out) / "metrics.json", found)
+    return found
+
+
+def _read(predictions: pd.DataFrame | Path | str) -> pd.DataFrame:
+    if isinstance(predictions, pd.DataFrame):
+        table, where = predictions, "predictions"
+    else:
+        where = str(predictions)
+        if not Path(predictions).is_file():
+            raise UsageError(f"{where}: no such file; give the predictions.csv of a cross-validated run")
+        try:
+            table = pd.read_csv(predictions)
+        except (ValueError, OSError) as error:
+            raise DataError(f"{where}: cannot be read as CSV ({error})") from error
+    missing = [name for name in _NEEDED if name not in table]
+    if missing:
+        raise DataError(f"{where}: has no column {missing[0]!r}; it is not the predictions.csv of a cross-validation")
+    if not len(table):
+        raise DataError(f"{where}: has no row")
+    return table.assign(label=pd.to_numeric(table["label"]).astype("Float64").to_numpy(np.float64, na_value=np.nan))
+
+
+def _baselines(table: pd.DataFrame) -> list[str]:
+    parts = [column.split(".") for column in table.columns if column.startswith("baseline.")]
+    return list(dict.fromkeys(part[1] for part in parts if len(part) == 3))
+
+
+def _malignancy(table: pd.DataFrame, column: str, options: dict[str, int]) -> dict[str, Any]:
+    """Figures on all labelled nodules and by size of the readers' diameter."""
+    if column not in table:
+        return {}
+    sizes = table["diameter_readers"].map(diameter_stratum)
+    parts = {"all": table, **{name: table[sizes == name] for _, name in DIAMETER_STRATA}}
+    return {part: _classification(rows, column, options) for part, rows in parts.items()}
+
+
+def _classification(rows: pd.DataFrame, column: str, options: dict[str, int]) -> dict[str, Any]:
+    y, probability = rows["label"].to_numpy(np.float64), rows[column].to_numpy(np.float64)
+    there = np.isfinite(y) & np.isfinite(probability)
+    figures = {
+        name: _interval(metric_interval(metric, y, probability, rows["patient_id"].tolist(), **options))
+        for name, metric in CLASSIFICATION.items()
+    }
+    return {"nodules": int(there.sum()), "positives": int(y[there].sum()), **figures}
+
+
+def _per_fold(table: pd.DataFrame) -> list[dict[str, Any]]:
+    if "fold" not in table:
+        return []
+    rows = []
+    for fold, part in table.dropna(subset=["label"]).groupby("fold"):
+        y, probability = part["label"].to_numpy(), part["malignancy_probability"].to_numpy()
+        figures = {name: float(metric(y, probability, None)) for name, metric in CLASSIFICATION.items()}
+        rows.append({"fold": fold, "nodules": len(part), **figures})
+    return rows
+
+
+def _biomarkers(table: pd.DataFrame, prefix: str, options: dict[str, int]) -> dict[str, Any]:
+    """MSE(z), MAE in own units, R² and Spearman of every biomarker, and the mean MSE(z) over those predicted."""
+    found: dict[str, Any] = {}
+    scaled: list[tuple[np.ndarray, np.ndarray]] = []
+    patients = table["patient_id"].tolist()
+    for name in BIOMARKERS:
+        if f"{prefix}{name}" not in table or f"{name}_readers" not in table or f"{name}_train_sd" not in table:
+            continue
+        y = table[f"{name}_readers"].to_numpy(np.float64)
+        value = table[f"{prefix}{name}"].to_numpy(np.float64)
+        sd = table[f"{name}_train_sd"].to_numpy(np.float64)
+        scaled.append((y / sd, value / sd))
+        found[name] = {
+            "mse_z": _interval(metric_interval(mean_squared, y / sd, value / sd, patients, **options)),
+            "mae": _interval(metric_interval(mean_absolute, y, value, patients, **options)),
+            "r2": _interval(metric_interval(r_squared, y, value, patients, **options)),
+            "spearman": _interval(metric_interval(spearman, y, value, patients, **options)),
+        }
+    if scaled:
+        error = np.stack([(value - y) ** 2 for y, value in scaled])
+        counted = np.isfinite(error).sum(0)
+        mean = np.where(counted > 0, np.nansum(error, 0) / np.maximum(counted, 1), np.nan)
+        zero = np.zeros_like(mean)
+        overall = metric_interval(mean_squared, zero, np.sqrt(mean), patients, **options)
+        found["mean"] = {"mse_z": _interval(overall), "outputs": len(scaled)}
+    return found
+
+
+def reliability(table: pd.DataFrame, options: dict[str, int]) -> list[dict[str, Any]]:
+    """Ten bins of the calibrated probability: how many nodules, mean probability, share of positives with interval."""
+    labelled = table.dropna(subset=["label", "malignancy_probability"])
+    probability, y = labelled["malignancy_probability"].to_numpy(), labelled["label"].to_numpy()
+    bins = np.clip((probability * ECE_BINS).astype(int), 0, ECE_BINS - 1)
+    weights = patient_weights(labelled["patient_id"].tolist(), **options)
+    rows = []
+    for number in range(ECE_BINS):
+        inside = bins == number
+        row: dict[str, Any] = {"from": number / ECE_BINS, "to": (number + 1) / ECE_BINS, "nodules": int(inside.sum())}
+        if inside.any():
+            drawn = weights[:, inside]
+            with np.errstate(invalid="ignore", divide="ignore"):
+                shares = drawn @ y[inside] / drawn.sum(1)
+            low, high = np.nanquantile(shares, [0.025, 0.975])
+            row |= {"mean_probability": probability[inside].mean(), "share_positive": y[inside].mean()}
+            row |= {"low": low, "high": high}
+        rows.append(row)
+    return rows
+
+
+def comparisons(table: pd.DataFrame, baselines: list[str], options: dict[str, int]) -> list[dict[str, Any]]:
+    """The model against every baseline on the same nodules: AUC, accuracy, Brier score, overall and at 8–12 mm."""
+    rows = []
+    sizes = table["diameter_readers"].map(diameter_stratum)
+    for part, chosen in (("all", table), ("8–12 mm", table[sizes == "8–12 mm"])):
+        y, own = chosen["label"].to_numpy(np.float64), chosen["malignancy_probability"].to_numpy(np.float64)
+        for name in baselines:
+            other = chosen[f"baseline.{name}.malignancy_probability"].to_numpy(np.float64)
+            for metric, function in _COMPARED.items():
+                found = metric_difference(function, y, own, other, chosen["patient_id"].tolist(), **options)
+                row = {"part": part, "metric": metric, "a": "model", "b": name, **vars(found)}
+                rows.append(row | ({"p_mcnemar": mcnemar(y, own, other)} if metric == "accuracy" else {}))
+    for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = float(corrected)
+    return rows
+
+
+def _noise(table: pd.DataFrame) -> dict[str, Any]:
+    found = {}
+    for name in ("malignancy", *BIOMARKERS):
+        if f"{name}_readers" in table:
+            means, deviations = (table[f"{name}_readers{end}"].to_numpy(np.float64) for end in ("", "_sd"))
+            found[name] = vars(reader_noise(means, deviations, table["n_readers"].to_numpy(np.float64)))
+    return found
+
+
+def _interval(found: Any) -> dict[str, Any]:
+    values = {"value": found.mean, "low": found.low, "high": found.high, "n": found.n, "patients": found.clusters}
+    return (
+        values
+        | ({"undefined": found.undefined} if found.undefined else {})
+        | ({"note": found.note} if found.note else {})
+    )
+
+
+def _without_empty(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value}
+
+
+def _plain(value: Any) -> Any:
+    """JSON types; NaN becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and value != value else value

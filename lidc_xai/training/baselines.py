@@ -1,0 +1,86 @@
+"""What a model has to beat, fitted on the same folds: simple numbers and a linear model, no network.
+
+diameter_only: the readers' diameter. mask_oracle: log volume, mean and standard deviation of HU inside the readers'
+consensus (an oracle: it sees the mask). ratings_without_diameter and reader_ratings: what the readers said about the
+nodule.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from lidc_xai.progress import track
+from lidc_xai.ratings import BIOMARKERS
+
+if TYPE_CHECKING:
+    from lidc_xai.imaging.store import CropStore
+
+_MASK_FEATURES = ("mask_log_volume", "mask_mean_hu", "mask_sd_hu")
+
+BASELINES: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "diameter_only": ("diameter",),
+        "mask_oracle": _MASK_FEATURES,
+        "ratings_without_diameter": tuple(name for name in BIOMARKERS if name != "diameter"),
+        "reader_ratings": BIOMARKERS,
+    }
+)
+"""Name of each baseline and the features that it reads."""
+
+_FROM_PIXELS_OR_SIZE = ("diameter_only", "mask_oracle")
+"""Baselines of the biomarkers too: the others are ratings themselves."""
+
+
+def baseline_features(store: CropStore, nodule_ids: list[str]) -> pd.DataFrame:
+    """Features of every baseline by nodule id; NaN where a nodule has no rating or no consensus mask."""
+    table = store.manifest.set_index("nodule_id").loc[nodule_ids]
+    features = table[list(BIOMARKERS)].astype("float64")
+    rows = []
+    for nodule_id in track(nodule_ids, "reading masks", len(nodule_ids)):
+        crop = store.load(nodule_id)
+        inside = crop.ct[crop.consensus] if crop.consensus is not None else np.empty(0)
+        voxel = float(np.prod(crop.spacing_mm))
+        rows.append(
+            (np.log(len(inside) * voxel), inside.mean(dtype=np.float64), inside.std(dtype=np.float64))
+            if len(inside)
+            else (np.nan,) * 3
+        )
+    masks = pd.DataFrame(rows, index=features.index, columns=list(_MASK_FEATURES), dtype=np.float64)
+    return features.join(masks)
+
+
+def baseline_predictions(
+    features: pd.DataFrame, targets: pd.DataFrame, train_ids: list[str], test_ids: list[str]
+) -> pd.DataFrame:
+    """Columns ``baseline.<name>.malignancy_probability`` and ``baseline.<name>.<biomarker>``, one row per test nodule.
+
+    ``targets``: columns label (0, 1, NaN) and biomarkers, by nodule id. A biomarker is not predicted from itself. A
+    nodule without the features gets NaN; so does every nodule where the training part cannot fit the baseline.
+    """
+    found = pd.DataFrame(index=pd.Index(test_ids, name="nodule_id"))
+    for name, columns in BASELINES.items():
+        known = features[list(columns)].dropna()
+        learn = [key for key in train_ids if key in known.index]
+        ask = [key for key in test_ids if key in known.index]
+        for target in targets.columns:
+            binary = target == "label"
+            if not binary and (target in columns or name not in _FROM_PIXELS_OR_SIZE):
+                continue
+            column = f"baseline.{name}.{'malignancy_probability' if binary else target}"
+            found[column] = np.nan
+            y = targets.loc[learn, target].astype("float64")
+            use = y.dropna().index
+            if not ask or len(use) < 2 or (binary and y[use].nunique() < 2):
+                continue
+            estimator = LogisticRegression(C=1.0, max_iter=1000) if binary else RidgeCV(np.logspace(-3, 3, 7))
+            model = make_pipeline(StandardScaler(), estimator).fit(known.loc[use].to_numpy(), y[use].to_numpy())
+            asked = known.loc[ask].to_numpy()
+            found.loc[ask, column] = model.predict_proba(asked)[:, 1] if binary else model.predict(asked)
+    return found

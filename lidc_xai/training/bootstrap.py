@@ -1,0 +1,107 @@
+"""Intervals and paired comparisons of any figure of merit by drawing whole patients.
+
+A replicate is a row of weights: how often each nodule's patient was drawn. The interval is the 2.5 to 97.5 percentile
+over the replicates in which the figure is defined; a comparison uses the same replicates for both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from lidc_xai.evaluation.statistics import RESAMPLES, Interval, PairedDifference
+from lidc_xai.training.metrics import Array, Metric
+
+FEWEST_DEFINED = 0.5
+"""Share of replicates in which a figure must be defined for an interval to be given."""
+
+
+def patient_weights(patients: Sequence[Hashable], resamples: int = RESAMPLES, seed: int = 0) -> Array:
+    """(resamples, n) how often each nodule is drawn when as many patients are drawn as there are, with replacement."""
+    codes, names = pd.factorize(np.asarray(patients, dtype=object))
+    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), resamples)
+    return draws[:, codes].astype(np.float64)
+
+
+def metric_interval(
+    metric: Metric,
+    y: Array,
+    predicted: Array,
+    patients: Sequence[Hashable],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """``metric`` (of :mod:`lidc_xai.training.metrics`) with its interval; ``mean`` is the value on all nodules.
+
+    y, predicted: (n,), rows with NaN in either are left out and counted as undefined.
+    """
+    y, predicted, groups, left_out = _present(y, predicted, patients)
+    if not len(y):
+        return Interval(np.nan, np.nan, np.nan, 0, 0, left_out, "no samples")
+    value, clusters = float(metric(y, predicted, None)), len(set(groups))
+    if clusters < 2:
+        return Interval(value, np.nan, np.nan, len(y), clusters, left_out, "no interval from a single patient")
+    low, high, note = _percentiles(metric(y, predicted, patient_weights(groups, resamples, seed)))
+    return Interval(value, low, high, len(y), clusters, left_out, note)
+
+
+def metric_difference(
+    metric: Metric,
+    y: Array,
+    first: Array,
+    second: Array,
+    patients: Sequence[Hashable],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> PairedDifference:
+    """metric(first) − metric(second) on the nodules that have both, its interval, and a two-sided bootstrap p-value.
+
+    p = 2 · the smaller share of replicates on either side of zero (ties on both sides), at least 2 / (resamples + 1).
+    """
+    there = np.isfinite(y) & np.isfinite(first) & np.isfinite(second)
+    groups = [name for name, keep in zip(patients, there, strict=True) if keep]
+    y, first, second, left_out = y[there], first[there], second[there], int((~there).sum())
+    clusters = len(set(groups))
+    value = float(metric(y, first, None) - metric(y, second, None)) if len(y) else np.nan
+    if clusters < 2:
+        return PairedDifference(value, np.nan, np.nan, np.nan, len(y), clusters, left_out)
+    weights = patient_weights(groups, resamples, seed)
+    drawn = metric(y, first, weights) - metric(y, second, weights)
+    low, high, _ = _percentiles(drawn)
+    defined = drawn[np.isfinite(drawn)]
+    p = np.nan
+    if np.isfinite(low):
+        one_side = min((defined <= 0).sum(), (defined >= 0).sum())
+        p = min(1.0, 2 * (one_side + 1) / (len(defined) + 1))
+    return PairedDifference(value, low, high, p, len(y), clusters, left_out)
+
+
+def mcnemar(y: Array, first: Array, second: Array) -> float:
+    """Exact two-sided p of "both classify equally often right" from the nodules on which they differ (no
+    clustering).
+    """
+    there = np.isfinite(y) & np.isfinite(first) & np.isfinite(second)
+    right = [(given[there] >= 0.5) == (y[there] > 0.5) for given in (first, second)]
+    only_first, only_second = int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum())
+    if only_first + only_second == 0:
+        return 1.0
+    return float(binomtest(only_first, only_first + only_second).pvalue)
+
+
+def _present(y: Array, predicted: Array, patients: Sequence[Hashable]) -> tuple[Array, Array, list[Hashable], int]:
+    there = np.isfinite(y) & np.isfinite(predicted)
+    groups = [name for name, keep in zip(patients, there, strict=True) if keep]
+    return y[there], predicted[there], groups, int((~there).sum())
+
+
+def _percentiles(drawn: Array) -> tuple[float, float, str]:
+    defined = drawn[np.isfinite(drawn)]
+    if len(defined) < FEWEST_DEFINED * len(drawn):
+        return np.nan, np.nan, f"undefined in {len(drawn) - len(defined)} of {len(drawn)} replicates"
+    low, high = np.quantile(defined, [0.025, 0.975])
+    return float(low), float(high), ""

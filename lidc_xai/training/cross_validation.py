@@ -1,0 +1,167 @@
+"""Cross-validation: every nodule predicted by a model that never saw its patient, in one file.
+
+Nested: in each fold, the epoch and the calibration come from a validation part of the training patients. The paper's
+split by nodule stays available and says that it leaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from lidc_xai.data.splits import Splits, make_splits
+from lidc_xai.errors import DataError, UsageError
+from lidc_xai.files import atomic_path, write_text
+from lidc_xai.models.inference import view_outputs
+from lidc_xai.models.nodule_model import NoduleModel
+from lidc_xai.progress import say
+from lidc_xai.ratings import BIOMARKERS
+from lidc_xai.training.assessment import evaluate_predictions
+from lidc_xai.training.baselines import baseline_features, baseline_predictions
+from lidc_xai.training.fitting import FitResult, fit
+from lidc_xai.training.options import FitOptions
+from lidc_xai.training.planes import PlaneBank, load_planes, targets_of
+
+if TYPE_CHECKING:
+    from lidc_xai.imaging.store import CropStore
+
+PREDICTIONS = "predictions.csv"
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """The run's folder, out-of-fold predictions (one row per nodule), metrics as in ``metrics.json``, and the model
+    trained on all patients (None where it was not asked for)."""
+
+    folder: Path
+    predictions: pd.DataFrame
+    metrics: dict[str, Any]
+    final: FitResult | None
+
+
+def cross_validate(
+    store: CropStore,
+    out: Path | str,
+    *,
+    options: FitOptions | None = None,
+    splits: Splits | None = None,
+    n_folds: int = 5,
+    split_seed: int = 44,
+    kind: str = "patient",
+    folds: Sequence[int] | None = None,
+    baselines: bool = True,
+    final: bool = True,
+    permute_labels: bool = False,
+    resamples: int = 2000,
+) -> CrossValidation:
+    """Train one model per fold and write ``predictions.csv``, ``metrics.json`` and ``config.yaml`` to ``out``.
+
+    ``splits``: made before, or made here from ``n_folds``, ``split_seed`` and ``kind`` ("patient", or "paper": by
+    nodule, the test part choosing the epoch, as published). ``folds``: only these (then there is no final model).
+    ``final``: also train ``out/model`` on all patients. ``permute_labels``: a negative control whose ratings are dealt
+    out anew among the nodules. The same call continues a run that was killed.
+    """
+    options, folder = options or FitOptions(), Path(out)
+    manifest = _permuted(store.manifest, options.seed) if permute_labels else store.manifest
+    if splits is None:
+        share = options.validation_share if kind == "patient" else 0.0
+        splits = make_splits(manifest, n_folds, split_seed, kind, share)  # type: ignore[arg-type]
+    chosen = list(range(len(splits))) if folds is None else list(folds)
+    if not chosen:
+        raise UsageError("folds: none was asked for; leave it out for all of them")
+    run: dict[str, Any] = {
+        "n_folds": len(splits),
+        "split_seed": splits.seed,
+        "split_kind": splits.kind,
+        "leaks": splits.leaks,
+    }
+    run |= {"validation_share": splits.validation_share, "permute_labels": permute_labels}
+    write_text(folder / "config.yaml", yaml.safe_dump({**run, "fit": options.model_dump(mode="json")}, sort_keys=False))
+    bank = load_planes(store, store.nodule_ids, options.model.outputs, options.augment.slices)
+    bank = replace(bank, manifest=manifest, targets=targets_of(manifest, options.model.outputs))
+    features = baseline_features(store, store.nodule_ids) if baselines else None
+    tables = []
+    for fold in chosen:
+        say(f"fold {fold} ({chosen.index(fold) + 1} of {len(chosen)})")
+        tables.append(_fold(store, folder, options, splits, fold, bank, features, run))
+    predictions = pd.concat(tables, ignore_index=True).sort_values("nodule_id", ignore_index=True)
+    write_predictions(predictions, folder / PREDICTIONS)
+    metrics = evaluate_predictions(folder / PREDICTIONS, folder, resamples=resamples, seed=options.seed)
+    last = None
+    if final and folds is None and not permute_labels:
+        say("final model on all patients")
+        last = fit(store, folder, options=options, bank=bank, info={**run, "fold": None})
+    return CrossValidation(folder, predictions, metrics, last)
+
+
+def _fold(
+    store: CropStore,
+    folder: Path,
+    options: FitOptions,
+    splits: Splits,
+    fold: int,
+    bank: PlaneBank,
+    features: pd.DataFrame | None,
+    run: dict[str, Any],
+) -> pd.DataFrame:
+    ids = splits.nodules(bank.manifest, fold)
+    result = fit(
+        store, folder / f"fold-{fold}", train_ids=ids.train, validation_ids=ids.validation, options=options, bank=bank,
+        patients_apart=not splits.leaks, info={**run, "fold": fold},
+    )  # fmt: skip
+    table = fold_predictions(result.model, bank, ids.test)
+    table.insert(2, "fold", fold)
+    table["split_kind"] = splits.kind
+    if features is not None:
+        columns = ["label", *(name for name in options.model.outputs if name in BIOMARKERS)]
+        targets = bank.manifest.set_index("nodule_id")[columns].astype("float64")
+        learn = list(dict.fromkeys([*ids.train, *ids.validation] if splits.validation_share else ids.train))
+        table = table.join(baseline_predictions(features, targets, learn, ids.test), on="nodule_id")
+    return table
+
+
+def fold_predictions(model: NoduleModel, bank: PlaneBank, nodule_ids: Sequence[str]) -> pd.DataFrame:
+    """What ``predictions.csv`` holds of these nodules, less the fold and the baselines.
+
+    nodule_id, patient_id, label, n_readers, simulated; malignancy_logit (mean of three views) and
+    malignancy_probability; per biomarker the prediction in its own unit and ``_train_sd``, the deviation that
+    standardises it; per rating the readers' ``_readers`` mean and ``_readers_sd``.
+    """
+    rows = bank.rows(nodule_ids)
+    manifest = bank.manifest.iloc[rows.tolist()].reset_index(drop=True)
+    raw = view_outputs(model, bank.middle[rows]).mean(1).double()
+    units = model.in_units(raw)
+    table = manifest[["nodule_id", "patient_id", "label", "n_readers"]].copy()
+    table["simulated"] = manifest.get("simulated", False)
+    for column, (name, kind) in enumerate(zip(model.output_names, model.output_kinds, strict=True)):
+        if kind == "binary":
+            table[f"{name}_logit"], table[f"{name}_probability"] = raw[:, column].numpy(), units[:, column].numpy()
+        else:
+            table[name], table[f"{name}_train_sd"] = units[:, column].numpy(), model.target_scaling[name][1]
+    for name in dict.fromkeys([*model.output_names, "diameter"]):
+        table[f"{name}_readers"] = manifest[name].astype("float64")
+        table[f"{name}_readers_sd"] = manifest[f"{name}_sd"].astype("float64")
+    return table
+
+
+def write_predictions(table: pd.DataFrame, path: Path) -> None:
+    """Write as CSV, atomically, with as many digits as it takes to read the same numbers back."""
+    repeated = table["nodule_id"][table["nodule_id"].duplicated()]
+    if len(repeated):
+        raise DataError(f"{path}: nodule {repeated.iloc[0]!r} was tested in two folds; make new splits")
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def _permuted(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Ratings and label of every nodule taken from another one; pixels, patients and ids stay."""
+    names = [f"{name}{end}" for name in ("malignancy", *BIOMARKERS) for end in ("", "_sd")]
+    columns = [name for name in ("label", "malignancy_median", "n_readers", *names) if name in manifest]
+    order = np.random.default_rng(seed).permutation(len(manifest))
+    return manifest.assign(**{name: manifest[name].iloc[order].to_numpy() for name in columns})
