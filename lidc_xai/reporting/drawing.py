@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from lidc_xai.imaging.nodule_crop import NoduleCrop
     from lidc_xai.nodule_maps import NoduleMaps
 
-BAR_MM = 10.0
-
 
 @dataclass(frozen=True)
 class PlanePicture:
@@ -30,6 +28,7 @@ class PlanePicture:
     window: str
     readers: list[str]
     consensus: str
+    box: str = ""
 
     @property
     def width(self) -> float:
@@ -51,21 +50,30 @@ class PlanePicture:
 
 @dataclass(frozen=True)
 class Panel:
-    """One map over one plane. ``own_limit``: the largest absolute score of this output's panels."""
+    """One map over one plane."""
 
     output: str
     view: str
-    shared: str
-    own: str
+    picture: str
 
 
 def crop_pictures(
-    crop: NoduleCrop, indices: Mapping[str, int] | None = None, window: str = "lung", pixels: int = 256
+    crop: NoduleCrop,
+    indices: Mapping[str, int] | None = None,
+    window: str = "lung",
+    pixels: int = 256,
+    inner: NoduleCrop | None = None,
 ) -> list[PlanePicture]:
-    """Planes of a crop in the three views (its middle, or ``indices`` per view) with the readers' outlines."""
+    """Planes of a crop in the three views (its middle, or ``indices`` per view) with the readers' outlines.
+
+    ``inner``: a smaller crop; each plane is then taken through its middle and its border is drawn as a box.
+    """
     found = []
     for view in VIEWS:
-        plane = display_plane(crop.ct, crop.affine, view, (indices or {}).get(view))
+        index = (indices or {}).get(view)
+        if inner is not None:
+            index = _index_at(crop, view, inner.centre_mm)
+        plane = display_plane(crop.ct, crop.affine, view, index)
         found.append(
             PlanePicture(
                 plane=plane,
@@ -73,6 +81,7 @@ def crop_pictures(
                 window=window,
                 readers=[_outline(mask, crop, plane) for mask in _masks(crop)],
                 consensus="" if crop.consensus is None else _outline(crop.consensus, crop, plane),
+                box="" if inner is None else _box(inner, plane),
             )
         )
     return found
@@ -81,33 +90,29 @@ def crop_pictures(
 def map_panels(
     maps: NoduleMaps, pictures: Sequence[PlanePicture], limits: Mapping[str, float]
 ) -> dict[str, list[Panel]]:
-    """Panels of one method: output -> one panel per displayed view.
-
-    ``limits``: the shared limit per unit (``UNITS``); beside it every output is drawn on its own limit.
-    """
+    """Panels of one method: output -> one panel per displayed view. ``limits``: limit of the scale per unit."""
     places = {view: place for place, view in reversed(list(enumerate(maps.views)))}
     panels: dict[str, list[Panel]] = {}
     for column, output in enumerate(maps.output_names):
         if output not in UNITS:
             continue
-        own = float(np.abs(maps.relevance[:, column]).max())
         row = []
         for picture in pictures:
             place = places.get(picture.plane.view)
             if place is None:
                 continue
             scores = picture.plane.orient(maps.relevance[place, column])
-            shared = map_picture(scores, limits[UNITS[output]], picture.plane.size_mm)
-            row.append(Panel(output, picture.plane.view, shared, map_picture(scores, own, picture.plane.size_mm)))
+            drawn = map_picture(scores, limits[UNITS[output]], picture.plane.size_mm)
+            row.append(Panel(output, picture.plane.view, drawn))
         panels[output] = row
     return panels
 
 
-def evaluated_indices(maps: Sequence[NoduleMaps]) -> dict[str, int]:
-    """Slice index per view at which the first method was evaluated."""
+def evaluated_indices(maps: NoduleMaps | None) -> dict[str, int]:
+    """Slice index per view at which a method was evaluated; empty without maps."""
     found: dict[str, int] = {}
-    for item in maps[:1]:
-        for view, index in zip(item.views, item.indices, strict=True):
+    if maps is not None:
+        for view, index in zip(maps.views, maps.indices, strict=True):
             found.setdefault(view, int(index))
     return found
 
@@ -126,3 +131,19 @@ def _masks(crop: NoduleCrop) -> list[Any]:
 def _outline(mask: Any, crop: NoduleCrop, plane: DisplayPlane) -> str:
     cut = display_plane(np.asarray(mask, dtype=np.float32), crop.affine, plane.view, plane.index)
     return outline_path(cut.image > 0.5, plane.spacing_mm)
+
+
+def _index_at(crop: NoduleCrop, view: str, point_mm: np.ndarray) -> int:
+    """Index of the plane of ``view`` that holds a point, clipped to the crop."""
+    ijk = np.linalg.solve(crop.affine, [*point_mm, 1.0])[:3]
+    axis = {"axial": 2, "coronal": 1, "sagittal": 0}[view]
+    return int(np.clip(np.floor(ijk[axis] + 0.5), 0, crop.ct.shape[2 - axis] - 1))
+
+
+def _box(inner: NoduleCrop, plane: DisplayPlane) -> str:
+    """Where the border of ``inner`` cuts the plane, as a rectangle (their axes are parallel)."""
+    depth, height, width = inner.ct.shape
+    corners = np.array([[-0.5, -0.5, -0.5, 1], [width - 0.5, height - 0.5, depth - 0.5, 1]]).T
+    pixels = np.linalg.solve(plane.affine, inner.affine @ corners)[:2] + 0.5
+    (left, right), (top, bottom) = (np.sort(pixels[axis]) * plane.spacing_mm[1 - axis] for axis in (0, 1))
+    return f"M{left:.2f} {top:.2f}H{right:.2f}V{bottom:.2f}H{left:.2f}Z"

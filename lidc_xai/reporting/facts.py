@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,9 +22,9 @@ UNITS = {"malignancy": "logit", **dict.fromkeys(BIOMARKERS, "standard deviations
 
 _TITLES = {
     "cdam": "CDAM", "smooth_cdam": "Smooth CDAM", "integrated_cdam": "Integrated CDAM", "gradcam": "GradCAM",
-    "gradcam_plus_plus": "GradCAM++", "xgradcam": "XGradCAM", "rsi_gradcam": "RSI-GradCAM", "smoothgrad": "SmoothGrad",
-    "fullgrad": "FullGrad", "reciprocam": "ViT-ReciproCAM", "partial_lrp": "partial LRP",
-    "input_x_gradient": "input × gradient",
+    "gradcam_plus_plus": "GradCAM++", "xgradcam": "XGradCAM", "rsi_gradcam": "RSI-GradCAM", "fullgrad": "FullGrad",
+    "smoothgrad": "SmoothGrad", "reciprocam": "ViT-ReciproCAM", "partial_lrp": "partial LRP",
+    "input_x_gradient": "input × gradient", "random_weights": "random weights", "random": "random numbers",
 }  # fmt: skip
 CALCIFICATION_NOTE = "The scale ends at 6 = absent: orange argues against calcium, blue for it."
 _IDENTIFIERS = (
@@ -52,14 +52,14 @@ def nodule_facts(
     votes: pd.DataFrame,
     crop: NoduleCrop,
     prediction: Mapping[str, Any] | None,
-    maps: Sequence[NoduleMaps],
+    maps: Mapping[str, NoduleMaps],
     model_info: Mapping[str, Any] | None = None,
     run_info: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Facts of one nodule, ready for JSON.
 
     ``row``: its row of the manifest; ``votes``: its rows of ``votes.csv``; ``prediction``: its row of ``predict``'s
-    table or ``None``; ``maps``: one per method. What is missing is listed in ``missing``.
+    table or ``None``; ``maps``: by method. What is missing is listed in ``missing``.
     """
     votes = votes.sort_values("reader") if "reader" in votes else votes
     outputs = [_output(name, row, votes, prediction) for name in OUTPUTS]
@@ -75,7 +75,7 @@ def nodule_facts(
         "independence": independence(row, prediction, model_info),
         "outputs": outputs,
         "readers": _reader_masks(crop),
-        "maps": [_map_facts(item) for item in maps],
+        "maps": [_map_facts(name, item) for name, item in maps.items()],
         "flags": quality_flags(row, readings),
         "missing": _missing(row, crop, prediction, maps),
         "model": model_info or {},
@@ -87,9 +87,9 @@ def nodule_facts(
 def independence(
     row: Mapping[str, Any], prediction: Mapping[str, Any] | None, model_info: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Whether the model had seen this patient: ``status`` independent, trained_on or unknown, and a sentence."""
+    """Whether the model had seen this patient: ``status`` independent, trained_on, unknown or none; a sentence."""
     if prediction is None:
-        return {"status": "unknown", "text": "There is no prediction for this nodule."}
+        return {"status": "none", "text": "There is no prediction for this nodule."}
     out_of_fold = truth(prediction, "out_of_fold")
     trained = _training_patients(model_info)
     patient = words(row, "patient_id")
@@ -107,9 +107,9 @@ def independence(
 
 
 def _training_patients(model_info: Mapping[str, Any] | None) -> set[str]:
-    found = (model_info or {}).get("training_patients") or ()
-    groups = found.values() if isinstance(found, Mapping) else [found]
-    return {str(patient) for group in groups for patient in group}
+    """Patients that a model learned from or was chosen on, as its ``training_info`` records them."""
+    info = model_info or {}
+    return {str(patient) for part in ("train_patients", "validation_patients") for patient in info.get(part) or ()}
 
 
 def _output(
@@ -188,7 +188,7 @@ def method_title(method: str) -> str:
     return _TITLES.get(method, method.replace("_", " "))
 
 
-def _map_facts(maps: NoduleMaps) -> dict[str, Any]:
+def _map_facts(method: str, maps: NoduleMaps) -> dict[str, Any]:
     relevance = np.asarray(maps.relevance, dtype=np.float64)
     names = [name for name in maps.output_names if name in SCALES]
     columns = {name: maps.output_names.index(name) for name in names}
@@ -210,8 +210,8 @@ def _map_facts(maps: NoduleMaps) -> dict[str, Any]:
         for place, view in enumerate(maps.views)
     ]
     return {
-        "method": maps.method,
-        "title": method_title(maps.method),
+        "method": method,
+        "title": method_title(method),
         "engine": maps.engine,
         "options": maps.options,
         "grid": list(relevance.shape[-2:]),
@@ -223,7 +223,7 @@ def _map_facts(maps: NoduleMaps) -> dict[str, Any]:
 
 
 def _missing(
-    row: Mapping[str, Any], crop: NoduleCrop, prediction: Mapping[str, Any] | None, maps: Sequence[NoduleMaps]
+    row: Mapping[str, Any], crop: NoduleCrop, prediction: Mapping[str, Any] | None, maps: Mapping[str, NoduleMaps]
 ) -> list[str]:
     found = []
     if prediction is None:

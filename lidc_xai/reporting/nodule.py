@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from lidc_xai.errors import DependencyError, UsageError
 from lidc_xai.files import write_json, write_text
-from lidc_xai.reporting.drawing import crop_pictures, evaluated_indices, map_panels
-from lidc_xai.reporting.facts import nodule_facts
+from lidc_xai.reporting.drawing import PlanePicture, crop_pictures, evaluated_indices, map_panels
+from lidc_xai.reporting.facts import UNITS, nodule_facts
 from lidc_xai.reporting.pages import render
 from lidc_xai.reporting.pdf import write_pdf
+from lidc_xai.reporting.viewer import viewer_payload
 from lidc_xai.skipped import Skipped
 
 if TYPE_CHECKING:
@@ -23,13 +25,26 @@ if TYPE_CHECKING:
     from lidc_xai.nodule_maps import NoduleMaps
 
 MapsByMethod = Mapping[str, "Mapping[str, NoduleMaps] | Sequence[NoduleMaps]"]
-CONTROLS = ("attention", "random")
+CONTROLS = ("attention", "attention_rollout", "random_weights", "random")
 """Methods that are shown as controls, after those that explain."""
+CLASS_BLIND = ("attention", "attention_rollout", "random")
+"""Methods whose map is the same for every output."""
+
+
+@dataclass
+class NoduleParts:
+    """What one nodule's page is made from, beside the store. ``context``: a wider crop (≥ 64 mm) around it."""
+
+    prediction: Mapping[str, Any] | None = None
+    maps: dict[str, NoduleMaps] = field(default_factory=dict)
+    model_info: Mapping[str, Any] | None = None
+    run_info: Mapping[str, Any] | None = None
+    context: NoduleCrop | None = None
 
 
 @dataclass
 class ReportParts:
-    """What a nodule's page is made from, beside the store.
+    """What a study's pages are made from, beside the store.
 
     predictions: ``predict``'s table; maps: method -> nodule's maps (by id or a list); context: gives a wider crop
     (≥ 64 mm) of a nodule or ``None``.
@@ -41,16 +56,19 @@ class ReportParts:
     run_info: Mapping[str, Any] | None = None
     context: Callable[[str], NoduleCrop | None] | None = None
 
-    def prediction(self, nodule_id: str) -> Mapping[str, Any] | None:
-        """The row of ``predictions`` for a nodule; ``None`` where there is none."""
+    def of(self, nodule_id: str) -> NoduleParts:
+        """The parts of one nodule; its context is cut here."""
+        context = None if self.context is None else self.context(nodule_id)
+        return NoduleParts(self._prediction(nodule_id), self._maps(nodule_id), self.model_info, self.run_info, context)
+
+    def _prediction(self, nodule_id: str) -> Mapping[str, Any] | None:
         if self.predictions is None or "nodule_id" not in self.predictions:
             return None
         rows = self.predictions[self.predictions["nodule_id"] == nodule_id]
         return None if rows.empty else {str(key): value for key, value in rows.iloc[0].items()}
 
-    def maps_of(self, nodule_id: str) -> list[NoduleMaps]:
-        """Maps of a nodule in the order of the methods, controls last."""
-        found = []
+    def _maps(self, nodule_id: str) -> dict[str, NoduleMaps]:
+        found = {}
         for method in sorted(self.maps, key=lambda name: name in CONTROLS):
             given = self.maps[method]
             if isinstance(given, Mapping):
@@ -58,7 +76,7 @@ class ReportParts:
             else:
                 item = next((entry for entry in given if entry.nodule_id == nodule_id), None)
             if item is not None:
-                found.append(item)
+                found[method] = item
         return found
 
 
@@ -75,43 +93,81 @@ def nodule_report(
 ) -> tuple[list[Path], list[Skipped]]:
     """Write ``out/<nodule_id>.html``, ``.json`` and (with ``pdf``) ``.pdf``.
 
-    What is missing (predictions, maps, contours) is said on the page. Returns the files and what was left out: a PDF
-    that the system cannot make is a row there, not an error.
+    ``maps``: method -> maps by nodule id (or a list of them); the first that is not a control (``CONTROLS``) is shown
+    in full. What is missing (predictions, maps, contours) is said on the page. Returns the files and what was left out:
+    a PDF that the system cannot make is a row there, not an error.
     """
     if nodule_id not in store.nodule_ids:
         raise UsageError(f"nodule {nodule_id!r} is not in {store.path}; its {len(store)} ids are in manifest.csv")
-    parts = ReportParts(predictions, maps or {}, model_info, run_info, context)
+    parts = ReportParts(predictions, maps or {}, model_info, run_info, context).of(nodule_id)
     return write_nodule(store, nodule_id, Path(out), parts, pdf=pdf)[:2]
 
 
 def write_nodule(
-    store: CropStore, nodule_id: str, folder: Path, parts: ReportParts, pdf: bool = True, study_link: str = ""
+    store: CropStore, nodule_id: str, folder: Path, parts: NoduleParts, pdf: bool = True, study_link: str = ""
 ) -> tuple[list[Path], list[Skipped], dict[str, Any]]:
     """Write one nodule's files into ``folder``; returns them, what was left out, and the facts."""
     crop = store.load(nodule_id)
-    maps = parts.maps_of(nodule_id)
     votes = store.votes[store.votes["nodule_id"] == nodule_id]
     row = {str(key): value for key, value in store.row(nodule_id).items()}
-    facts = nodule_facts(row, votes, crop, parts.prediction(nodule_id), maps, parts.model_info, parts.run_info)
-    pictures = crop_pictures(crop, evaluated_indices(maps))
-    methods = [
-        {"facts": entry, "panels": map_panels(item, pictures, entry["limits"])}
-        for item, entry in zip(maps, facts["maps"], strict=True)
-    ]
-    values = {"facts": facts, "pictures": pictures, "methods": methods, "facts_extent": _extent(crop)}
+    facts = nodule_facts(row, votes, crop, parts.prediction, parts.maps, parts.model_info, parts.run_info)
+    values = _page_values(crop, parts, facts)
+    limits = {entry["method"]: entry["limits"] for entry in facts["maps"]}
+    payload = viewer_payload(crop, parts.maps, limits, parts.context)
+    html = render("nodule.html.j2", **values, study_link=study_link, interactive=True, payload=payload)
     paths, skipped = [folder / f"{nodule_id}.html", folder / f"{nodule_id}.json"], []
-    write_text(paths[0], render("nodule.html.j2", **values, study_link=study_link, interactive=True))
+    write_text(paths[0], html)
     write_json(paths[1], facts)
     if pdf:
+        values["picture_groups"] = values["picture_groups"] | _printed_only(crop, parts)
+        text = render("nodule.html.j2", **values, study_link="", interactive=False, payload="")
         try:
-            paths.append(write_pdf(render("nodule.html.j2", **values, study_link="", interactive=False),
-                                   folder / f"{nodule_id}.pdf"))  # fmt: skip
+            paths.append(write_pdf(text, folder / f"{nodule_id}.pdf"))
         except DependencyError as error:
             skipped.append(Skipped(nodule_id, "pdf", str(error)))
     return paths, skipped, facts
 
 
+def _page_values(crop: NoduleCrop, parts: NoduleParts, facts: dict[str, Any]) -> dict[str, Any]:
+    explaining = [name for name in parts.maps if name not in CONTROLS] or list(parts.maps)
+    primary = explaining[0] if explaining else None
+    pictures = crop_pictures(crop, evaluated_indices(parts.maps.get(primary or "")))
+    methods = [
+        {
+            "facts": entry,
+            "panels": map_panels(parts.maps[entry["method"]], pictures, entry["limits"]),
+            "control": entry["method"] in CONTROLS and entry["method"] != primary,
+            "class_blind": entry["method"] in CLASS_BLIND,
+        }
+        for entry in facts["maps"]
+    ]
+    groups: dict[str, list[PlanePicture]] = {"ct": pictures}
+    if parts.context is not None:
+        groups["context"] = crop_pictures(parts.context, inner=crop)
+    return {
+        "facts": facts,
+        "picture_groups": groups,
+        "methods": methods,
+        "primary": next((item for item in methods if item["facts"]["method"] == primary), None),
+        "facts_extent": _extent(crop),
+        "has_context": parts.context is not None,
+        "unit_of": UNITS,
+    }
+
+
+def _printed_only(crop: NoduleCrop, parts: NoduleParts) -> dict[str, list[PlanePicture]]:
+    """What the viewer shows on request and paper cannot: other windows."""
+    indices = evaluated_indices(next(iter(parts.maps.values()), None))
+    groups = {
+        "mediastinum": crop_pictures(crop, indices, "mediastinum"),
+        "input": crop_pictures(crop, indices, "model input"),
+    }
+    if parts.context is not None:
+        groups["context-mediastinum"] = crop_pictures(parts.context, window="mediastinum", inner=crop)
+    return groups
+
+
 def _extent(crop: NoduleCrop) -> str:
-    sides = [count * mm for count, mm in zip(crop.ct.shape[::-1], crop.spacing_mm[::-1], strict=True)]
-    voxel = " × ".join(f"{mm:g}" for mm in (round(mm, 2) for mm in crop.spacing_mm[::-1]))
-    return f"{' × '.join(f'{side:g}' for side in (round(side, 1) for side in sides))} mm, voxels of {voxel} mm"
+    sides = np.round(np.multiply(crop.ct.shape, crop.spacing_mm)[::-1], 1)
+    voxel = np.round(crop.spacing_mm[::-1], 2)
+    return f"{' × '.join(f'{mm:g}' for mm in sides)} mm, voxels of {' × '.join(f'{mm:g}' for mm in voxel)} mm"

@@ -51,6 +51,11 @@ def _signed_palette() -> tuple[bytes, bytes]:
 _PALETTE_RGB, _PALETTE_ALPHA = _signed_palette()
 
 
+def palette() -> list[list[int]]:
+    """Red, green, blue, opacity (0 to 255) of the 255 levels from −1 to +1."""
+    return [[*_PALETTE_RGB[3 * level : 3 * level + 3], _PALETTE_ALPHA[level]] for level in range(2 * _LEVELS + 1)]
+
+
 def data_uri(picture: Image.Image, **options: object) -> str:
     """PNG as a ``data:`` address, so that a page needs no second file."""
     buffer = io.BytesIO()

@@ -14,7 +14,7 @@ from lidc_xai.errors import DependencyError, LidcXaiError, UsageError
 from lidc_xai.files import write_text
 from lidc_xai.progress import say, track
 from lidc_xai.reporting.drawing import thumbnail
-from lidc_xai.reporting.nodule import MapsByMethod, ReportParts, write_nodule
+from lidc_xai.reporting.nodule import MapsByMethod, NoduleParts, ReportParts, write_nodule
 from lidc_xai.reporting.pages import render
 from lidc_xai.reporting.pdf import load_weasyprint
 from lidc_xai.skipped import Skipped, write_skipped
@@ -59,7 +59,7 @@ def study_report(
     skipped: list[Skipped] = []
     if pdf:
         pdf = _pdf_possible(skipped)
-    work = (delayed(_one)(store, name, out / "nodules", _only(parts, name), pdf) for name in ids)
+    work = (delayed(_one)(store, name, out / "nodules", parts.of(name), pdf) for name in ids)
     found = Parallel(n_jobs=jobs, return_as="generator")(work)
     paths: list[Path] = []
     rows = []
@@ -117,16 +117,8 @@ def _pdf_possible(skipped: list[Skipped]) -> bool:
     return True
 
 
-def _only(parts: ReportParts, nodule_id: str) -> ReportParts:
-    """The same parts for one nodule: what a worker process needs, and no more."""
-    maps = {item.method: {nodule_id: item} for item in parts.maps_of(nodule_id)}
-    row = parts.prediction(nodule_id)
-    predictions = None if row is None else pd.DataFrame([row])
-    return ReportParts(predictions, maps, parts.model_info, parts.run_info, parts.context)
-
-
 def _one(
-    store: CropStore, nodule_id: str, folder: Path, parts: ReportParts, pdf: bool
+    store: CropStore, nodule_id: str, folder: Path, parts: NoduleParts, pdf: bool
 ) -> tuple[list[Path], list[Skipped], dict[str, Any] | None]:
     try:
         paths, skipped, facts = write_nodule(store, nodule_id, folder, parts, pdf=pdf, study_link="../index.html")

@@ -1,0 +1,314 @@
+"use strict";
+// The viewer: one state, one draw(). Controls change the state; everything on the page follows from it.
+(async () => {
+  const root = document.getElementById("viewer");
+  const packed = document.getElementById("payload");
+  if (!root || !packed || typeof DecompressionStream === "undefined") return; // the still pictures remain
+  const { header, arrays } = await unpack(packed.textContent);
+  const VIEWS = Object.keys(AXES);
+  const volumes = {};
+  for (const name of Object.keys(header.volumes)) volumes[name] = restore(arrays[name], header.volumes[name].step);
+  const methods = Object.keys(header.methods);
+  const tool = (name) => root.querySelector(`[data-tool="${name}"]`);
+  const figures = Object.fromEntries(VIEWS.map((view) => [view, root.querySelector(`figure[data-view="${view}"]`)]));
+  const live = root.querySelector("[aria-live]");
+  const nReaders = root.querySelectorAll('[data-tool="reader"]').length;
+
+  const count = (volume, view) => volumes[volume].shape[AXES[view][0]];
+  const explained = (view) => {
+    const method = header.methods[state.method];
+    const place = method ? method.views.indexOf(view) : -1;
+    return place < 0 ? null : { place, index: method.indices[place] };
+  };
+  const state = {
+    volume: "crop", window: "lung", method: methods[0] ?? null, output: "none", scale: "shared", smooth: true,
+    opacity: 1, consensus: true, readers: Array(nReaders).fill(true), slices: {},
+  };
+  const home = () => {
+    for (const view of VIEWS) {
+      const middle = Math.floor(count(state.volume, view) / 2);
+      state.slices[view] = state.volume === "crop" ? (explained(view)?.index ?? middle) : middle;
+    }
+  };
+  home();
+
+  // Scores of one output of the chosen method over a view, in display order, as {height, width, values}.
+  function scores(output, view) {
+    const method = header.methods[state.method];
+    const column = method ? method.outputs.indexOf(output) : -1;
+    const place = method ? method.views.indexOf(view) : -1;
+    if (column < 0 || place < 0) return null;
+    const { shape, data } = arrays[`map:${state.method}`];
+    const [, outputs, height, width] = shape;
+    const from = (place * outputs + column) * height * width;
+    const { flip } = header.volumes.crop.views[view];
+    const grid = { shape: [1, height, width], values: data.subarray(from, from + height * width) };
+    return cutPlane(grid, "axial", 0, flip);
+  }
+  const limit = (output) => {
+    const method = header.methods[state.method];
+    return method[state.scale === "shared" ? "limits" : "own"][method.outputs.indexOf(output)];
+  };
+  function paintMap(canvas, output, view, pixels) {
+    const grid = scores(output, view);
+    if (!grid) return false;
+    const [height, width] = pictureSize(header.volumes.crop.views[view].size_mm, pixels);
+    const picture = state.smooth ? resize(grid, height, width, linear, 1) : resize(grid, height, width, nearest, 1);
+    paint(canvas, picture, signed(header.palette, limit(output)));
+    return true;
+  }
+
+  function position(view, index) {
+    const { affine } = header.volumes[state.volume];
+    const { shape } = volumes[state.volume];
+    const ijk = [(shape[2] - 1) / 2, (shape[1] - 1) / 2, (shape[0] - 1) / 2];
+    ijk[2 - AXES[view][0]] = index;
+    const normal = affine.slice(0, 3).map((row) => Math.abs(row[2 - AXES[view][0]]));
+    const axis = normal.indexOf(Math.max(...normal));
+    const value = affine[axis][3] + ijk.reduce((sum, part, place) => sum + affine[axis][place] * part, 0);
+    return `${"xyz"[axis]} = ${value.toFixed(1)} mm`.replace("-", "−");
+  }
+
+  function drawOutlines(svg, entry, size) {
+    const line = Math.max(...size) / 230;
+    svg.setAttribute("viewBox", `0 0 ${size[1]} ${size[0]}`);
+    for (const path of svg.querySelectorAll("path[data-reader]")) {
+      const reader = Number(path.dataset.reader);
+      path.setAttribute("d", (state.readers[reader] && entry?.readers[reader]) || "");
+    }
+    for (const path of svg.querySelectorAll("path.consensus")) {
+      path.setAttribute("d", (state.consensus && entry?.consensus) || "");
+      path.setAttribute("stroke-width", line * Number(path.dataset.lines));
+    }
+  }
+
+  function drawMarks(svg, view, size) {
+    const bar = svg.querySelector(".bar");
+    const start = 96.5 - 1000 / size[1];
+    for (const path of bar.querySelectorAll("path")) path.setAttribute("d", path.getAttribute("d").replace(/^M[\d.-]+/, `M${start}`));
+    for (const text of bar.querySelectorAll("text")) text.setAttribute("x", start + 500 / size[1]);
+    const ticks = svg.querySelector(".ticks");
+    const shown = header.volumes[state.volume].views[view];
+    const [, rowAxis, columnAxis] = AXES[view];
+    const place = (axis, flipped) => {
+      const other = VIEWS[axis];
+      const share = (state.slices[other] + 0.5) / count(state.volume, other);
+      return 100 * (flipped ? 1 - share : share);
+    };
+    const y = (place(rowAxis, shown.flip[0]) * size[0]) / size[1];
+    const x = place(columnAxis, shown.flip[1]);
+    const bottom = (100 * size[0]) / size[1];
+    ticks.setAttribute("d", `M0 ${y}h1.5M98.5 ${y}h1.5M${x} 0v1.5M${x} ${bottom - 1.5}v1.5`);
+  }
+
+  function drawView(view) {
+    const figure = figures[view];
+    const shown = header.volumes[state.volume].views[view];
+    const index = state.slices[view];
+    const [height, width] = pictureSize(shown.size_mm, 320);
+    const plane = cutPlane(volumes[state.volume], view, index, shown.flip);
+    paint(figure.querySelector("canvas.ct"), resize(plane, height, width, cubic, 2), greys(header.windows[state.window]));
+    const map = figure.querySelector("canvas.map");
+    const here = explained(view);
+    const mapped = state.output !== "none" && state.volume === "crop" && here?.index === index;
+    map.hidden = !(mapped && paintMap(map, state.output, view, 320));
+    drawOutlines(figure.querySelector("svg.outlines"), shown.slices[index], shown.size_mm);
+    drawMarks(figure.querySelector("svg.marks"), view, shown.size_mm);
+    const slider = figure.querySelector("input[type=range]");
+    slider.max = count(state.volume, view) - 1;
+    slider.value = index;
+    slider.setAttribute("aria-valuetext", position(view, index));
+    figure.querySelector("[data-position]").textContent = position(view, index);
+    let note = "";
+    if (state.output !== "none" && here) {
+      if (state.volume !== "crop") note = "the map belongs to the crop";
+      else if (here.index !== index) note = `the map belongs to ${position(view, here.index)}`;
+    }
+    figure.querySelector("[data-note]").textContent = note;
+  }
+
+  function drawScale() {
+    const scale = root.querySelector(".viewer-scale");
+    scale.hidden = state.output === "none" || !state.method;
+    if (scale.hidden) return;
+    const size = limit(state.output);
+    const [negative, positive] = header.towards[state.output];
+    scale.querySelector(".neg").textContent = negative;
+    scale.querySelector(".pos").textContent = positive;
+    fillTicks(scale, size, header.units[state.output]);
+  }
+  function fillTicks(scale, size, unit) {
+    const ticks = scale.querySelectorAll(".ticks span");
+    ticks[0].textContent = formatScore(-size);
+    ticks[2].textContent = `${formatScore(size)} ${unit}`;
+  }
+
+  const scratch = document.createElement("canvas");
+  function drawCards() {
+    const title = document.querySelector("#maps [data-method-title]");
+    if (!title) return;
+    title.textContent = header.methods[state.method].title;
+    for (const card of document.querySelectorAll("#maps .card[data-output]")) {
+      const output = card.dataset.output;
+      for (const image of card.querySelectorAll("img.map")) {
+        const drawn = paintMap(scratch, output, image.dataset.view, 112);
+        image.style.visibility = drawn ? "" : "hidden";
+        if (drawn) image.src = scratch.toDataURL();
+      }
+      if (header.methods[state.method].outputs.includes(output)) {
+        fillTicks(card.querySelector(".scale"), limit(output), header.units[output]);
+      }
+    }
+  }
+
+  function drawTools() {
+    for (const name of ["output", "method", "volume", "scale"]) if (tool(name)) tool(name).value = state[name];
+    for (const button of root.querySelectorAll('[data-tool="window"]')) {
+      button.setAttribute("aria-pressed", String(button.value === state.window));
+    }
+    root.querySelectorAll('[data-tool="reader"]').forEach((box, reader) => (box.checked = state.readers[reader]));
+    if (tool("consensus")) tool("consensus").checked = state.consensus;
+    if (tool("smooth")) tool("smooth").checked = !state.smooth;
+    if (tool("opacity")) tool("opacity").value = state.opacity;
+    document.documentElement.style.setProperty("--map-opacity", state.opacity);
+    root.querySelector("[data-window-words]").textContent =
+      `Window: ${state.window}, ${header.windows[state.window].join(" to ").replaceAll("-", "−")} HU`;
+  }
+  function draw({ cards = false } = {}) {
+    drawTools();
+    VIEWS.forEach(drawView);
+    drawScale();
+    if (cards && state.method) drawCards();
+  }
+  const say = (text) => (live.textContent = text);
+  function change(values, words) {
+    const before = state.method + state.scale + state.smooth;
+    const volume = state.volume;
+    Object.assign(state, values);
+    if (state.volume !== volume) home();
+    draw({ cards: before !== state.method + state.scale + state.smooth });
+    if (words) say(words);
+  }
+  function step(view, by) {
+    const index = Math.min(Math.max(state.slices[view] + by, 0), count(state.volume, view) - 1);
+    change({ slices: { ...state.slices, [view]: index } }, `${view} ${position(view, index)}`);
+  }
+  const cycle = (list, now, by = 1) => list[(list.indexOf(now) + by + list.length) % list.length];
+
+  // Controls
+  const selected = (element) => element.selectedOptions[0].textContent;
+  for (const name of ["output", "method", "volume", "scale"]) {
+    tool(name)?.addEventListener("change", (event) => change({ [name]: event.target.value }, selected(event.target)));
+  }
+  for (const button of root.querySelectorAll('[data-tool="window"]')) {
+    button.addEventListener("click", () => change({ window: button.value }, `${button.value} window`));
+  }
+  root.querySelectorAll('[data-tool="reader"]').forEach((box, reader) => {
+    box.addEventListener("change", () => {
+      change({ readers: state.readers.map((on, place) => (place === reader ? box.checked : on)) });
+    });
+  });
+  tool("consensus")?.addEventListener("change", (event) => change({ consensus: event.target.checked }));
+  tool("smooth")?.addEventListener("change", (event) => change({ smooth: !event.target.checked }));
+  tool("opacity")?.addEventListener("input", (event) => change({ opacity: Number(event.target.value) }));
+  tool("home")?.addEventListener("click", () => { home(); change({}, "back to the explained slices"); });
+  for (const card of document.querySelectorAll("#maps .card[data-output]")) {
+    card.querySelector("[data-show]")?.addEventListener("click", () => {
+      state.volume = "crop";
+      home();
+      change({ output: card.dataset.output }, `${card.dataset.output} map`);
+      root.scrollIntoView({ block: "start" });
+    });
+  }
+
+  // Planes: wheel, arrow keys, dragging across; a click brings the other two planes to that point.
+  function voxelAt(view, event) {
+    const frame = figures[view].querySelector(".frame").getBoundingClientRect();
+    const [, rowAxis, columnAxis] = AXES[view];
+    const { flip } = header.volumes[state.volume].views[view];
+    const { shape } = volumes[state.volume];
+    const along = (share, axis, flipped) => {
+      const place = Math.min(Math.max(Math.floor(share * shape[axis]), 0), shape[axis] - 1);
+      return flipped ? shape[axis] - 1 - place : place;
+    };
+    const voxel = [0, 0, 0];
+    voxel[AXES[view][0]] = state.slices[view];
+    voxel[rowAxis] = along((event.clientY - frame.top) / frame.height, rowAxis, flip[0]);
+    voxel[columnAxis] = along((event.clientX - frame.left) / frame.width, columnAxis, flip[1]);
+    return voxel;
+  }
+  for (const view of VIEWS) {
+    const figure = figures[view];
+    const frame = figure.querySelector(".frame");
+    const [ct, map] = ["ct", "map"].map((kind) => Object.assign(document.createElement("canvas"), { className: kind }));
+    frame.prepend(ct, map);
+    frame.tabIndex = 0;
+    let drag = null;
+    figure.querySelector("input[type=range]").addEventListener("input", (event) => {
+      step(view, Number(event.target.value) - state.slices[view]);
+    });
+    frame.addEventListener("wheel", (event) => {
+      if (document.activeElement !== frame) return; // a page that is only scrolled past keeps scrolling
+      event.preventDefault();
+      step(view, event.deltaY > 0 ? 1 : -1);
+    }, { passive: false });
+    frame.addEventListener("keydown", (event) => {
+      const by = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 5, PageDown: -5 }[event.key];
+      if (by === undefined) return;
+      event.preventDefault();
+      step(view, by);
+    });
+    frame.addEventListener("pointerdown", (event) => {
+      drag = { x: event.clientX, from: state.slices[view], moved: false };
+      frame.setPointerCapture(event.pointerId);
+    });
+    frame.addEventListener("pointermove", (event) => {
+      const [z, y, x] = voxelAt(view, event);
+      const { shape, values } = volumes[state.volume];
+      figure.querySelector("[data-hu]").textContent =
+        `${Math.round(values[(z * shape[1] + y) * shape[2] + x])} HU`.replace("-", "−");
+      if (!drag) return;
+      const by = Math.round((event.clientX - drag.x) / 8);
+      drag.moved ||= by !== 0;
+      if (drag.moved) step(view, drag.from + by - state.slices[view]);
+    });
+    frame.addEventListener("pointerup", (event) => {
+      if (drag && !drag.moved) {
+        const voxel = voxelAt(view, event);
+        change({ slices: Object.fromEntries(VIEWS.map((name) => [name, voxel[AXES[name][0]]])) }, "planes moved to the point");
+      }
+      drag = null;
+    });
+    frame.addEventListener("pointercancel", () => (drag = null));
+    frame.addEventListener("pointerleave", () => (figure.querySelector("[data-hu]").textContent = ""));
+  }
+
+  // Keys anywhere on the page, except in a form field.
+  const outputs = ["none", ...header.outputs];
+  const keys = {
+    o: () => change({ output: cycle(outputs, state.output) }, state.output),
+    O: () => change({ output: cycle(outputs, state.output, -1) }),
+    m: () => methods.length && change({ method: cycle(methods, state.method) }, `${header.methods[state.method].title}`),
+    w: () => change({ window: cycle(Object.keys(header.windows), state.window) }),
+    r: () => change({ readers: state.readers.map(() => !state.readers.some(Boolean)) }),
+    c: () => change({ consensus: !state.consensus }),
+    s: () => change({ scale: state.scale === "shared" ? "own" : "shared" }),
+    t: () => change({ smooth: !state.smooth }),
+    v: () => change({ volume: cycle(Object.keys(volumes), state.volume) }),
+    h: () => { home(); change({}); },
+    "[": () => change({ opacity: Math.max(0, Math.round(10 * state.opacity - 1) / 10) }),
+    "]": () => change({ opacity: Math.min(1, Math.round(10 * state.opacity + 1) / 10) }),
+  };
+  document.addEventListener("keydown", (event) => {
+    const typing = /^(SELECT|TEXTAREA)$/.test(event.target.tagName) || event.target.type === "text";
+    if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
+    const act = /^[0-9]$/.test(event.key) && outputs[event.key] ? () => change({ output: outputs[event.key] }) : keys[event.key];
+    if (!act) return;
+    act();
+    if (state.method) say(`${state.output} map, ${header.methods[state.method].title}, ${state.window} window, opacity ${state.opacity}`);
+  });
+
+  root.classList.add("ready");
+  for (const element of document.querySelectorAll("[data-live]")) element.hidden = false;
+  draw();
+})();

@@ -1,0 +1,258 @@
+"""The pages and their twins: what they say, what they refuse, what they survive."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lidc_xai.errors import DependencyError, LidcXaiError, UsageError
+from lidc_xai.ratings import BIOMARKERS, OUTPUTS, RESEARCH_USE_ONLY, SCALES
+from lidc_xai.reporting import nodule_report, study_report
+from lidc_xai.reporting import pdf as pdf_module
+
+
+@pytest.fixture(scope="module")
+def written(study, tmp_path_factory):
+    """The study as HTML."""
+    return study_report(
+        study.store, tmp_path_factory.mktemp("report"), study.predictions, study.maps,
+        model_info={"seed": 44, "train_patients": []}, run_info={"argv": ["lidc-xai", "report"]}, pdf=False,
+    )  # fmt: skip
+
+
+def page(written, study, place: int = 0) -> str:
+    return (written.index.parent / "nodules" / f"{study.ids[place]}.html").read_text(encoding="utf-8")
+
+
+def test_study_page_lists_every_nodule(written, study):
+    text = written.index.read_text(encoding="utf-8")
+    assert RESEARCH_USE_ONLY in text
+    assert "SIMULATED" in text
+    for nodule_id in study.ids:
+        assert f'href="nodules/{nodule_id}.html"' in text
+    assert len(written.paths) == 1 + 2 * len(study.ids)
+    assert all(path.exists() for path in written.paths)
+    assert not written.skipped
+
+
+def test_nodule_page_has_what_a_reader_needs(written, study):
+    text = page(written, study)
+    for phrase in (
+        RESEARCH_USE_ONLY, "SIMULATED", "10 mm", "towards spiculated", "towards not spiculated", "4.0 × 4.0 mm",
+        "orange argues against calcium", "Out of fold", "−1350 to 150 HU", "Reader 4", "Consensus",
+    ):  # fmt: skip
+        assert phrase in text, phrase
+    assert len(re.findall(r'<article class="card[^>]*data-output', text)) == len(OUTPUTS)
+    assert text.count('data-reader="') == 3 * 4  # three planes, four readers
+    assert "0.20" in text
+    assert "0.10 to 0.30" in text
+
+
+def test_pages_refer_to_nothing_outside(written, study):
+    for text in (written.index.read_text(encoding="utf-8"), page(written, study)):
+        assert not re.findall(r'(?:src|href)="(?!data:|nodules/|\.\./index\.html|#)[^"]+"', text)
+        assert "default-src 'none'" in text
+        assert not re.findall(r"url\((?!data:)", text)
+        assert len(text.encode()) < 1_000_000
+
+
+def test_json_twin_holds_the_figures(written, study):
+    facts = json.loads((written.index.parent / "nodules" / f"{study.ids[1]}.json").read_text(encoding="utf-8"))
+    votes = study.store.votes[study.store.votes["nodule_id"] == study.ids[1]]
+    by_name = {output["name"]: output for output in facts["outputs"]}
+    assert list(by_name) == list(OUTPUTS)
+    for name in OUTPUTS:
+        column = "diameter_mm" if name == "diameter" else name
+        assert by_name[name]["readers"]["mean"] == pytest.approx(votes[column].mean())
+        assert by_name[name]["readers"]["sd"] == pytest.approx(votes[column].std(ddof=1))
+        assert by_name[name]["readers"]["votes"] == votes[column].tolist()
+    assert by_name["malignancy"]["prediction"]["value"] == pytest.approx(0.5)
+    assert by_name["margin"]["prediction"]["words"] == SCALES["margin"].in_words(3.5)
+    relevance = study.maps["cdam"][study.ids[1]].relevance
+    cdam = facts["maps"][0]
+    assert cdam["limits"]["logit"] == pytest.approx(np.abs(relevance[:, 0]).max())
+    assert cdam["limits"]["standard deviations"] == pytest.approx(np.abs(relevance[:, 1:]).max())
+    panel = next(item for item in cdam["panels"] if (item["output"], item["view"]) == ("texture", "coronal"))
+    assert panel["maximum"] == pytest.approx(relevance[1, OUTPUTS.index("texture")].max())
+    crop = study.store.load(study.ids[1])
+    assert facts["readers"][0]["volume_mm3"] == pytest.approx(crop.reader_masks[0].sum())
+
+
+def test_logits_and_scores_never_share_a_bar(written, study):
+    """Malignancy's card is in logits on its own limit; the biomarkers share one limit in standard deviations."""
+    text = page(written, study)
+    ends = re.findall(r'<span class="ticks"><span>[^<]*</span><span>0</span><span>([^<]*)</span>', text)
+    shown = [end for end in ends if end.endswith(("logit", "SD"))]
+    assert shown[0].endswith("logit")
+    assert len(set(shown[1 : 1 + len(BIOMARKERS)])) == 1
+    assert shown[1].endswith("SD")
+
+
+@pytest.mark.parametrize(
+    ("out_of_fold", "info", "status"),
+    [
+        (True, None, "independent"), (False, None, "trained_on"), (None, None, "unknown"),
+        (None, {"train_patients": ["LIDC-IDRI-0001"]}, "trained_on"),
+        (None, {"train_patients": ["LIDC-IDRI-0999"]}, "independent"),
+    ],
+)  # fmt: skip
+def test_independence_is_shown(study, tmp_path, out_of_fold, info, status):
+    predictions = study.predictions.assign(out_of_fold=out_of_fold)
+    nodule_report(study.store, study.ids[0], tmp_path, predictions, model_info=info, pdf=False)
+    facts = json.loads((tmp_path / f"{study.ids[0]}.json").read_text())
+    assert facts["independence"]["status"] == status
+    shown = "Not out of fold" in (tmp_path / f"{study.ids[0]}.html").read_text()
+    assert shown == (status == "trained_on")
+
+
+def test_report_without_predictions_maps_or_readers_says_so(made, tmp_path):
+    store = made.store(tmp_path / "store", n=1, readers=0, simulated=False)
+    result = study_report(store, tmp_path / "out", pdf=False)
+    text = (tmp_path / "out" / "nodules" / f"{store.nodule_ids[0]}.html").read_text(encoding="utf-8")
+    assert "This report is incomplete" in text
+    assert "lidc-xai predict" in text
+    assert "lidc-xai explain" in text
+    assert "No readers" in text
+    assert "SIMULATED" not in text
+    assert "There are no predictions" in result.index.read_text(encoding="utf-8")
+
+
+def test_flags(study):
+    from lidc_xai.reporting.flags import quality_flags
+
+    row = {
+        "n_readers": 2, "n_readers_masked": 1, "padded": True, "larger_than_box": True, "hu_calibrated": False,
+        "ambiguous": True, "malignancy_median": 3.0, "slice_thickness_mm": 5.0, "issues": "gap", "simulated": True,
+    }  # fmt: skip
+    readings = {"margin": {"sd": 1.3, "mean": 3, "n": 2}, "diameter": {"sd": 4.0, "mean": 9, "n": 2}}
+    titles = " | ".join(flag["title"] + flag["text"] for flag in quality_flags(row, readings))
+    for word in ("SIMULATED", "HU not calibrated", "Padded", "Larger than the box", "2 of 4", "1 of 2 contours",
+                 "Ambiguous", "Indeterminate", "5 mm", "gap", "above 1 in margin."):  # fmt: skip
+        assert word in titles, word
+    clean = {"n_readers": 4, "n_readers_masked": 4, "hu_calibrated": True, "slice_thickness_mm": 1.25}
+    assert quality_flags(clean, {}) == []
+
+
+class Elements(HTMLParser):
+    """Counts scripts and collects the names of all attributes, as a browser would read them."""
+
+    def __init__(self):
+        super().__init__()
+        self.scripts, self.attributes = 0, set()
+
+    def handle_starttag(self, tag, attrs):
+        self.scripts += tag == "script"
+        self.attributes |= {name for name, _ in attrs}
+
+
+def test_hostile_text_is_escaped(made, tmp_path):
+    store = made.store(tmp_path / "store", n=1)
+    evil = "<script>alert(1)</script>\"' onload=x \u202egnp.exe " + "A" * 3000
+    for column in ("patient_id", "issues", "series_uid"):
+        store.manifest[column] = evil
+    predictions = made.predictions(store.nodule_ids).assign(margin_words=evil)
+    result = study_report(
+        store, tmp_path / "out", predictions, model_info={"name": evil, evil: 1}, run_info={"argv": [evil]},
+        performance={evil: {evil: 0.5}}, title=evil, pdf=False,
+    )  # fmt: skip
+    for path in result.paths:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".html":
+            assert "<script>alert" not in text
+            assert "\u202e" not in text
+            elements = Elements()
+            elements.feed(text)
+            assert "onload" not in elements.attributes
+            assert elements.scripts == {"index.html": 1}.get(path.name, 3)
+        else:
+            assert json.loads(text)["identifiers"]["patient_id"] == evil
+
+
+def test_bad_input_is_one_clear_line(study, tmp_path):
+    with pytest.raises(UsageError, match=r"'nobody' is not in .*store; its 3 ids"):
+        study_report(study.store, tmp_path, nodule_ids=["nobody"], pdf=False)
+    with pytest.raises(UsageError, match="'nobody' is not in"):
+        nodule_report(study.store, "nobody", tmp_path, pdf=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LidcXaiError, match="cannot be written") as caught:
+        study_report(study.store, tmp_path / "file" / "out", pdf=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_crop_is_left_out_and_named(made, tmp_path):
+    store = made.store(tmp_path / "store", n=2)
+    (tmp_path / "store" / "crops" / store.nodule_ids[0] / "ct.nii.gz").write_bytes(b"not an image")
+    result = study_report(store, tmp_path / "out", pdf=False)
+    assert [item.nodule_id for item in result.skipped] == [store.nodule_ids[0]]
+    assert "Left out" in result.index.read_text(encoding="utf-8")
+    assert store.nodule_ids[0] in (tmp_path / "out" / "skipped.csv").read_text()
+
+
+def test_missing_pango_leaves_html(study, tmp_path, monkeypatch):
+    def absent():
+        raise DependencyError("PDF needs Pango")
+
+    monkeypatch.setattr("lidc_xai.reporting.study.load_weasyprint", absent)
+    result = study_report(study.store, tmp_path, nodule_ids=study.ids[:1], pdf=True)
+    assert result.index.exists()
+    assert [item.stage for item in result.skipped] == ["pdf"]
+
+
+def test_pango_message_names_the_packages(monkeypatch):
+    import builtins
+
+    real = builtins.__import__
+
+    def importing(name, *args, **kwargs):
+        if name.startswith("weasyprint"):
+            raise OSError("cannot load library 'libpango-1.0-0'")
+        return real(name, *args, **kwargs)
+
+    pdf_module.load_weasyprint.cache_clear()
+    monkeypatch.setattr(builtins, "__import__", importing)
+    with pytest.raises(DependencyError, match=r"apt install libpango-1\.0-0"):
+        pdf_module.load_weasyprint()
+
+
+def test_two_processes_write_the_same_pages(study, tmp_path):
+    one = study_report(study.store, tmp_path / "one", study.predictions, study.maps, pdf=False)
+    two = study_report(study.store, tmp_path / "two", study.predictions, study.maps, pdf=False, jobs=2)
+    for first, second in zip(one.paths, two.paths, strict=True):
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_pdf_is_tagged_with_embedded_fonts(study, tmp_path):
+    try:
+        pdf_module.load_weasyprint()
+    except DependencyError as error:
+        pytest.skip(str(error))
+    if not shutil.which("pdfinfo"):
+        pytest.skip("needs pdfinfo and pdffonts (Debian: poppler-utils)")
+    paths, skipped = nodule_report(study.store, study.ids[0], tmp_path, study.predictions, study.maps)
+    assert not skipped
+    (path,) = [path for path in paths if path.suffix == ".pdf"]
+    info = subprocess.run(["pdfinfo", path], capture_output=True, text=True, check=True).stdout
+    assert re.search(r"Tagged:\s+yes", info)
+    assert "A4" in info
+    fonts = subprocess.run(["pdffonts", path], capture_output=True, text=True, check=True).stdout.splitlines()[2:]
+    assert fonts
+    assert all(re.search(r"\byes (yes|no)\s+(yes|no)\s", line) for line in fonts)
+    text = subprocess.run(["pdftotext", "-layout", path, "-"], capture_output=True, text=True, check=True).stdout
+    for phrase in (RESEARCH_USE_ONLY, "page 1 of", "towards spiculated", "SIMULATED", "Controls"):
+        assert phrase in text, phrase
+    outline = ["pdftohtml", "-xml", "-i", "-stdout", str(path)]
+    bookmarks = subprocess.run(outline, capture_output=True, text=True, check=True).stdout.split("<outline>", 1)[1]
+    assert f"Nodule {study.ids[0]}" in bookmarks
+    assert "Why: CDAM map of every output" in bookmarks
+
+
+def test_predictions_of_other_nodules_are_not_mixed(study, tmp_path):
+    other = pd.DataFrame([{**study.predictions.iloc[0].to_dict(), "nodule_id": "somebody-else"}])
+    nodule_report(study.store, study.ids[0], tmp_path, other, pdf=False)
+    facts = json.loads((tmp_path / f"{study.ids[0]}.json").read_text())
+    assert all(output["prediction"] is None for output in facts["outputs"])

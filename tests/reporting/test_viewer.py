@@ -1,0 +1,234 @@
+"""The page in a real browser: controls are used, and what changes on the page is read back."""
+
+import base64
+import io
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lidc_xai.imaging.nodule_crop import NoduleCrop
+from lidc_xai.ratings import OUTPUTS
+from lidc_xai.reporting import study_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("needs a Chromium of the system (Debian: chromium)")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as play:
+        found = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def report(study, made, tmp_path_factory):
+    def context(nodule_id: str) -> NoduleCrop:
+        crop = made.crop(nodule_id, size=64)
+        crop.affine[:3, 3] -= 16
+        return crop
+
+    maps = {**study.maps, "random_weights": {study.ids[0]: made.maps(study.ids[0], seed=9)}}
+    return study_report(
+        study.store, tmp_path_factory.mktemp("browser"), study.predictions, maps, context=context, pdf=False
+    )
+
+
+@pytest.fixture
+def page(browser, report, study):
+    """A nodule's page that has started; at the end, no error and no request other than for the file itself."""
+    tab = browser.new_page(viewport={"width": 1240, "height": 1400})
+    problems, requests = [], []
+    tab.on("console", lambda message: problems.append(message.text))
+    tab.on("pageerror", lambda error: problems.append(str(error)))
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.goto((report.index.parent / "nodules" / f"{study.ids[0]}.html").as_uri())
+    tab.wait_for_selector("#viewer.ready")
+    yield tab
+    tab.close()
+    assert problems == []
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+    assert sum(url.startswith("file:") for url in requests) == 1
+
+
+def pixels(page, view: str, kind: str) -> np.ndarray | None:
+    """What a canvas shows, (h, w, 4); ``None`` where it is hidden."""
+    found = page.evaluate(
+        """([view, kind]) => {
+            const canvas = document.querySelector(`#viewer figure[data-view=${view}] canvas.${kind}`);
+            return canvas.hidden ? null : canvas.toDataURL();
+        }""",
+        [view, kind],
+    )
+    if found is None:
+        return None
+    return np.array(Image.open(io.BytesIO(base64.b64decode(found.split(",")[1]))).convert("RGBA")).astype(int)
+
+
+def caption(page, view: str) -> str:
+    return page.inner_text(f"#viewer figure[data-view={view}] figcaption")
+
+
+def test_starts_as_the_still_picture(page, study):
+    crop = study.store.load(study.ids[0])
+    assert "z = −294.0 mm" in caption(page, "axial")
+    ct = pixels(page, "axial", "ct")
+    assert ct.shape == (320, 320, 4)
+    block = ct[:, :, 0].reshape(32, 10, 32, 10).mean(axis=(1, 3))  # 10 screen pixels a voxel
+    wanted = 255 * np.clip((crop.ct[16] + 1350) / 1500, 0, 1)
+    assert np.abs(block - wanted).mean() < 4
+    assert np.corrcoef(block.ravel(), wanted.ravel())[0, 1] > 0.98
+    assert pixels(page, "axial", "map") is None
+
+
+def test_output_shows_its_map_and_scale(page, study):
+    page.select_option('[data-tool="output"]', "spiculation")
+    shown = pixels(page, "coronal", "map")
+    scores = study.maps["cdam"][study.ids[0]].relevance[1, OUTPUTS.index("spiculation")]
+    signs = np.flipud(scores)  # stored from below, shown from above
+    centres = shown[20::40, 20::40]  # 8 x 8 tokens on 320 pixels
+    assert np.array_equal(centres[..., 0] > centres[..., 2], signs > 0)
+    strongest = np.unravel_index(np.abs(signs).argmax(), signs.shape)
+    assert centres[..., 3].argmax() == np.ravel_multi_index(strongest, signs.shape)
+    scale = page.inner_text(".viewer-scale")
+    assert "towards spiculated" in scale
+    assert "SD" in scale
+    page.select_option('[data-tool="output"]', "malignancy")
+    assert "logit" in page.inner_text(".viewer-scale")
+    page.select_option('[data-tool="output"]', "none")
+    assert pixels(page, "coronal", "map") is None
+    assert page.is_hidden(".viewer-scale")
+
+
+def test_slices_move_and_the_map_stays_on_its_own(page):
+    page.keyboard.press("1")
+    before, outline = (
+        pixels(page, "axial", "ct"),
+        page.get_attribute("#viewer figure[data-view=axial] [data-reader='0']", "d"),
+    )
+    page.focus("#viewer figure[data-view=axial] .frame")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowUp")
+    assert "z = −292.0 mm" in caption(page, "axial")
+    assert "the map belongs to z = −294.0 mm" in caption(page, "axial")
+    assert pixels(page, "axial", "map") is None
+    assert pixels(page, "sagittal", "map") is not None
+    assert not np.array_equal(pixels(page, "axial", "ct"), before)
+    assert page.get_attribute("#viewer figure[data-view=axial] [data-reader='0']", "d") != outline
+    slider = page.locator("#viewer figure[data-view=axial] input[type=range]")
+    slider.fill("0")
+    assert "z = −310.0 mm" in caption(page, "axial")
+    assert page.get_attribute("#viewer figure[data-view=axial] [data-reader='0']", "d") == ""
+    page.click('[data-tool="home"]')
+    assert np.array_equal(pixels(page, "axial", "ct"), before)
+    assert page.get_attribute("#viewer figure[data-view=axial] [data-reader='0']", "d") == outline
+
+
+def test_drag_and_click_move_the_planes(page):
+    frame = page.locator("#viewer figure[data-view=axial] .frame").bounding_box()
+    x, y = frame["x"] + frame["width"] / 2, frame["y"] + frame["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 40, y, steps=5)
+    page.mouse.up()
+    assert "z = −289.0 mm" in caption(page, "axial")
+    page.mouse.click(frame["x"] + frame["width"] * 0.9, frame["y"] + frame["height"] * 0.1)
+    assert "x = −32.0 mm" in caption(page, "sagittal")  # column 28
+    assert "y = 23.0 mm" in caption(page, "coronal")  # row 3
+    assert re.search(r"−?\d+ HU", caption(page, "axial"))
+
+
+def test_windows_opacity_readers(page):
+    lung = pixels(page, "axial", "ct")
+    page.click('button[value="mediastinum"]')
+    assert "mediastinum, −135 to 215 HU" in page.inner_text("[data-window-words]")
+    assert (pixels(page, "axial", "ct")[..., 0] == 0).mean() > 0.5 > (lung[..., 0] == 0).mean()
+    page.keyboard.press("w")
+    assert page.get_attribute('button[value="model input"]', "aria-pressed") == "true"
+    page.keyboard.press("[")
+    page.keyboard.press("[")
+    assert page.evaluate("getComputedStyle(document.querySelector('#maps img.map')).opacity") == "0.8"
+    page.locator('[data-tool="opacity"]').fill("0.35")
+    assert page.evaluate("getComputedStyle(document.querySelector('#maps img.map')).opacity") == "0.35"
+    page.locator('[data-tool="reader"]').nth(1).uncheck()
+    paths = [
+        page.get_attribute(f"#viewer figure[data-view=axial] [data-reader='{reader}']", "d") for reader in range(4)
+    ]
+    assert paths[1] == ""
+    assert all(path for place, path in enumerate(paths) if place != 1)
+    page.keyboard.press("c")
+    assert page.get_attribute("#viewer figure[data-view=axial] path.consensus >> nth=0", "d") == ""
+
+
+def test_method_and_scale_redraw_the_cards(page):
+    def first() -> str:
+        return page.get_attribute('#maps .card[data-output="margin"] img.map >> nth=0', "src")
+
+    def ticks() -> str:
+        return page.inner_text('#maps .card[data-output="margin"] .ticks')
+
+    page.select_option('[data-tool="scale"]', "own")
+    own, own_ticks = first(), ticks()
+    page.select_option('[data-tool="scale"]', "shared")
+    assert (first(), ticks()) != (own, own_ticks)
+    shared = first()
+    page.select_option('[data-tool="method"]', "random_weights")
+    assert first() != shared
+    assert "random weights" in page.inner_text("#maps h2")
+    page.check('[data-tool="smooth"]')
+    page.select_option('[data-tool="output"]', "margin")
+    tokens = pixels(page, "axial", "map").reshape(8, 40, 8, 40, 4)
+    assert (tokens == tokens[:, :1, :, :1]).all()
+
+
+def test_context_has_its_own_extent(page):
+    page.select_option('[data-tool="output"]', "margin")
+    page.select_option('[data-tool="volume"]', "context")
+    assert page.get_attribute("#viewer figure[data-view=axial] svg.outlines", "viewBox") == "0 0 64 64"
+    assert "the map belongs to the crop" in caption(page, "axial")
+    bar = page.get_attribute("#viewer figure[data-view=axial] svg.marks .bar path >> nth=0", "d")
+    start, end = (float(value) for value in re.match(r"M([\d.]+) [\d.]+H([\d.]+)", bar).groups())
+    assert (end - start) / 100 * 64 == pytest.approx(10, abs=0.01)
+    page.keyboard.press("v")
+    assert page.get_attribute("#viewer figure[data-view=axial] svg.outlines", "viewBox") == "0 0 32 32"
+
+
+def test_card_opens_in_the_viewer_and_keys_are_announced(page):
+    page.click('#maps .card[data-output="texture"] [data-show]')
+    assert page.input_value('[data-tool="output"]') == "texture"
+    page.keyboard.press("m")
+    assert "attention" in page.inner_text("[aria-live]").lower()
+
+
+def test_readable_without_script_and_in_the_dark(browser, report, study):
+    context = browser.new_context(
+        java_script_enabled=False, color_scheme="dark", viewport={"width": 390, "height": 800}
+    )
+    tab = context.new_page()
+    tab.goto((report.index.parent / "nodules" / f"{study.ids[0]}.html").as_uri())
+    assert tab.is_hidden(".tools")
+    assert tab.is_visible("#viewer figure[data-view=axial] svg.outlines")
+    box = tab.locator("#viewer figure[data-view=axial] .frame").bounding_box()
+    assert box["width"] == pytest.approx(box["height"], abs=1)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    luminance = tab.evaluate("getComputedStyle(document.querySelector('main')).backgroundColor")
+    assert max(int(value) for value in re.findall(r"\d+", luminance)[:3]) < 60
+    context.close()
+
+
+def test_study_table_sorts(browser, report, study):
+    tab = browser.new_page()
+    tab.goto(report.index.as_uri())
+    heading = tab.locator("th button", has_text="Malignancy")
+    heading.click()
+    first = tab.inner_text("table.study tbody tr >> nth=0")
+    heading.click()
+    assert study.ids[0] in first
+    assert study.ids[2] in tab.inner_text("table.study tbody tr >> nth=0")
+    tab.close()
