@@ -41,9 +41,9 @@ def _foci(
     if code == NON_CENTRAL:
         return _ball(dx, dy, dz, _direction(rng) * 0.5 * depth, float(np.clip(0.36 * depth, 1.0, 5)))
     blobs = [
-        _ball(dx, dy, dz, _direction(rng) * rng.uniform(0.1, 0.8) * depth,
+        _ball(dx, dy, dz, _direction(rng) * rng.uniform(0.2, 0.85) * depth,
               float(np.clip(rng.uniform(0.15, 0.3) * depth, 0.75, 3.5)))
-        for _ in range(int(rng.integers(5, 9)))
+        for _ in range(int(rng.integers(8, 14)))
     ]  # fmt: skip
     return np.maximum.reduce(blobs)
 

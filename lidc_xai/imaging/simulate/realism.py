@@ -1,7 +1,7 @@
 """What a chest CT looks like in numbers, to hold a simulated one against a real one.
 
-Modes of lung and muscle (HU), noise in homogeneous tissue (SD in HU), sharpness of the lung's border (10 to 90 % rise in
-mm), and how much of the lung is vessel.
+Modes of lung and muscle (HU), noise in homogeneous tissue (SD in HU), sharpness of the lung's border (10 to 90 % rise
+in mm), and how much of the lung is vessel.
 """
 
 from __future__ import annotations
@@ -32,6 +32,28 @@ class Appearance:
     lung_noise: float
     edge_mm: float
     vessel_share: float
+
+
+REAL = Appearance(
+    lung_mode=-893.0, muscle_mode=53.0, muscle_noise=12.4, lung_noise=21.0, edge_mm=1.9, vessel_share=0.059
+)  # fmt: skip
+"""Measured with :func:`appearance` on 16 slices of LIDC-IDRI-0001 (Armato et al., Data From LIDC-IDRI, The Cancer Imaging
+Archive, 2015, doi 10.7937/K9/TCIA.2015.LO9QL9SX, CC BY 3.0)."""
+
+LIMITS = {"lung_mode": 30.0, "muscle_mode": 15.0, "muscle_noise": 0.30, "lung_noise": 0.30, "edge_mm": 0.25}
+"""How far a simulated CT may be from a real one: the modes in HU, the others as a share of the real value. The share of
+vessels differs from scan to scan (0.037 in LIDC-IDRI-0002) and is shown without a limit."""
+
+
+def outside_limits(found: Appearance, real: Appearance = REAL) -> list[str]:
+    """What of ``found`` lies further from ``real`` than :data:`LIMITS` allow, in words; empty where all is well."""
+    wrong = []
+    for name, limit in LIMITS.items():
+        value, wanted = getattr(found, name), getattr(real, name)
+        allowed = limit if name.endswith("_mode") else limit * wanted
+        if not abs(value - wanted) <= allowed:
+            wrong.append(f"{name} is {value:.1f}, further than {allowed:.1f} from the real {wanted:.1f}")
+    return wrong
 
 
 def appearance(ct: CTVolume) -> Appearance:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lidc_xai.annotations.nodule import Nodule
 from lidc_xai.errors import UsageError
-from lidc_xai.imaging.simulate.chest import LUMEN, WALL, Tissue, draw_tissue, render_chest
+from lidc_xai.imaging.simulate.chest import LUMEN, WALL, ChestSlice, Tissue, draw_tissue, render_chest
 from lidc_xai.imaging.simulate.expression import express, with_ratings
 from lidc_xai.imaging.simulate.grid import IMAGE_PIXELS, Grid, stream
 from lidc_xai.imaging.simulate.lesion import Drawn, draw_nodule
@@ -23,6 +23,8 @@ from lidc_xai.imaging.volume import CTVolume
 
 SCOPES = ("series", "full")
 BRONCHUS_WALL_MM = 0.7
+SLAB = 32
+"""Slices that are rendered together."""
 EVEN_MM = 0.01
 """Slices this close to an even grid are taken as even."""
 
@@ -163,23 +165,32 @@ def render(scene: Scene, grid: Grid) -> tuple[NDArray[np.float32], dict[str, Dra
         one = draw_nodule(grid, outline, look, scene.tissue.lung, scene.seed, nodule.nodule_id, off)
         if one is not None:
             drawn[nodule.nodule_id] = one
-    blood, lumen = tube_share(grid, scene.branches.blood), tube_share(grid, scene.branches.bronchi)
-    walls = tube_share(grid, scene.branches.bronchi.wider(BRONCHUS_WALL_MM))
     array = np.empty(grid.shape, np.float32)
-    for k, chest in enumerate(render_chest(grid, scene.thorax, scene.tissue, scene.seed, scene.name)):
+    whole = slice(0, grid.rows), slice(0, grid.columns)
+    for start in range(0, len(grid.z_mm), SLAB):  # slabs bound the memory of a long series
+        part = grid.part(slice(start, min(start + SLAB, len(grid.z_mm))), *whole)
+        for k, image in enumerate(_render_slab(scene, part, drawn, start), start=start):
+            array[k] = blur(image.hu, grid, scene.scanner)
+            array[k] += noise(grid, scene.scanner, grid.first_slice + k, image.noise_share, scene.seed, scene.name)
+    return np.clip(np.round(array, out=array), -1024, 3071, out=array), drawn
+
+
+def _render_slab(scene: Scene, part: Grid, drawn: Mapping[str, Drawn], start: int) -> Iterator[ChestSlice]:
+    """Slices of ``part``, whose first one is slice ``start`` of the volume, with vessels, bronchi and nodules."""
+    blood, lumen = (tube_share(part, tubes) for tubes in (scene.branches.blood, scene.branches.bronchi))
+    walls = tube_share(part, scene.branches.bronchi.wider(BRONCHUS_WALL_MM))
+    for k, chest in enumerate(render_chest(part, scene.thorax, scene.tissue, scene.seed, scene.name)):
         hu, through = chest.hu, blood[k] * chest.lung
         hu += walls[k] * (WALL - hu) * chest.lung
         for one in drawn.values():
             slices, rows, columns = one.box
-            if slices.start <= k < slices.stop:
-                n = k - slices.start
+            if slices.start <= start + k < slices.stop:
+                n = start + k - slices.start
                 hu[rows, columns] += one.hu[n] - one.opacity[n] * hu[rows, columns]
                 through[rows, columns] *= 1 - np.minimum(one.solid[n], 1)
         hu += through * (scene.tissue.blood - hu)
         hu += lumen[k] * chest.lung * (LUMEN - hu)
-        array[k] = blur(hu, grid, scene.scanner)
-        array[k] += noise(grid, scene.scanner, grid.first_slice + k, chest.noise_share, scene.seed, scene.name)
-    return np.clip(np.round(array, out=array), -1024, 3071, out=array), drawn
+        yield chest
 
 
 def as_volume(nodule: Nodule, grid: Grid, array: NDArray[np.float32]) -> CTVolume:

@@ -92,10 +92,11 @@ class Tissues:
     def diaphragm(self) -> Floats:
         """Below the two domes of the diaphragm (negative there)."""
         length = self.thorax.length_mm
-        dome = np.float32(0)
-        for side, height in ((-58, 52), (58, 40)):
-            dome = dome + height * np.exp(-((self.dx - side) ** 2 + (self.dy + 5) ** 2) / (2 * 42.0**2))
-        return self.z - (self.thorax.bottom_mm + 0.05 * length + np.minimum(dome, 0.3 * length))
+        right, left = (
+            height * np.exp(-((self.dx - side) ** 2 + (self.dy + 5) ** 2) / (2 * 42.0**2))
+            for side, height in ((-58, 52), (58, 40))
+        )
+        return self.z - (self.thorax.bottom_mm + 0.05 * length + np.minimum(right + left, 0.3 * length))
 
     @cached_property
     def lungs(self) -> Floats:
@@ -163,8 +164,9 @@ class Tissues:
 def _oval(dx: Floats, dy: Floats, a: Floats | float, b: Floats | float, power: float = 2.0) -> Floats:
     """Distance along the ray from the middle to an oval of half axes a, b (a superellipse for ``power`` > 2)."""
     dx, dy = np.abs(dx) + 1e-3, np.abs(dy)  # never exactly in the middle, where the ray has no direction
-    level = np.hypot(dx / a, dy / b) if power == 2 else ((dx / a) ** power + (dy / b) ** power) ** (1 / power)
-    return np.hypot(dx, dy) * (1 - 1 / level)
+    x, y = dx / a, dy / b
+    level = np.sqrt(x * x + y * y) if power == 2 else (x**power + y**power) ** (1 / power)
+    return np.sqrt(dx * dx + dy * dy) * (1 - 1 / level)
 
 
 def _turned(dx: Floats, dy: Floats, angle: float) -> tuple[Floats, Floats]:

@@ -1,0 +1,64 @@
+"""Real and simulated chest CT side by side, in pictures and in numbers.
+
+    python pipelines/compare_simulated.py --dicom ../shared/lidc/dicom/LIDC-IDRI-0001 --out runs/compare
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from lidc_xai.annotations import load_nodules
+from lidc_xai.errors import DataError
+from lidc_xai.files import write_json
+from lidc_xai.imaging import CTVolume, read_ct, simulate_ct
+from lidc_xai.imaging.simulate.realism import LIMITS, appearance, outside_limits
+
+WINDOWS = {"lung": (-1350, 150), "soft tissue": (-160, 240)}
+
+
+def main() -> None:
+    """Simulate the annotated nodules of a real series and compare the two."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dicom", type=Path, required=True, help="folder with one real LIDC-IDRI series")
+    parser.add_argument("--out", type=Path, required=True, help="folder for comparison.png and comparison.json")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    real = read_ct(options.dicom)
+    nodules = [nodule for nodule in load_nodules() if nodule.series_uid == real.series_uid]
+    if not nodules:
+        raise DataError(f"{options.dicom}: no nodule of the annotation database belongs to series {real.series_uid}")
+    simulated = simulate_ct(nodules, options.seed).volume
+    found, wanted = appearance(simulated), appearance(real)
+    wrong = outside_limits(found, wanted)
+    options.out.mkdir(parents=True, exist_ok=True)
+    _draw(real, simulated, nodules[0].centroid_z_mm, options.out / "comparison.png")
+    values = {"real": asdict(wanted), "simulated": asdict(found), "limits": LIMITS, "outside_limits": wrong}
+    write_json(options.out / "comparison.json", values)
+    for name, value in asdict(wanted).items():
+        print(f"{name:14s} real {value:9.3f}   simulated {getattr(found, name):9.3f}")
+    print("\n".join(wrong) or "all within limits")
+
+
+def _draw(real: CTVolume, simulated: CTVolume, z_mm: float, path: Path) -> None:
+    figure, axes = plt.subplots(2, 2, figsize=(12, 12), facecolor="black")
+    for row, (ct, title) in zip(axes, ((real, f"{real.patient_id}, real"), (simulated, "SIMULATED")), strict=True):
+        image = ct.stored[np.abs(ct.slice_z_mm - z_mm).argmin()]
+        for axis, (name, (low, high)) in zip(row, WINDOWS.items(), strict=True):
+            axis.imshow(image, cmap="gray", vmin=low, vmax=high)
+            axis.set_title(f"{title}: {name} window", color="white")
+            axis.axis("off")
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
