@@ -5,18 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lidc_xai.data.dataset import NoduleDataset, fold_datasets
-    from lidc_xai.data.download import DownloadResult, download
+    from lidc_xai.data.idc import DownloadResult, download
     from lidc_xai.data.splits import FoldIds, Splits, load_splits, make_splits, split_store
     from lidc_xai.data.statistics import target_scaling, window_statistics
     from lidc_xai.data.transforms import Augmentation
 
 _WHERE = {
     "Augmentation": "transforms",
-    "DownloadResult": "download",
+    "DownloadResult": "idc",
     "FoldIds": "splits",
     "NoduleDataset": "dataset",
     "Splits": "splits",
-    "download": "download",
+    "download": "idc",
     "fold_datasets": "dataset",
     "load_splits": "splits",
     "make_splits": "splits",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +13,7 @@ from monai.transforms import Compose
 
 from lidc_xai.data.statistics import WINDOW_HU, known_outputs, target_scaling, window_statistics
 from lidc_xai.data.transforms import Augmentation, ReadPlanes, ToInput
-from lidc_xai.errors import UsageError
+from lidc_xai.errors import LidcXaiError, UsageError
 from lidc_xai.imaging.planes import VIEWS
 from lidc_xai.models.preprocess import Preprocess
 from lidc_xai.progress import progress_shown
@@ -62,9 +63,8 @@ class NoduleDataset(CacheDataset):
         self._finish = ToInput(preprocess)
         read = ReadPlanes(store, views, augment.slices if train else 1)
         # copy_cache: nothing downstream writes into the cached planes, so that no copy is needed
-        super().__init__(
-            items, Compose([read]), cache_rate=cache_rate, progress=progress_shown(), copy_cache=False
-        )  # fmt: skip
+        with _own_errors():
+            super().__init__(items, Compose([read]), cache_rate=cache_rate, progress=progress_shown(), copy_cache=False)
 
     @property
     def nodule_ids(self) -> list[str]:
@@ -75,7 +75,8 @@ class NoduleDataset(CacheDataset):
         return (self.outputs.index("diameter"), *self.scaling["diameter"]) if "diameter" in self.outputs else None
 
     def _transform(self, index: int) -> dict[str, Any]:
-        item = super()._transform(index)
+        with _own_errors():
+            item = super()._transform(index)
         if self._random is not None:
             self._random.set_random_state(seed=int(torch.randint(_SEEDS, ())))
             item = self._random(item)
@@ -109,6 +110,17 @@ def fold_datasets(
     validation = NoduleDataset(store, ids.validation, preprocess, outputs, scaling=train.scaling)
     test = NoduleDataset(store, ids.test, preprocess, outputs, scaling=train.scaling)
     return FoldDatasets(train, validation, test, preprocess)
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """MONAI wraps what a transform raises in a RuntimeError; a user's own error comes out as it is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__cause__, LidcXaiError):
+            raise error.__cause__ from None
+        raise
 
 
 def _check(

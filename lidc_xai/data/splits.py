@@ -1,14 +1,16 @@
 """Who is trained on, who chooses the checkpoint, who is tested: folds by patient, nested, stratified, as JSON.
 
 ``patient``: stratified folds in which all nodules of a patient stay together; the validation part comes from the
-training patients. ``paper``: the published protocol's folds by nodule (StratifiedKFold), in which about half of the test
-nodules have a patient that is also trained on. It exists for like-for-like rows alone and says ``"leaks": true``.
+training patients. ``paper``: the published protocol's folds by nodule (StratifiedKFold), in which about half of the
+test nodules have a patient that is also trained on: for like-for-like rows alone, and it says ``"leaks": true``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -191,7 +193,8 @@ def _outer(
     """(rest, test) row numbers of every fold."""
     rows = np.arange(len(labels))
     if kind == "patient":
-        return list(StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed).split(rows, labels, groups))
+        with _quiet():
+            return list(StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed).split(rows, labels, groups))
     labelled = rows[labels != _UNLABELLED]  # the published protocol knows no others
     tests = [
         labelled[test]
@@ -210,7 +213,10 @@ def _inner(
             f"fold {fold}: {len(set(groups))} training {kind}s are too few for a validation share of {share:g}; "
             "take a larger validation_share or more patients"
         )
-    splitter = StratifiedGroupKFold(pieces, shuffle=True, random_state=seed)
+    if kind == "patient":
+        tests = StratifiedGroupKFold(pieces, shuffle=True, random_state=seed).split(labels, labels, groups)
+    else:
+        tests = StratifiedKFold(pieces, shuffle=True, random_state=seed).split(labels, labels)
     labelled = labels != _UNLABELLED
     wanted = labels[labelled].mean()
 
@@ -218,10 +224,19 @@ def _inner(
         here = labels[rows][labelled[rows]]
         return len(set(here)) < 2, abs(here.mean() - wanted) if len(here) else 1.0
 
-    best = min((test for _, test in splitter.split(labels, labels, groups)), key=off_balance)
+    with _quiet():
+        best = min((test for _, test in tests), key=off_balance)
     chosen = np.zeros(len(labels), bool)
     chosen[best] = True
     return chosen
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """scikit-learn warns of small classes, nodules without a label among them; what matters is checked here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        yield
 
 
 def _check_arguments(manifest: pandas.DataFrame, n_folds: int, kind: str, validation_share: float) -> None:

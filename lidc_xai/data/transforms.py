@@ -116,8 +116,8 @@ class RandShiftZoom(RandomizableTransform):
     def __call__(self, item: Mapping[str, Any]) -> Item:
         shift = self.R.uniform(-self.shift_pixels, self.shift_pixels, 2).tolist()
         zoom = 1 + self.R.uniform(-self.scale, self.scale)
-        # MONAI's scale is that of the sampling grid: 2 shrinks the picture to half
-        move = Affine(translate_params=shift, scale_params=1 / zoom, padding_mode="border", image_only=True)
+        # MONAI's scale is that of the sampling grid (2 shrinks the picture to half), one number per axis
+        move = Affine(translate_params=shift, scale_params=[1 / zoom, 1 / zoom], padding_mode="border", image_only=True)
         changed = {**item, "image": move(item["image"])}
         if self.diameter is not None:
             column, mean, deviation = self.diameter
