@@ -13,23 +13,29 @@ if TYPE_CHECKING:
     from lidc_xai.evaluation.boxes import box_sensitivity
     from lidc_xai.evaluation.causes import cause_effects, cause_localisation, cause_sign
     from lidc_xai.evaluation.compactness_share import compactness
-    from lidc_xai.evaluation.contours import (
-        against_readers,
-        centred_disc_localisation,
-        localisation,
-        reader_agreement,
-    )
+    from lidc_xai.evaluation.contours import against_readers, centred_disc_localisation, localisation, reader_agreement
     from lidc_xai.evaluation.curves import fidelity
     from lidc_xai.evaluation.deletion import deletion_insertion
     from lidc_xai.evaluation.discrimination import class_discrimination, wrong_class
     from lidc_xai.evaluation.epsilon import epsilon_perturbation
     from lidc_xai.evaluation.radial import radial_profile
+    from lidc_xai.evaluation.randomisation import parameter_randomisation, randomised
     from lidc_xai.evaluation.results import Result
+    from lidc_xai.evaluation.robustness import (
+        attack_stability,
+        noise_stability,
+        run_stability,
+        shift_invariance,
+        shifted,
+    )
+    from lidc_xai.evaluation.sensitivity import sensitivity_n
+    from lidc_xai.evaluation.similarity import compare_models, map_similarity, method_agreement, seed_agreement
 
 # Modules are not called like the functions they hold: an imported submodule would hide the function of its name.
 _WHERE = {
     "adcc": "average_drop",
     "against_readers": "contours",
+    "attack_stability": "robustness",
     "blur_mask_test": "blur_mask",
     "box_sensitivity": "boxes",
     "cause_effects": "causes",
@@ -38,13 +44,24 @@ _WHERE = {
     "centred_disc_localisation": "contours",
     "class_discrimination": "discrimination",
     "compactness": "compactness_share",
+    "compare_models": "similarity",
     "deletion_insertion": "deletion",
     "epsilon_perturbation": "epsilon",
     "fidelity": "curves",
     "localisation": "contours",
+    "map_similarity": "similarity",
+    "method_agreement": "similarity",
+    "noise_stability": "robustness",
+    "parameter_randomisation": "randomisation",
     "radial_profile": "radial",
+    "randomised": "randomisation",
     "reader_agreement": "contours",
     "Result": "results",
+    "run_stability": "robustness",
+    "seed_agreement": "similarity",
+    "sensitivity_n": "sensitivity",
+    "shift_invariance": "robustness",
+    "shifted": "robustness",
     "two_probable": "blur_mask",
     "wrong_class": "discrimination",
 }
@@ -53,6 +70,7 @@ __all__ = [
     "Result",
     "adcc",
     "against_readers",
+    "attack_stability",
     "blur_mask_test",
     "box_sensitivity",
     "cause_effects",
@@ -61,12 +79,23 @@ __all__ = [
     "centred_disc_localisation",
     "class_discrimination",
     "compactness",
+    "compare_models",
     "deletion_insertion",
     "epsilon_perturbation",
     "fidelity",
     "localisation",
+    "map_similarity",
+    "method_agreement",
+    "noise_stability",
+    "parameter_randomisation",
     "radial_profile",
+    "randomised",
     "reader_agreement",
+    "run_stability",
+    "seed_agreement",
+    "sensitivity_n",
+    "shift_invariance",
+    "shifted",
     "two_probable",
     "wrong_class",
 ]
