@@ -34,7 +34,7 @@ class Tissue:
 
 def draw_tissue(rng: np.random.Generator, contrast: bool | None) -> Tissue:
     """Densities of one patient; with contrast agent the blood is bright."""
-    lung = float(np.clip(rng.normal(-878, 12), -905, -850))
+    lung = float(np.clip(rng.normal(-882, 10), -905, -864))
     return Tissue(lung, float(rng.uniform(150, 300)) if contrast else float(rng.uniform(38, 50)))
 
 

@@ -48,7 +48,8 @@ def simulate_crop(
     high = np.array([grid.x_mm[-1], grid.y_mm[-1], grid.z_mm[-1]]) + AROUND_MM
     scene = make_scene([nodule], [outline], seed, nodule.nodule_id, low, high, without, switched_off)
     array, drawn = render(scene, grid)
-    volume.stored[:, grid.j0 : grid.j0 + grid.rows, grid.i0 : grid.i0 + grid.columns] = array
+    where = slice(grid.first_slice - slices[0], grid.first_slice - slices[0] + len(array))
+    volume.stored[where, grid.j0 : grid.j0 + grid.rows, grid.i0 : grid.i0 + grid.columns] = array
     crop = crop_nodule(volume, nodule, size_mm=size_mm, spacing_mm=spacing_mm)
     return crop, _causes(drawn[nodule.nodule_id], grid, crop)
 
@@ -56,8 +57,8 @@ def simulate_crop(
 def _empty_series(nodule: Nodule, outline: Outline, size_mm: float) -> tuple[CTVolume, NDArray[np.intp]]:
     """The recorded slices around the nodule, whole but empty (pages that nobody writes take no memory)."""
     z = np.unique(nodule.slice_positions_mm)
-    reach = size_mm / 2 + nodule.slice_thickness_mm + slice_step(nodule)
-    slices = np.flatnonzero((z >= outline.low[2] - reach) & (z <= outline.high[2] + reach))
+    reach = size_mm / 2
+    slices = np.flatnonzero((z >= outline.z_mm[0] - reach) & (z <= outline.z_mm[-1] + reach))
     grid = Grid(
         nodule.pixel_spacing_mm, nodule.slice_thickness_mm, z[slices], int(slices[0]), 0, 0, IMAGE_PIXELS, IMAGE_PIXELS
     )
@@ -67,13 +68,14 @@ def _empty_series(nodule: Nodule, outline: Outline, size_mm: float) -> tuple[CTV
 def _window(
     volume: CTVolume, nodule: Nodule, centre: NDArray[np.float64], size_mm: float, slices: NDArray[np.intp]
 ) -> Grid:
-    """The stored pixels of the box and the neighbours that interpolation asks for."""
+    """The stored pixels and slices of the box and the neighbours that interpolation asks for."""
     spacing = nodule.pixel_spacing_mm
     origin = -(IMAGE_PIXELS - 1) / 2 * spacing
     first = np.clip(np.floor((centre[:2] - size_mm / 2 - origin) / spacing) - 2, 0, IMAGE_PIXELS - 1).astype(int)
     last = np.clip(np.ceil((centre[:2] + size_mm / 2 - origin) / spacing) + 2, 0, IMAGE_PIXELS - 1).astype(int)
+    near = np.flatnonzero(np.abs(volume.slice_z_mm - centre[2]) <= size_mm / 2 + 2 * slice_step(nodule))
     return Grid(
-        spacing, nodule.slice_thickness_mm, volume.slice_z_mm, int(slices[0]), int(first[0]), int(first[1]),
+        spacing, nodule.slice_thickness_mm, volume.slice_z_mm[near], int(slices[near[0]]), int(first[0]), int(first[1]),
         int(last[1] - first[1]) + 1, int(last[0] - first[0]) + 1,
     )  # fmt: skip
 

@@ -74,7 +74,7 @@ def draw_nodule(
         "texture": sums["inside"] > 0.5,
         "margin": sums["rim"] > 0.5,
         "calcification": sums["calcium"] > 0.2,
-        "spiculation": (thorns > 0.12) & (sums["inside"] < 0.5),
+        "spiculation": (thorns > 0.08) & (sums["inside"] < 0.5),
     }
     return Drawn(
         box,

@@ -6,6 +6,7 @@ LIDC contours run through the first pixels outside, so their own pixels do not b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,33 +25,41 @@ FAR_MM = 12.0
 class Outline:
     """Signed distances (mm, negative inside) on a small window of stored pixels, one plane per slice position.
 
-    ``z_mm`` (n,) ascending, ``planes`` (n, rows, columns), ``i0``, ``j0``: first column and row of the window.
-    ``centre_mm`` (3,): middle of the body, ``radius_mm``: depth of its deepest point.
+    ``z_mm`` (n,) ascending: the slices that a reader marked and one beyond each end. ``planes`` (n, rows, columns):
+    distances inside each plane. ``slopes``: their change per mm of z, the same shape. ``i0``, ``j0``: first column and
+    row of the window. ``centre_mm`` (3,): middle of the body, ``radius_mm``: depth of its deepest point.
     """
 
     spacing_mm: float
     z_mm: NDArray[np.float64]
     planes: NDArray[np.float32]
+    slopes: NDArray[np.float32]
     i0: int
     j0: int
     centre_mm: NDArray[np.float64]
     radius_mm: float
 
     def distance(self, grid: Grid, z: Floats) -> NDArray[np.float32]:
-        """(len(z), rows, columns) signed distance on the pixels of ``grid`` (same stored pixels) at heights ``z``."""
-        at = np.clip(np.interp(z, self.z_mm, np.arange(len(self.z_mm))), 0, len(self.z_mm) - 1)
-        lower = np.minimum(at.astype(int), max(len(self.z_mm) - 2, 0))
-        t = (at - lower).astype(np.float32)[:, None, None]
-        window = self._window(grid)
-        between = (1 - t) * window[lower] + t * window[np.minimum(lower + 1, len(self.z_mm) - 1)]
-        beyond = np.maximum(np.maximum(self.z_mm[0] - z, z - self.z_mm[-1]), 0).astype(np.float32)
-        return between + beyond[:, None, None]
+        """(len(z), rows, columns) signed distance on the pixels of ``grid`` (same stored pixels) at heights ``z``.
 
-    def _window(self, grid: Grid) -> NDArray[np.float32]:
-        """The planes on the rows and columns of ``grid``: edge values continue outside the window."""
+        The surface is where the interpolated distance of the planes is zero; near the poles, where that changes fast
+        along z, it is divided by its slope, so that mm are mm there too.
+        """
+        at = np.clip(np.interp(z, self.z_mm, np.arange(len(self.z_mm))), 0, len(self.z_mm) - 1)
+        lower = np.minimum(at.astype(int), len(self.z_mm) - 2)
+        t = (at - lower).astype(np.float32)[:, None, None]
+        inside, slope = (
+            (1 - t) * window[lower] + t * window[lower + 1]
+            for window in map(self._window(grid), (self.planes, self.slopes))
+        )
+        beyond = np.maximum(np.maximum(self.z_mm[0] - z, z - self.z_mm[-1]), 0).astype(np.float32)
+        return inside / np.sqrt(1 + slope**2) + beyond[:, None, None]
+
+    def _window(self, grid: Grid) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+        """How planes are put on the rows and columns of ``grid``: edge values continue outside the window."""
         rows = np.clip(np.arange(grid.rows) + grid.j0 - self.j0, 0, self.planes.shape[1] - 1)
         columns = np.clip(np.arange(grid.columns) + grid.i0 - self.i0, 0, self.planes.shape[2] - 1)
-        return self.planes[:, rows][:, :, columns]
+        return lambda planes: planes[:, rows][:, :, columns]
 
     @property
     def low(self) -> NDArray[np.float64]:
@@ -91,7 +100,8 @@ def nodule_outline(nodule: Nodule) -> Outline:
                for n, axes in zip(depth.shape, ((1, 2), (0, 2), (0, 1)), strict=True))  # fmt: skip
     z = np.interp(k, np.arange(len(z_mm)), z_mm)
     centre = np.array([origin + (low[0] + i) * spacing, origin + (low[1] + j) * spacing, z])
-    return Outline(spacing, z_mm, planes, int(low[0]), int(low[1]), centre, float(depth.max()))
+    slopes = np.gradient(planes, z_mm, axis=0).astype(np.float32)
+    return Outline(spacing, z_mm, planes, slopes, int(low[0]), int(low[1]), centre, float(depth.max()))
 
 
 def _heights(nodule: Nodule) -> NDArray[np.float64]:

@@ -37,10 +37,10 @@ class Appearance:
 REAL = Appearance(
     lung_mode=-893.0, muscle_mode=53.0, muscle_noise=12.4, lung_noise=21.0, edge_mm=1.9, vessel_share=0.059
 )  # fmt: skip
-"""Measured with :func:`appearance` on 16 slices of LIDC-IDRI-0001 (Armato et al., Data From LIDC-IDRI, The Cancer Imaging
-Archive, 2015, doi 10.7937/K9/TCIA.2015.LO9QL9SX, CC BY 3.0)."""
+"""Measured with :func:`appearance` on 16 slices of LIDC-IDRI-0001 (Armato et al., Data From LIDC-IDRI, The Cancer
+Imaging Archive, 2015, doi 10.7937/K9/TCIA.2015.LO9QL9SX, CC BY 3.0)."""
 
-LIMITS = {"lung_mode": 30.0, "muscle_mode": 15.0, "muscle_noise": 0.30, "lung_noise": 0.30, "edge_mm": 0.25}
+LIMITS = {"lung_mode": 40.0, "muscle_mode": 15.0, "muscle_noise": 0.30, "lung_noise": 0.30, "edge_mm": 0.25}
 """How far a simulated CT may be from a real one: the modes in HU, the others as a share of the real value. The share of
 vessels differs from scan to scan (0.037 in LIDC-IDRI-0002) and is shown without a limit."""
 

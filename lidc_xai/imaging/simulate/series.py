@@ -121,8 +121,8 @@ def simulate_ct(
 
 def _series_grid(nodule: Nodule, outlines: Sequence[Outline], margin_mm: float) -> Grid:
     z = np.unique(nodule.slice_positions_mm)
-    low, high = min(o.low[2] for o in outlines) - margin_mm, max(o.high[2] for o in outlines) + margin_mm
-    inside = np.flatnonzero((z >= low) & (z <= high))
+    low, high = min(o.z_mm[1] for o in outlines), max(o.z_mm[-2] for o in outlines)
+    inside = np.flatnonzero((z >= low - margin_mm) & (z <= high + margin_mm))
     return Grid(
         nodule.pixel_spacing_mm, nodule.slice_thickness_mm, z[inside], int(inside[0]), 0, 0, IMAGE_PIXELS, IMAGE_PIXELS
     )
