@@ -45,12 +45,27 @@ def crop_nodule(
         return _crop_at(ct, centre, count, spacing_mm, interpolation, padding_hu, nodule_id)[0]
     nodule = nodule_or_point_mm
     masks, box = native_masks(ct, nodule)
+    centre = consensus_centre(ct, nodule, consensus_mask(masks), box)
+    return crop_marked(ct, masks, box, centre, count, spacing_mm, interpolation, padding_hu, nodule.nodule_id)
+
+
+def crop_marked(
+    ct: CTVolume,
+    masks: NDArray[np.bool_],
+    box: GridBox,
+    centre_mm: NDArray[np.float64],
+    count: int,
+    spacing_mm: float,
+    interpolation: str,
+    padding_hu: float,
+    nodule_id: str,
+) -> NoduleCrop:
+    """The crop of ``count``³ voxels with readers' masks (R, z, y, x) that are known over ``box`` of the stored grid."""
     consensus = consensus_mask(masks)
-    centre = consensus_centre(ct, nodule, consensus, box)
-    crop, grid = _crop_at(ct, centre, count, spacing_mm, interpolation, padding_hu, nodule.nodule_id)
+    crop, grid = _crop_at(ct, centre_mm, count, spacing_mm, interpolation, padding_hu, nodule_id)
     crop.reader_masks = np.stack([resample_mask(ct, mask, box, grid) for mask in masks])
     crop.consensus = resample_mask(ct, consensus, box, grid)
-    extent = outlines_extent_mm(ct, box)
+    extent, size_mm = outlines_extent_mm(ct, box), count * spacing_mm
     crop.larger_than_box = bool(extent.max() > size_mm)
     if crop.larger_than_box:
         crop.issues.append(f"the outlines reach over {extent.max():.1f} mm: larger than the {size_mm:g} mm box")
