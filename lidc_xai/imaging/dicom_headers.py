@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.uid import UID
+from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from lidc_xai.errors import DataError
 
@@ -22,6 +23,8 @@ _TAGS = [
     "RescaleType", "PixelPaddingValue", "PixelPaddingRangeLimit", "SeriesDescription", "ImageComments", "Manufacturer",
     "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", "SOPClassUID",
 ]  # fmt: skip
+_SHORT_TAG, _LONG_TAG = 8, 12  # bytes before the pixels: tag and length, with explicit VR also that
+_FRAGMENT, _END_OF_FRAGMENTS = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
 _SIMULATED_MARKS = ("ImageType", "SeriesDescription", "ImageComments", "Manufacturer", "PatientID")
 
 
@@ -67,17 +70,12 @@ def read_header(path: Path) -> pydicom.Dataset:
     try:
         with path.open("rb") as stream:
             header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS)
-            left = os.fstat(stream.fileno()).st_size - stream.tell()
-            syntax = UID(str(header.file_meta.get("TransferSyntaxUID", "1.2.840.10008.1.2")))
             _check_image(path, header)
+            _check_whole(path, header, stream)
     except DataError:
         raise
     except Exception as error:  # pydicom raises anything on damaged bytes
         raise DataError(f"{path.name}: header cannot be read ({error})") from error
-    frames = int(header.get("NumberOfFrames") or 1)
-    expected = frames * header.Rows * header.Columns * header.BitsAllocated // 8
-    if left == 0 or (not syntax.is_compressed and left < expected):
-        raise DataError(f"{path.name}: is truncated ({left} of {expected} bytes of pixels)")
     return header
 
 
@@ -87,6 +85,37 @@ def _check_image(path: Path, header: pydicom.Dataset) -> None:
             raise DataError(f"{path.name}: header has no {name}")
     if int(header.get("SamplesPerPixel") or 1) != 1:
         raise DataError(f"{path.name}: is a colour image, not CT values")
+
+
+def _check_whole(path: Path, header: pydicom.Dataset, stream: BinaryIO) -> None:
+    """Refuse a file that ends before its pixels do; ``stream`` stands at the pixels' tag."""
+    syntax = UID(str(header.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)))
+    size = os.fstat(stream.fileno()).st_size
+    if syntax.is_deflated:  # the stream was unpacked as a whole while the header was read
+        return
+    if syntax.is_encapsulated:
+        if not _all_fragments(stream, size):
+            raise DataError(f"{path.name}: is truncated (its compressed pixels have no end)")
+        return
+    start = stream.tell() + (_SHORT_TAG if syntax.is_implicit_VR else _LONG_TAG)
+    frames = int(header.get("NumberOfFrames") or 1)
+    expected = frames * header.Rows * header.Columns * header.BitsAllocated // 8
+    if size - start < expected:
+        raise DataError(f"{path.name}: is truncated ({max(0, size - start)} of {expected} bytes of pixels)")
+
+
+def _all_fragments(stream: BinaryIO, size: int) -> bool:
+    """Whether the fragments of compressed pixels go on to the item that ends them."""
+    at = stream.tell() + _LONG_TAG
+    while at + _SHORT_TAG <= size:
+        stream.seek(at)
+        group, element, length = struct.unpack("<HHL", stream.read(_SHORT_TAG))
+        if (group, element) == _END_OF_FRAGMENTS:
+            return True
+        if (group, element) != _FRAGMENT:
+            return False
+        at += _SHORT_TAG + length
+    return False
 
 
 def slice_header(path: Path, header: pydicom.Dataset) -> SliceHeader:

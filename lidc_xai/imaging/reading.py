@@ -14,11 +14,11 @@ from lidc_xai.imaging.dicom_headers import SliceHeader, read_header
 from lidc_xai.imaging.dicom_index import FolderIndex, SeriesFiles, index_folder
 from lidc_xai.imaging.dicom_pixels import read_slices
 from lidc_xai.imaging.enhanced import headers_of
-from lidc_xai.imaging.nifti import image_affine, read_image
+from lidc_xai.imaging.nifti import image_affine, nifti_voxels, read_image
 from lidc_xai.imaging.volume import AIR_HU, CTVolume
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mhd", ".mha")
-LUNG_HU = -500.0
+LUNG_HU = -300.0
 _FEW = 3
 
 
@@ -125,12 +125,11 @@ def _duplicate_issues(geometry: SeriesGeometry, stored: np.ndarray) -> list[str]
 
 
 def _not_hu(array: np.ndarray) -> list[str]:
+    """A chest has air in it; values that begin near zero are grey levels or lack their intercept."""
     lowest, highest = float(array.min()), float(array.max())
-    if lowest < LUNG_HU < highest:
+    if lowest < LUNG_HU:
         return []
-    return [
-        f"values from {lowest:.0f} to {highest:.0f}: lung and tissue in HU would lie on both sides of {LUNG_HU:.0f}"
-    ]
+    return [f"values from {lowest:g} to {highest:g}: nothing below {LUNG_HU:.0f}, so these may not be HU"]
 
 
 def _as_volume(geometry: SeriesGeometry, stored: np.ndarray, issues: list[str], found: SeriesFiles) -> CTVolume:
@@ -175,9 +174,13 @@ def _read_volume_file(path: Path) -> CTVolume:
         raise DataError(f"{path}: a volume needs at least 2 slices, rows and columns (size {image.GetSize()})")
     array = sitk.GetArrayFromImage(image).astype(np.float32)
     issues = []
-    unknown = int(np.count_nonzero(~np.isfinite(array)))
-    if unknown:
-        array[~np.isfinite(array)] = AIR_HU
-        issues.append(f"{unknown} voxels without a number read as {AIR_HU:.0f} HU")
+    unknown = ~np.isfinite(array)
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        voxels = nifti_voxels(path)
+        if voxels.dtype.kind == "f":
+            unknown |= ~np.isfinite(voxels.reshape(array.shape))
+    if unknown.any():
+        array[unknown] = AIR_HU
+        issues.append(f"{np.count_nonzero(unknown)} voxels without a number read as {AIR_HU:.0f} HU")
     issues += _not_hu(array)
     return CTVolume(array=array, affine=image_affine(image), issues=issues, source=str(path))
