@@ -1,0 +1,96 @@
+"""Codes of the concepts in our DICOM objects.
+
+Ratings use the codes of the published DICOM re-encoding of LIDC-IDRI (Fedorov et al., Medical Physics 2020, doi
+10.1002/mp.14445: NCIt, RadLex and its private scheme 99LIDCQIICR), so that both can be searched alike. What a model
+predicts and its maps have no public code: private scheme 99LIDCXAI.
+"""
+
+from __future__ import annotations
+
+from pydicom.sr.coding import Code
+
+from lidc_xai.ratings import SCALES
+
+OURS = "99LIDCXAI"
+_THEIRS = "99LIDCQIICR"
+
+NODULE = Code("27925004", "SCT", "Nodule")
+LUNG = Code("39607008", "SCT", "Lung")
+ABNORMAL = Code("49755003", "SCT", "Morphologically Abnormal Structure")
+CT_CHEST = Code("24627-2", "LN", "Chest CT")
+DIAMETER = Code("81827009", "SCT", "Diameter")
+VOLUME = Code("118565006", "SCT", "Volume")
+MILLIMETRE = Code("mm", "UCUM", "millimeter")
+CUBIC_MILLIMETRE = Code("mm3", "UCUM", "cubic millimeter")
+RATIO = Code("1", "UCUM", "no units")
+SCORE = Code("{score}", "UCUM", "score")
+
+_CONCEPTS = {
+    "malignancy": Code("RID36042", "RADLEX", "Malignancy"),
+    "subtlety": Code("C45992", "NCIt", "Subtlety score"),
+    "internal_structure": Code("200", _THEIRS, "Internal structure"),
+    "calcification": Code("C3672", "NCIt", "Calcification"),
+    "sphericity": Code("400", _THEIRS, "Sphericity"),
+    "margin": Code("C25563", "NCIt", "Margin"),
+    "lobulation": Code("C62175", "NCIt", "Lobular Pattern"),
+    "spiculation": Code("C28749", "NCIt", "Spiculation"),
+    "texture": Code("C41144", "NCIt", "Texture"),
+    "diameter": DIAMETER,
+}
+
+_NAMED_VALUES = {
+    ("internal_structure", 1): Code("C12471", "NCIt", "Soft tissue"),
+    ("internal_structure", 2): Code("C25278", "NCIt", "Fluid"),
+    ("internal_structure", 3): Code("C12472", "NCIt", "Adipose tissue"),
+    ("internal_structure", 4): Code("C73434", "NCIt", "Air"),
+    ("calcification", 1): Code("RID35453", "RADLEX", "Popcorn calcification sign"),
+    ("calcification", 2): Code("302", _THEIRS, "Laminated appearance"),
+    ("calcification", 3): Code("RID5741", "RADLEX", "Solid appearance"),
+    ("calcification", 4): Code("304", _THEIRS, "Non-central appearance"),
+    ("calcification", 5): Code("RID5827", "RADLEX", "Central calcification"),
+    ("calcification", 6): Code("RID28473", "RADLEX", "Absent"),
+    ("sphericity", 1): Code("RID5811", "RADLEX", "linear"),
+    ("sphericity", 3): Code("RID5800", "RADLEX", "ovoid"),
+    ("sphericity", 5): Code("RID5799", "RADLEX", "round"),
+    ("margin", 1): Code("RID5709", "RADLEX", "Indistinct margin"),
+    ("margin", 5): Code("RID5707", "RADLEX", "Circumscribed margin"),
+    ("texture", 1): Code("RID50153", "RADLEX", "non-solid pulmonary nodule"),
+    ("texture", 3): Code("RID50152", "RADLEX", "part-solid pulmonary nodule"),
+    ("texture", 5): Code("RID50151", "RADLEX", "solid pulmonary nodule"),
+}
+_OWN_STEPS = {"subtlety": 100, "malignancy": 900}
+"""Ratings whose five steps all have codes of their own, from this number on."""
+_OWN_ENDS = {"lobulation": 600, "spiculation": 700}
+"""Ratings whose lowest and highest step have."""
+
+
+def concept(name: str) -> Code:
+    """What is rated: a rating of ``READER_RATINGS`` or ``diameter``."""
+    return _CONCEPTS[name]
+
+
+def rating_value(name: str, vote: int) -> Code:
+    """One reader's rating as a coded value."""
+    if (name, vote) in _NAMED_VALUES:
+        return _NAMED_VALUES[name, vote]
+    if name in _OWN_STEPS or (name in _OWN_ENDS and vote in (1, 5)):
+        base = _OWN_STEPS.get(name) or _OWN_ENDS[name]
+        return Code(str(base + vote), _THEIRS, f"{vote} out of 5 ({SCALES[name].codes[vote]})")
+    return Code(f"{vote:03d}", _THEIRS, f"{vote} out of 5")
+
+
+def predicted(name: str) -> Code:
+    """What a model says about an output, as the name of a measurement."""
+    if name == "malignancy":
+        return Code("PRED-malignancy", OURS, "Probability of readers' median malignancy above 3")
+    return Code(f"PRED-{name}", OURS, f"Predicted {name} rating" if name != "diameter" else "Predicted diameter")
+
+
+def relevance(name: str) -> Code:
+    """What a map of an output holds."""
+    return Code(f"REL-{name}", OURS, f"Relevance for predicted {name}")
+
+
+def relevance_unit(name: str) -> Code:
+    """Unit of a map's values: logits for malignancy, standard deviations of the training targets otherwise."""
+    return Code("{logit}", "UCUM", "logit") if name == "malignancy" else Code("{SD}", "UCUM", "standard deviations")

@@ -1,0 +1,176 @@
+"""Maps, masks and CT as NIfTI or NRRD in the patient's coordinates, for 3D Slicer, ITK-SNAP and scripts.
+
+A map file holds NaN where no plane was evaluated; ``…_evaluated`` counts the planes that cut each voxel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from lidc_xai.errors import DataError, UsageError
+from lidc_xai.files import atomic_path, write_json
+from lidc_xai.imaging.contours import consensus_mask
+from lidc_xai.imaging.nifti import to_image
+from lidc_xai.progress import track
+from lidc_xai.ratings import RESEARCH_USE_ONLY, SCALES
+from lidc_xai.reporting.facts import UNITS
+from lidc_xai.reporting.map_grid import map_on_grid
+from lidc_xai.reporting.nodule import MapsByMethod, ReportParts
+from lidc_xai.reporting.scans import Scans, box_corners
+from lidc_xai.skipped import Skipped, write_skipped
+
+if TYPE_CHECKING:
+    from lidc_xai.imaging.nodule_crop import NoduleCrop
+    from lidc_xai.imaging.store import CropStore
+    from lidc_xai.nodule_maps import NoduleMaps
+
+FORMATS = ("nii.gz", "nrrd")
+GRIDS = ("crop", "scanner")
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export wrote, and what it left out and why."""
+
+    paths: list[Path] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Where to write: ``affine`` (i, j, k, 1) -> LPS mm of an array of ``shape`` (z, y, x)."""
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+
+    def points(self) -> NDArray[np.float64]:
+        k, j, i = np.meshgrid(*(np.arange(count) for count in self.shape), indexing="ij")
+        return np.stack([i, j, k], axis=-1) @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+
+def export_nifti(
+    store: CropStore,
+    out: Path | str,
+    maps: MapsByMethod | None = None,
+    nodule_ids: Sequence[str] | None = None,
+    grid: str = "crop",
+    dicom: Path | str | None = None,
+    formats: Sequence[str] = ("nii.gz",),
+) -> ExportResult:
+    """Write ``out/<nodule_id>/`` with ``<method>_<output>``, ``<method>_evaluated``, ``consensus``, ``reader_<n>``,
+    ``ct`` and a description (``maps.json``).
+
+    ``grid``: "crop" (the crop's own isotropic grid) or "scanner" (the voxels of the scan under ``dicom``, over the
+    crop's box, so that a file lies on the scan voxel for voxel). ``formats``: of ``nii.gz`` and ``nrrd``. A nodule
+    whose scan is not there is left out and named.
+    """
+    if grid not in GRIDS:
+        raise UsageError(f"grid {grid!r} is not known; choose one of {', '.join(GRIDS)}")
+    wrong = [name for name in formats if name not in FORMATS]
+    if wrong or not formats:
+        raise UsageError(f"format {', '.join(wrong) or 'missing'}: choose from {', '.join(FORMATS)}")
+    if grid == "scanner" and dicom is None:
+        raise UsageError("grid scanner needs the DICOM folder that the store was made from (--dicom)")
+    scans = None if grid == "crop" else Scans(dicom or "")
+    ids = list(store.nodule_ids if nodule_ids is None else nodule_ids)
+    parts = ReportParts(maps=maps or {})
+    result = ExportResult()
+    for nodule_id in track(ids, "export", len(ids)):
+        folder = Path(out) / nodule_id
+        try:
+            result.paths.extend(_export_one(store, nodule_id, folder, parts.of(nodule_id).maps, scans, formats))
+        except DataError as error:
+            result.skipped.append(Skipped(nodule_id, "export", str(error)))
+    write_skipped(out, result.skipped)
+    return result
+
+
+def _export_one(
+    store: CropStore,
+    nodule_id: str,
+    folder: Path,
+    maps: Mapping[str, NoduleMaps],
+    scans: Scans | None,
+    formats: Sequence[str],
+) -> list[Path]:
+    crop = store.load(nodule_id)
+    simulated = bool(store.row(nodule_id)["simulated"])
+    grid, volumes = _Grid(crop.ct.shape, crop.affine), {"ct": crop.ct, **_masks(crop)}
+    if scans is not None:
+        grid, volumes = _scanner_grid(store, nodule_id, crop, scans)
+    points = grid.points()
+    described: dict[str, Any] = {}
+    for method, item in maps.items():
+        for output in item.output_names:
+            values, count = map_on_grid(item, output, crop.ct.shape, crop.affine, points, grid.affine[:3, :3])
+            volumes[f"{method}_{output}"] = values
+            described[f"{method}_{output}"] = _description(item, output)
+        volumes[f"{method}_evaluated"] = count
+    paths = []
+    words = ("SIMULATED. " if simulated else "") + RESEARCH_USE_ONLY
+    for name, array in volumes.items():
+        image = to_image(array, grid.affine)
+        image.SetMetaData("ITK_FileNotes", words[:79])
+        for ending in formats:
+            path = folder / f"{name}.{ending}"
+            with atomic_path(path) as temporary:
+                sitk.WriteImage(image, str(temporary), useCompression=True)
+            paths.append(path)
+    write_json(folder / "maps.json", {"note": words, "nodule_id": nodule_id, "simulated": simulated, "maps": described})
+    return [*paths, folder / "maps.json"]
+
+
+def _masks(crop: NoduleCrop) -> dict[str, NDArray]:
+    found = {} if crop.consensus is None else {"consensus": crop.consensus}
+    readers = [] if crop.reader_masks is None else list(crop.reader_masks)
+    return found | {f"reader_{number}": mask for number, mask in enumerate(readers, start=1)}
+
+
+def _scanner_grid(store: CropStore, nodule_id: str, crop: NoduleCrop, scans: Scans) -> tuple[_Grid, dict[str, NDArray]]:
+    """The voxels of the scan that touch the crop's box, with CT and masks there."""
+    volume = scans.volume(crop.series_uid)
+    axes = volume.affine[:3, :3] / np.linalg.norm(volume.affine[:3, :3], axis=0)
+    if np.abs(axes.T @ axes - np.eye(3)).max() > 1e-4:
+        raise DataError(f"{nodule_id}: the scan's gantry is tilted, which NIfTI and NRRD cannot hold; use grid crop")
+    inverse = np.linalg.inv(volume.affine)
+    index = box_corners(crop) @ inverse[:3, :3].T + inverse[:3, 3]
+    shape = np.array(volume.array.shape[::-1])
+    low = np.clip(np.floor(index.min(axis=0)).astype(int), 0, shape - 1)
+    high = np.clip(np.ceil(index.max(axis=0)).astype(int), 0, shape - 1)
+    part = tuple(slice(start, stop + 1) for start, stop in zip(low[::-1], high[::-1], strict=True))
+    affine = volume.affine.copy()
+    affine[:3, 3] = volume.affine[:3, :3] @ low + volume.affine[:3, 3]
+    volumes: dict[str, NDArray] = {"ct": volume.array[part]}
+    if volume.stored is volume.array:
+        masks, where, _ = scans.masks(store, nodule_id)
+        if len(masks):
+            whole = np.zeros((len(masks), *volumes["ct"].shape), dtype=bool)
+            first, last = max(where.start, part[0].start), min(where.stop, part[0].stop)
+            inside = masks[:, first - where.start : last - where.start, part[1], part[2]]
+            whole[:, first - part[0].start : last - part[0].start] = inside
+            volumes["consensus"] = consensus_mask(whole)
+            volumes |= {f"reader_{number}": mask for number, mask in enumerate(whole, start=1)}
+    return _Grid(volumes["ct"].shape, affine), volumes
+
+
+def _description(maps: NoduleMaps, output: str) -> dict[str, Any]:
+    scale = SCALES[output]
+    return {
+        "method": maps.method,
+        "engine": maps.engine,
+        "options": maps.options,
+        "unit": UNITS[output],
+        "positive": scale.towards(1),
+        "negative": scale.towards(-1),
+        "not_evaluated": "NaN",
+        "planes": [{"view": v, "index": int(i)} for v, i in zip(maps.views, maps.indices, strict=True)],
+        "token_mm": list(maps.token_mm),
+        "score": [float(value) for value in maps.values[:, maps.output_names.index(output)]],
+    }
