@@ -22,9 +22,8 @@ from torch import Tensor
 
 from lidc_xai.errors import UsageError
 from lidc_xai.explain.context import Context, Result, gradients
-from lidc_xai.explain.last_block import LastBlock, last_block
+from lidc_xai.explain.outputs import Outputs
 from lidc_xai.explain.quadrature import quadrature
-from lidc_xai.explain.targets import Outputs
 from lidc_xai.explain.vit import ViT
 
 PARTS = ("value", "key", "query")
@@ -61,12 +60,11 @@ def cdam(
 
 def _exact_paths(context: Context) -> dict[str, Tensor]:
     """S by path and head, (B, C, H, T), from the closed form. A patch is no query, so that path is zero."""
-    block, t = last_block(context)
+    block = context.run.last
+    row = block.row
+    u = block.pull(row.mixed, context.targets)
     with torch.no_grad():
-        row = block.row(t)
-    u = block.pull(row.mixed, context.targets).mixed
-    with torch.no_grad():
-        value = block.value_scores(t, u)
+        value = block.value_scores(row.t, u)
         attention, logits = row.attention.unsqueeze(1), row.logits.unsqueeze(1)
         key = attention * logits * (value + block.bias_score(row, u))
         return {"value": attention * value, "key": key, "query": torch.zeros_like(key)}
@@ -107,30 +105,28 @@ def smooth_cdam(
     σ = ``sigma`` × the standard deviation of the image's tokens. extras: ``sigma`` (B,), the absolute σ."""
     vit = _vit(context)
     exact = context.use_exact(_no_closed_form(vit, layer, tokens))
-    block, x = last_block(context) if exact else (None, None)
-    f: Callable[[Tensor], Outputs] | None = None
-    if x is None:
-        x, f = _function(context, layer, tokens)
+    x, f = (context.run.last.t, None) if exact else _function(context, layer, tokens)
     noise_scale = sigma * x.flatten(1).std(1) if relative else x.new_full((len(x),), sigma)
     total = x.new_zeros(())
     for noise in _noise(context, samples, tuple(x.shape[1:])):
-        noisy = x.unsqueeze(1) + noise_scale.view(-1, 1, 1, 1) * noise
-        if block is not None:
-            total = total + _exact_scores(block, noisy, context)
-        else:
-            assert f is not None
-            noisy.requires_grad_()
-            g = gradients(context.targets.scores(f(noisy)), noisy)
-            total = total + torch.einsum("bktd,cbktd->bct", noisy.detach(), g)
+        noisy = torch.addcmul(x.unsqueeze(1), noise, noise_scale.view(-1, 1, 1, 1))
+        total = total + (_exact_scores(context, noisy) if f is None else _autograd_scores(context, noisy, f))
     scores = vit.to_grid(total / samples, context.images)
     return Result(scores, "exact" if exact else "autograd", {"sigma": noise_scale})
 
 
-def _exact_scores(block: LastBlock, t: Tensor, context: Context) -> Tensor:
-    """Σ over copies of S: (B, C, T) from tokens t (B, k, T, D)."""
+def _autograd_scores(context: Context, x: Tensor, f: Callable[[Tensor], Outputs]) -> Tensor:
+    """Σ over copies of S: (B, C, T) from tokens x (B, k, T, D)."""
+    x.requires_grad_()
+    return torch.einsum("bktd,cbktd->bct", x.detach(), gradients(context.targets.scores(f(x)), x))
+
+
+def _exact_scores(context: Context, t: Tensor) -> Tensor:
+    """The same from the closed form."""
+    block = context.run.last
     with torch.no_grad():
-        row = block.row(t)
-    u = block.pull(row.mixed, context.targets).mixed
+        row = block.row_of(t)
+    u = block.pull(row.mixed, context.targets)
     with torch.no_grad():
         value = block.value_scores(t, u)
         score = value + row.logits.unsqueeze(-3) * (value + block.bias_score(row, u))
@@ -163,33 +159,41 @@ def integrated_cdam(
 
 
 def _integrate_exact(context: Context, nodes: list[float], weights: list[float]) -> tuple[Tensor, Tensor]:
-    """Scores (B, C, T) and f(t) − f(0) (B, C). With a zero baseline q, k and v only scale: x(α) = α x⁰ + b.
+    """Scores (B, C, T) and f(t) − f(0) (B, C). With a zero baseline q, k and v only scale, x(α) = α x⁰ + b:
 
-    The logits are α² a_i + α b_i with a_i = s q⁰·k⁰_i and b_i = s b_Q·k⁰_i. The CLS token has a query path as well:
-    ⟨q⁰, ∂f/∂q⟩ = α Σ_i A_i γ_i a_i, because Σ_i A_i γ_i = 0 removes every constant.
+        λ_i = α² a_i + α b_i      the logits, a_i = s q⁰·k⁰_i and b_i = s b_Q·k⁰_i
+        S_i = Σ_h ∫ A_i [(1 + λ_i) v⁰_i·u − λ_i m·u] dα,      m = Σ_i A_i v⁰_i
+        S_cls also has the query's ∫ Σ_i α² a_i A_i (v⁰_i − m)·u dα
+
+    A step needs (C, H, T) numbers; as many steps go at once as fill ``max_batch`` hidden layers (T, 4D).
     """
-    block, t = last_block(context)
+    block, t = context.run.last, context.run.last.t
     with torch.no_grad():
-        k0, v0 = block.keys(t), block.values(t)
+        v0 = block.values(t)
         q0 = torch.einsum("hed,bd->bhe", block.w_q, t[:, 0])
-        a = block.scale * torch.einsum("bhe,bhte->bht", q0, k0).unsqueeze(1)
-        b = block.scale * torch.einsum("he,bhte->bht", block.b_q, k0).unsqueeze(1)
-        del k0
+        a, b = (
+            block.scale * torch.einsum("hed,...he->...hd", block.w_k, q) @ t.transpose(-1, -2) for q in (q0, block.b_q)
+        )
+        a, b = a.unsqueeze(2), b.unsqueeze(2)
+    size = max(1, context.copies * 4 * t.shape[-1] // (len(context.targets) * v0.shape[1]))
     total = t.new_zeros(())
-    for start in range(0, len(nodes), context.copies):
-        alpha = t.new_tensor(nodes[start : start + context.copies]).view(1, -1, 1, 1)
-        weight = t.new_tensor(weights[start : start + context.copies])
-        attention = (alpha * (alpha * a + b)).softmax(-1)
-        mean = torch.einsum("bkht,bhte->bkhe", attention, v0)
-        u = block.pull(alpha * mean + block.b_v, context.targets).mixed
+    for start in range(0, len(nodes), size):
+        alpha = t.new_tensor(nodes[start : start + size]).view(1, 1, -1, 1)
+        weight = t.new_tensor(weights[start : start + size]).view(1, 1, -1, 1)
+        logits = alpha.square() * a + alpha * b
+        attention = logits.softmax(-1)
+        m = attention @ v0
+        u = block.pull((alpha * m).transpose(1, 2) + block.b_v, context.targets).movedim(-2, 1)
         with torch.no_grad():
-            value = torch.einsum("bhte,bkche->bkcht", v0, u)
-            step = alpha.unsqueeze(-1)
-            gamma = step * (value - torch.einsum("bkhe,bkche->bkch", mean, u).unsqueeze(-1))
-            score = attention.unsqueeze(2) * (value + (alpha * a + b).unsqueeze(2) * gamma)
-            query = step * attention.unsqueeze(2) * gamma * a.unsqueeze(2)
-            score[..., 0] += query.sum(-1)
-            total = total + torch.einsum("k,bkcht->bct", weight, score)
+            weighted = weight * attention
+            value = torch.einsum("bhte,bhkce->bhkct", v0, u)
+            value.mul_((weighted * (1 + logits)).unsqueeze(3))
+            mean = (u @ m.unsqueeze(-1)).squeeze(-1)
+            score = value.sum((1, 2)) - torch.einsum("bhkt,bhkc->bct", weighted * logits, mean)
+            r = weighted * alpha.square() * a
+            query = (u @ (r @ v0).unsqueeze(-1)).squeeze(-1) - r.sum(-1, keepdim=True) * mean
+            score[..., 0] += query.sum((1, 2))
+            total = total + score
     with torch.no_grad():
         zero = context.targets.scores(block.tail(block.b_v.expand(len(t), -1, -1)))
     return total, context.values - zero

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,12 @@ def check_images(model: nn.Module, images: Tensor) -> Tensor:
     if not images.is_floating_point():
         kind = str(images.dtype).removeprefix("torch.")
         raise UsageError(f"images are {kind}; wanted float, scaled and normalised as the model was trained")
-    if not images.isfinite().all():
+    low, high = (float(end) for end in images.detach().aminmax())  # NaN if any value is
+    if not (isfinite(low) and isfinite(high)):
         raise UsageError(f"images hold {int((~images.isfinite()).sum())} values that are NaN or infinite")
-    if images.abs().amax() > 50:
+    if max(high, -low) > 50:
         warnings.warn(
-            f"images reach {float(images.abs().amax()):.0f}: normalised images lie within a few units of 0; "
+            f"images reach {max(high, -low):.0f}: normalised images lie within a few units of 0; "
             "were 0–255 pixels or Hounsfield units passed on as they are?",
             stacklevel=3,
         )

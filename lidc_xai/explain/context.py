@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from lidc_xai.errors import UsageError
+from lidc_xai.explain.last_block import LastBlock
+from lidc_xai.explain.outputs import Outputs
 from lidc_xai.explain.plain_model import plain_forward
-from lidc_xai.explain.targets import Outputs, TargetSet
+from lidc_xai.explain.targets import TargetSet
 from lidc_xai.explain.vit import ViT, as_vit
 
 
@@ -37,6 +39,7 @@ class Pass:
         self.images = images
         self.vit: ViT | None = as_vit(model)
         self._tokens: dict[int, Tensor] = {}
+        self._last: LastBlock | None = None
         self._outputs: Outputs | None = None
 
     def tokens(self, layer: int = -1) -> Tensor:
@@ -53,12 +56,22 @@ class Pass:
         return self._tokens[layer]
 
     @property
+    def last(self) -> LastBlock:
+        """The last block of a ViT in closed form, where it has one."""
+        assert self.vit is not None
+        if self._last is None:
+            self._last = LastBlock(self.vit, self.tokens(-1))
+        return self._last
+
+    @property
     def outputs(self) -> Outputs:
         """The model's outputs (B, C) without gradients."""
         if self._outputs is None:
             with torch.no_grad():
                 if self.vit is None:
                     self.record(plain_forward(self.model, self.images))
+                elif self.vit.no_closed_form is None:
+                    self.record(self.last.tail(self.last.row.mixed))
                 else:
                     self.record(self.vit.finish(-1, self.tokens(-1)))
         assert self._outputs is not None
@@ -74,6 +87,7 @@ class Pass:
         part = Pass.__new__(Pass)
         part.model, part.images, part.vit = self.model, self.images[rows], self.vit
         part._tokens = {layer: z[rows] for layer, z in self._tokens.items()}
+        part._last = None
         part._outputs = None if self._outputs is None else self._outputs.map(lambda x: x[rows])
         return part
 
@@ -152,9 +166,10 @@ class Context:
 
         Every image meets the same draws, so that a batch gives what its images give one by one.
         """
-        like = self.images
-        draws = [torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype) for _ in range(count)]
-        return torch.stack(draws)
+        draws = self.images.new_empty((count, *shape))
+        for draw in draws:
+            draw.normal_(generator=generator)
+        return draws
 
 
 def gradients(scores: Tensor, inputs: Tensor, *, keep: bool = False) -> Tensor:

@@ -21,15 +21,20 @@ import torch
 from torch import Tensor
 
 from lidc_xai.errors import ModelError
-from lidc_xai.explain.context import Context, gradients
-from lidc_xai.explain.targets import Outputs, TargetSet
+from lidc_xai.explain.outputs import Outputs
+from lidc_xai.explain.targets import TargetSet
 from lidc_xai.explain.vit import ViT
+
+_ROWS_AT_ONCE = 512
+"""Rows (copies × targets) of one backward pass through the tail: enough to fill a matrix product, small in memory."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """The CLS row for tokens t (..., T, D). ``logits`` and ``attention`` (..., H, T), ``key`` κ (..., H, D),
-    ``mixed`` o (..., H, d)."""
+    """The CLS row for tokens t (..., T, D).
+
+    ``key`` κ (..., H, D), ``logits`` l and ``attention`` A (..., H, T), ``mixed`` o (..., H, d).
+    """
 
     t: Tensor
     key: Tensor
@@ -38,28 +43,24 @@ class Row:
     mixed: Tensor
 
 
-@dataclass(frozen=True)
-class Pull:
-    """What the targets pull back to the row: ``mixed`` u = ∂f/∂o (..., C, H, d) and ``values`` the scores (..., C)."""
-
-    mixed: Tensor
-    values: Tensor
-
-
 class LastBlock:
-    """Closed forms on the last block of ``vit``; ``vit.no_closed_form`` must be None."""
+    """Closed forms on the last block of ``vit`` (whose ``no_closed_form`` is None) for the tokens z that enter it.
+
+    ``t``: norm1(z); ``row``: the CLS row there. CLS keeps its residual z_cls under every change of t.
+    """
 
     def __init__(self, vit: ViT, z: Tensor) -> None:
-        """``z`` (B, T, D): the tokens that enter the block; CLS keeps its residual under every change of t."""
         self.block = vit.blocks[-1]
         layer = self.block.softmax
         (self.w_q, self.w_k, self.w_v), (self.b_q, self.b_k, self.b_v) = layer.split()
-        self.scale, self.mix = layer.scale, layer.mix
+        self.scale, self.mix, self.prefix = layer.scale, layer.mix, vit.prefix
         self.head = vit.cls_head
         self.z_cls = z[:, 0]
-        self.prefix = vit.prefix
+        with torch.no_grad():
+            self.t = self.block.norm1(z)
+            self.row = self.row_of(self.t)
 
-    def row(self, t: Tensor) -> Row:
+    def row_of(self, t: Tensor) -> Row:
         """The CLS row for tokens t (..., T, D)."""
         q = torch.einsum("hed,...d->...he", self.w_q, t[..., 0, :]) + self.b_q
         key = self.scale * torch.einsum("hed,...he->...hd", self.w_k, q)
@@ -75,17 +76,27 @@ class LastBlock:
         joined = self.mix(mixed.unsqueeze(-2), z.unsqueeze(-2)).squeeze(-2)
         return self.head(self.block.finish(z, joined))
 
-    def pull(self, mixed: Tensor, targets: TargetSet) -> Pull:
-        """u for every target: C backward passes through one token per row."""
-        mixed = mixed.detach().requires_grad_()
-        scores = targets.scores(self.tail(mixed))
-        u = gradients(scores, mixed).movedim(0, -3)
+    def pull(self, mixed: Tensor, targets: TargetSet) -> Tensor:
+        """u = ∂f/∂o for every target, (B, ..., C, H, d): backward passes through one token per row."""
+        with torch.enable_grad():
+            mixed = mixed.detach().requires_grad_()
+            scores = targets.scores(self.tail(mixed))
+        count = scores.shape[-1]
+        size = max(1, _ROWS_AT_ONCE * count // scores.numel())
+        one = torch.eye(count, dtype=scores.dtype, device=scores.device).view(count, *[1] * (scores.ndim - 1), count)
+        parts = [
+            torch.autograd.grad(
+                scores, mixed, some.expand(-1, *scores.shape), retain_graph=True, is_grads_batched=True
+            )[0]
+            for some in one.split(size)
+        ]
+        u = torch.cat(parts).movedim(0, -3)
         if not u.any():
             raise ModelError(
                 "the targets' gradient is zero at the last block: the head's weights are zero, or the score is "
                 "saturated (explain LogOdds or Logit instead of Probability)"
             )
-        return Pull(u, scores.detach())
+        return u
 
     def value_scores(self, t: Tensor, u: Tensor) -> Tensor:
         """v⁰_i·u = t_i·(W_Vᵀ u): (..., C, H, T), by the cheaper of the two orders."""
@@ -99,10 +110,6 @@ class LastBlock:
         """v⁰ = W_V t, without bias: (..., H, T, d)."""
         return (t @ self.w_v.flatten(0, 1).T).unflatten(-1, self.w_v.shape[:2]).transpose(-2, -3)
 
-    def keys(self, t: Tensor) -> Tensor:
-        """k⁰ = W_K t, without bias: (..., H, T, d)."""
-        return (t @ self.w_k.flatten(0, 1).T).unflatten(-1, self.w_k.shape[:2]).transpose(-2, -3)
-
     def bias_score(self, row: Row, u: Tensor) -> Tensor:
         """(b_V − o)·u: (..., C, H, 1)."""
         return ((self.b_v - row.mixed).unsqueeze(-3) * u).sum(-1, keepdim=True)
@@ -110,12 +117,3 @@ class LastBlock:
     def patches(self, scores: Tensor) -> Tensor:
         """(..., T) → (..., N): without the prefix tokens."""
         return scores[..., self.prefix :]
-
-
-def last_block(context: Context) -> tuple[LastBlock, Tensor]:
-    """The last block of the context's model and its normalised tokens t (B, T, D), from the shared trunk."""
-    vit = context.vit
-    assert vit is not None
-    z = context.run.tokens(-1)
-    with torch.no_grad():
-        return LastBlock(vit, z), vit.blocks[-1].norm1(z)

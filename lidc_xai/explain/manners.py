@@ -24,8 +24,8 @@ def borrowed(model: nn.Module) -> Iterator[None]:
     if any(parameter.is_inference() for parameter in parameters):
         raise ModelError("the model's weights were made inside torch.inference_mode(); build or load it outside")
     devices = {tensor.device for tensor in parameters}
-    modes = [(module, module.training) for module in model.modules()]
-    wanted = [(parameter, parameter.requires_grad) for parameter in parameters]
+    training = [module for module in model.modules() if module.training]
+    wanting = [parameter for parameter in parameters if parameter.requires_grad]
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -33,18 +33,17 @@ def borrowed(model: nn.Module) -> Iterator[None]:
             stack.enter_context(torch.autocast(kind, enabled=False))
         cuda = [device.index for device in devices if device.type == "cuda"]
         stack.enter_context(torch.random.fork_rng(devices=cuda))
-        stack.callback(_restore, modes, wanted)
-        model.eval()
-        for parameter in parameters:
-            parameter.requires_grad_(False)
+        stack.callback(_set, training, wanting, True)
+        _set(training, wanting, False)
         yield
 
 
-def _restore(modes: list[tuple[nn.Module, bool]], wanted: list[tuple[nn.Parameter, bool]]) -> None:
-    for module, training in modes:
-        module.training = training
-    for parameter, requires_grad in wanted:
-        parameter.requires_grad_(requires_grad)
+def _set(modules: list[nn.Module], parameters: list[nn.Parameter], on: bool) -> None:
+    """Training mode of ``modules`` and gradients of ``parameters``, on or off."""
+    for module in modules:
+        module.training = on
+    for parameter in parameters:
+        parameter.requires_grad_(on)
 
 
 @contextmanager

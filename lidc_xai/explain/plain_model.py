@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lidc_xai.errors import ModelError
 from lidc_xai.explain.manners import hooked
-from lidc_xai.explain.targets import Outputs
+from lidc_xai.explain.outputs import Outputs
 
 
 def plain_forward(model: nn.Module, images: Tensor) -> Outputs:

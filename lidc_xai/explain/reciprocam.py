@@ -18,8 +18,7 @@ from torch import Tensor
 
 from lidc_xai.errors import UsageError
 from lidc_xai.explain.context import Context, Result
-from lidc_xai.explain.last_block import last_block
-from lidc_xai.explain.targets import Outputs
+from lidc_xai.explain.outputs import Outputs
 from lidc_xai.explain.vit import ViT
 
 
@@ -50,9 +49,9 @@ def reciprocam(context: Context, *, kernel: str = "gaussian", cls: bool = True, 
 
 def _exact(context: Context, cls: bool) -> Callable[[Tensor], Outputs]:
     """masks (n, T) → outputs (B, n, C)."""
-    block, t = last_block(context)
+    block, t = context.run.last, context.run.last.t
     seen = t if cls else torch.cat([torch.zeros_like(t[:, :1]), t[:, 1:]], dim=1)
-    logits, v0 = block.row(seen).logits, block.values(seen)
+    logits, v0 = block.row_of(seen).logits, block.values(seen)
 
     def outputs(mask: Tensor) -> Outputs:
         attention = (mask * logits.unsqueeze(-2)).softmax(-1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lidc_xai.explain.context import Context
-from lidc_xai.explain.targets import Outputs
+from lidc_xai.explain.outputs import Outputs
 from lidc_xai.explain.vit import ViT
 
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from lidc_xai.errors import ModelError, UsageError
 from lidc_xai.explain.attention_layer import AttentionLayer, as_attention
+from lidc_xai.explain.outputs import Outputs
 from lidc_xai.explain.plain_model import unwrapped
-from lidc_xai.explain.targets import Outputs
 
 
 class Block:

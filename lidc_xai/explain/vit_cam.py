@@ -15,17 +15,15 @@ import torch
 from torch import Tensor
 
 from lidc_xai.explain.context import Context
-from lidc_xai.explain.last_block import last_block
 
 
 def norm1_cam(context: Context, kind: str) -> Tensor:
     """(B, C, gh, gw) of "gradcam", "xgradcam" or "linear_approximation" (summed over channels), signed."""
     vit = context.vit
     assert vit is not None
-    block, t = last_block(context)
-    with torch.no_grad():
-        row = block.row(t)
-    u = block.pull(row.mixed, context.targets).mixed
+    block, row = context.run.last, context.run.last.row
+    t = row.t
+    u = block.pull(row.mixed, context.targets)
     with torch.no_grad():
         gamma = block.value_scores(t, u) + block.bias_score(row, u)
         attention = row.attention.unsqueeze(1)
