@@ -1,4 +1,4 @@
 """The verbs of the command line, one module a group; what they do lives in the rooms that they call."""
 
-GROUPS = ("annotations", "prepare", "explain", "report", "info")
+GROUPS = ("demo", "splits", "annotations", "prepare", "training", "explain", "explain_image", "report", "info")
 """Modules with a ``register(app)``, in the order of the help page."""

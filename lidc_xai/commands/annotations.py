@@ -17,7 +17,8 @@ from lidc_xai.run import Run
 class CohortConfig(Config):
     """Write a named cohort and its exclusions.
 
-    One row per nodule (label, ratings, position), and one row per nodule left out, with the reason. Without --out the table goes to standard output as CSV.
+    One row per nodule (label, ratings, position), and one row per nodule left out, with the reason. Without
+    --out the table goes to standard output as CSV.
     """
 
     name: str = Field("paper854", description="paper854, deterministic855, all862 or full1366.")

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
@@ -190,3 +190,12 @@ def need_model(name: str | None) -> NoduleModel:
 def words(values: list[str]) -> list[str]:
     """Values of a flag that may be repeated and may hold several, separated by commas."""
     return [word.strip() for value in values for word in value.split(",") if word.strip()]
+
+
+def print_table(rows: list[dict[str, Any]], stream: TextIO | None = None) -> None:
+    """Rows of plain values as aligned columns; columns that hold tables of their own are left out."""
+    shown = [key for key in rows[0] if all(not isinstance(row[key], (dict, list)) for row in rows)]
+    cells = [[str("–" if row[key] is None else row[key]) for key in shown] for row in rows]
+    widths = [max(len(line[k]) for line in [shown, *cells]) for k in range(len(shown))]
+    for line in [shown, *cells]:
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip(), file=stream)

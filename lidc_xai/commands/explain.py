@@ -15,7 +15,8 @@ from lidc_xai.run import Run
 class ExplainConfig(Config):
     """Explain every output of a model on the nodules of a store.
 
-    Maps are raw and signed, of the middle axial, coronal and sagittal planes. Writes maps/<nodule>/<method>.npz, with --nifti also one NIfTI a view and output that opens over the CT, and
+    Maps are raw and signed, of the middle axial, coronal and sagittal planes. Writes
+    maps/<nodule>/<method>.npz, with --nifti also one NIfTI a view and output that opens over the CT, and
     predictions.csv. Nodules whose maps are there already are kept.
     """
 

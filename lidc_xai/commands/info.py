@@ -10,7 +10,7 @@ from typing import Any, Literal
 import typer
 from pydantic import Field
 
-from lidc_xai.commands.common import add_verb
+from lidc_xai.commands.common import add_verb, print_table
 from lidc_xai.config import Config
 from lidc_xai.ratings import RESEARCH_USE_ONLY
 from lidc_xai.run import Run, git_revision, versions
@@ -36,7 +36,7 @@ def info(config: InfoConfig, run: Run) -> None:
         for key, value in found.items():
             print(f"{key:{width}}  {value}")
         return
-    _print_table(found)
+    print_table(found)
 
 
 def _system() -> dict[str, Any]:
@@ -91,14 +91,6 @@ _TOPICS: dict[str, Callable[[], dict[str, Any] | list[dict[str, Any]]]] = {
     "methods": _methods,
     "cohorts": _cohorts,
 }
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    shown = [key for key in rows[0] if all(not isinstance(row[key], (dict, list)) for row in rows)]
-    cells = [[str("–" if row[key] is None else row[key]) for key in shown] for row in rows]
-    widths = [max(len(line[k]) for line in [shown, *cells]) for k in range(len(shown))]
-    for line in [shown, *cells]:
-        print("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def register(app: typer.Typer) -> None:

@@ -1,25 +1,36 @@
-"""``lidc-xai prepare``: CT and annotations in, a store of crops out."""
+"""``lidc-xai prepare`` and ``check``: CT and annotations in, a store of crops out; and a look before cutting."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import typer
 from pydantic import Field
 
 from lidc_xai.commands.common import add_verb, need_out, need_path
 from lidc_xai.config import Config
+from lidc_xai.errors import DataError, UsageError
 from lidc_xai.run import Run
+
+if TYPE_CHECKING:
+    from lidc_xai.imaging.prepare import PrepareResult
 
 
 class PrepareConfig(Config):
     """Cut nodules out of CT into a store.
 
-    The store holds crops and masks as NIfTI that opens over the CT, tables, and what was skipped and why. A killed run continues with the same command.
+    The store holds crops and masks as NIfTI that opens over the CT, tables, and what was skipped and why. A
+    killed run continues with the same command.
     """
 
-    dicom: Path | None = Field(None, description="Folder of DICOM series in any layout.")
+    dicom: Path | None = Field(None, description="Folder of LIDC-IDRI's DICOM series, in any layout.")
+    ct: Path | None = Field(None, description="Or one CT of your own: a DICOM folder, NIfTI, NRRD or MHD file.")
+    points: Path | None = Field(
+        None, description="With --ct: CSV of points in LPS mm, RAS mm or voxels (its header says)."
+    )
+    mask: Path | None = Field(None, description="With --ct: DICOM SEG, RTSTRUCT or label volume of the nodules.")
     cohort: str | None = Field(None, description="Only the nodules of a named cohort; see lidc-xai info cohorts.")
     size_mm: float = Field(32.0, gt=0, le=128, description="Side of the box in mm.")
     spacing_mm: float = Field(1.0, gt=0.1, le=5, description="Voxel of the crop in mm.")
@@ -30,12 +41,22 @@ class PrepareConfig(Config):
 
 def prepare(config: PrepareConfig, run: Run) -> None:
     """Read, cut, write, and count what was left out."""
-    dicom = need_path(config.dicom, "--dicom")
     out = need_out(config)
+    result = _from_own_ct(config, out) if config.ct else _from_lidc(config, out)
+    run.skipped = result.skipped
+    run.results = {"written": len(result.written), "already_done": len(result.kept), "skipped": len(result.skipped)}
+    print(f"{out}: {len(result.written)} written, {len(result.kept)} already done, {len(result.skipped)} skipped")
+    for row in result.skipped[:5]:
+        print(f"  skipped {row.nodule_id} ({row.stage}): {row.reason}", file=sys.stderr)
+
+
+def _from_lidc(config: PrepareConfig, out: Path) -> PrepareResult:
     from lidc_xai.imaging import prepare_dicom
 
-    result = prepare_dicom(
-        dicom,
+    if config.dicom is None:
+        raise UsageError("give --dicom DIR (LIDC-IDRI), or --ct PATH with --points or --mask (your own CT)")
+    return prepare_dicom(
+        need_path(config.dicom, "--dicom"),
         out,
         cohort=config.cohort,
         size_mm=config.size_mm,
@@ -44,11 +65,68 @@ def prepare(config: PrepareConfig, run: Run) -> None:
         interpolation=config.interpolation,
         cluster=config.cluster,
     )
-    run.skipped = result.skipped
-    run.results = {"written": len(result.written), "already_done": len(result.kept), "skipped": len(result.skipped)}
-    print(f"{out}: {len(result.written)} written, {len(result.kept)} already done, {len(result.skipped)} skipped")
-    for row in result.skipped[:5]:
-        print(f"  skipped {row.nodule_id} ({row.stage}): {row.reason}", file=sys.stderr)
+
+
+def _from_own_ct(config: PrepareConfig, out: Path) -> PrepareResult:
+    from lidc_xai.imaging import prepare_mask, prepare_points
+
+    if config.dicom or (config.points is None) == (config.mask is None):
+        raise UsageError("--ct goes with --points or --mask (one of them), and without --dicom")
+    cut, flag, where = (
+        (prepare_points, "--points", config.points) if config.points else (prepare_mask, "--mask", config.mask)
+    )
+    ct, given = need_path(config.ct, "--ct"), need_path(where, flag)
+    return cut(ct, given, out, config.size_mm, config.spacing_mm, interpolation=config.interpolation)
+
+
+class CheckConfig(Config):
+    """Draw what would be cut, before anything is computed.
+
+    Slice, box, point and contours in one picture, so that a wrong coordinate system is seen at once. Exit code 1
+    where a target cannot be cut.
+    """
+
+    path: Path | None = Field(None, description="A CT: DICOM folder, NIfTI, NRRD or MHD.")
+    point: str | None = Field(None, description="x,y,z in --system.")
+    points: Path | None = Field(None, description="CSV of points.")
+    mask: Path | None = Field(None, description="DICOM SEG, RTSTRUCT or label volume.")
+    nodule: str | None = Field(None, description="A LIDC nodule id.")
+    system: Literal["lps", "ras", "voxel"] = Field("lps", description="Of --point: lps, ras (mm) or voxel.")
+    size_mm: float = Field(32.0, gt=0, le=128, description="Side of the box in mm.")
+
+
+def check(config: CheckConfig, run: Run) -> None:
+    """Draw, describe, and fail where something cannot be cut."""
+    path = need_path(config.path, "PATH")
+    from lidc_xai.imaging import check_ct
+
+    out = need_out(config) / "check.png" if config.out else Path("check.png")
+    found = check_ct(
+        path,
+        _three_numbers(config.point),
+        config.nodule,
+        out,
+        points=config.points,
+        mask=config.mask,
+        system=config.system,
+        size_mm=config.size_mm,
+    )
+    print("\n".join(found.lines))
+    print(found.picture)
+    if found.problems:
+        raise DataError(f"{len(found.problems)} of the targets cannot be cut: {found.problems[0]}")
+
+
+def _three_numbers(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 3:
+        raise UsageError(f"--point {text}: wanted three numbers x,y,z, for example --point=-61.5,12,-104")
+    return numbers
 
 
 def register(app: typer.Typer) -> None:
@@ -60,3 +138,4 @@ def register(app: typer.Typer) -> None:
         prepare,
         "lidc-xai prepare --dicom /data/LIDC-IDRI --cohort paper854 --out runs/store --jobs 4",
     )
+    add_verb(app, "check", CheckConfig, check, "lidc-xai check ct.nii.gz --point=-61.5,12,-104", argument="path")

@@ -15,7 +15,8 @@ from lidc_xai.run import Run, versions
 class ReportConfig(Config):
     """Write the report of a store.
 
-    index.html is the study; each nodule has a page (HTML, PDF, JSON). Maps that explain wrote are taken from --maps; without it they are computed.
+    index.html is the study; each nodule has a page (HTML, PDF, JSON). Maps that explain wrote are taken from
+    --maps; without it they are computed.
     """
 
     store: Path | None = Field(None, description="A store made by prepare.")

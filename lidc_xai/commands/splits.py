@@ -1,0 +1,69 @@
+"""``lidc-xai download`` and ``lidc-xai split``: data from its archive, and patients into folds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+import typer
+from pydantic import Field
+
+from lidc_xai.commands.common import add_verb, need_out, need_path, print_table, words
+from lidc_xai.config import Config
+from lidc_xai.run import Run
+
+
+class DownloadConfig(Config):
+    """Fetch CT series of LIDC-IDRI from the Imaging Data Commons.
+
+    Asks before more than 500 MB; goes on where it was interrupted. Needs the extra lidc-xai[download].
+    """
+
+    patients: list[str] = Field([], description="Patients, separated by commas: LIDC-IDRI-0001 or 1.")
+    cohort: str | None = Field(None, description="All patients of a named cohort instead.")
+    yes: bool = Field(False, description="Do not ask.")
+
+
+def download(config: DownloadConfig, run: Run) -> None:
+    """Fetch and say where."""
+    from lidc_xai.data import download as fetch
+
+    result = fetch(words(config.patients) or None, need_out(config), cohort=config.cohort, yes=config.yes)
+    run.results = {"folders": len(result.folders), "fetched": result.fetched, "fetched_mb": result.fetched_mb}
+    print(f"{config.out}: {len(result.folders)} series, {result.fetched} fetched ({result.fetched_mb:.0f} MB)")
+
+
+class SplitConfig(Config):
+    """Split a store's patients into folds.
+
+    Writes STORE/splits/*.json: stratified folds by patient, with a validation part out of each training part. The kind
+    "paper" splits by nodule as published, and is labelled as leaking.
+    """
+
+    store: Path | None = Field(None, description="A store made by prepare.")
+    folds: int = Field(5, ge=2, description="Number of folds.")
+    kind: Literal["patient", "paper"] = Field("patient", description="patient or paper (leaks).")
+    validation_share: float = Field(0.15, ge=0, lt=1, description="Share of the training patients kept for choices.")
+    seed: int = Field(44, ge=0, description="Seed of the split.")
+
+
+def split(config: SplitConfig, run: Run) -> None:
+    """Split, write, and show the folds."""
+    store_path = need_path(config.store, "--store")
+    from lidc_xai.data import load_splits, split_store
+    from lidc_xai.data.splits import describe
+    from lidc_xai.imaging import CropStore
+
+    path = split_store(store_path, config.folds, config.seed, config.kind, config.validation_share)
+    splits = load_splits(path)
+    print_table(describe(splits, CropStore(store_path).manifest), sys.stderr)
+    print(path)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's verbs."""
+    add_verb(
+        app, "download", DownloadConfig, download, "lidc-xai download --patients LIDC-IDRI-0001 --out /data/LIDC-IDRI"
+    )
+    add_verb(app, "split", SplitConfig, split, "lidc-xai split --store runs/store --folds 5")

@@ -1,0 +1,150 @@
+"""``lidc-xai train``, ``cross-validate``, ``evaluate`` and ``predict``: from a store to a model and its figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import typer
+from pydantic import Field
+
+from lidc_xai.commands.common import add_verb, need_out, need_path, pick_device, words
+from lidc_xai.config import Config
+from lidc_xai.errors import UsageError
+from lidc_xai.run import Run
+from lidc_xai.training.options import FitOptions
+
+
+class TrainConfig(Config):
+    """Train one model on a store.
+
+    A share of the patients is set aside to choose the epoch and to calibrate. Writes RUN/model and the logs; a killed
+    run continues with the same command. Everything about the training is under fit: --set fit.epochs=20.
+    """
+
+    store: Path | None = Field(None, description="A store made by prepare.")
+    fit: FitOptions = FitOptions()
+
+
+def train(config: TrainConfig, run: Run) -> None:
+    """Train and say where the model is."""
+    store_path, out = need_path(config.store, "--store"), need_out(config)
+    from lidc_xai.imaging import CropStore
+    from lidc_xai.training import fit
+
+    result = fit(CropStore(store_path), out, options=_options(config))
+    run.results = {"best_epoch": result.best_epoch, "validation": _known(result.validation)}
+    print(f"{out / 'model'} (epoch {result.best_epoch}, chosen on the validation patients)")
+
+
+class CrossValidateConfig(TrainConfig):
+    """Train one model per fold and predict every nodule out of fold.
+
+    Writes predictions.csv, metrics.json with intervals clustered by patient, the baselines on the same folds, and a
+    final model of all patients.
+    """
+
+    splits: Path | None = Field(None, description="A file that split wrote; else made from --folds and --kind.")
+    folds: int = Field(5, ge=2, description="Number of folds.")
+    kind: Literal["patient", "paper"] = Field("patient", description="patient or paper (leaks).")
+
+
+def cross_validate_verb(config: CrossValidateConfig, run: Run) -> None:
+    """Cross-validate and show the figures."""
+    store_path, out = need_path(config.store, "--store"), need_out(config)
+    splits_path = need_path(config.splits, "--splits") if config.splits else None
+    from lidc_xai.data import load_splits
+    from lidc_xai.imaging import CropStore
+    from lidc_xai.training import cross_validate
+
+    splits = load_splits(splits_path) if splits_path else None
+    result = cross_validate(
+        CropStore(store_path), out, options=_options(config), splits=splits, n_folds=config.folds, kind=config.kind
+    )
+    run.results = {"nodules": len(result.predictions)}
+    _show(result.metrics)
+    print(out / "metrics.json")
+
+
+class EvaluateConfig(Config):
+    """Recompute every figure of a cross-validated run from its predictions.csv alone."""
+
+    predictions: Path | None = Field(None, description="A predictions.csv that cross-validate wrote.")
+
+
+def evaluate(config: EvaluateConfig, run: Run) -> None:
+    """Evaluate and show."""
+    predictions = need_path(config.predictions, "--predictions")
+    from lidc_xai.training import evaluate_predictions
+
+    _show(evaluate_predictions(predictions, need_out(config) if config.out else None, seed=config.seed))
+
+
+class PredictConfig(Config):
+    """Predict every nodule of a store, with or without readers.
+
+    One row per nodule: calibrated probability of a malignancy rating above 3, every biomarker in its own unit with its
+    spread and in words, and whether the patient was unseen in training. To --out/predictions.csv or standard output.
+    """
+
+    store: Path | None = Field(None, description="A store made by prepare.")
+    model: str | None = Field(None, description="A model or run folder (a shipped model's name).")
+    nodule: list[str] = Field([], description="Nodule ids, separated by commas. All by default.")
+
+
+def predict_verb(config: PredictConfig, run: Run) -> None:
+    """Predict and write."""
+    import sys
+
+    store_path = need_path(config.store, "--store")
+    if not config.model:
+        raise UsageError("--model is missing: name a model folder (RUN/model)")
+    from lidc_xai.files import atomic_path
+    from lidc_xai.imaging import CropStore
+    from lidc_xai.predict import predict
+
+    ids = words(config.nodule) or None
+    table = predict(config.model, CropStore(store_path), nodule_ids=ids, device=pick_device(config.device))
+    run.results = {"nodules": len(table), "out_of_fold": int(table["out_of_fold"].sum())}
+    if config.out is None:
+        table.to_csv(sys.stdout, index=False)
+        return
+    with atomic_path(need_out(config) / "predictions.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    print(config.out / "predictions.csv")
+
+
+def _options(config: TrainConfig) -> FitOptions:
+    """The training options; --seed and --device count where they were given."""
+    given: dict[str, Any] = {
+        name: getattr(config, name) for name in ("seed", "device") if name in config.model_fields_set
+    }
+    return config.fit.model_copy(update=given)
+
+
+def _known(figures: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if value == value}
+
+
+def _show(metrics: dict[str, Any]) -> None:
+    print(f"{metrics['nodules']} nodules of {metrics['patients']} patients, split by {metrics['split']}")
+    print(metrics["meaning"])
+    for name, figure in metrics.get("malignancy", {}).get("overall", metrics.get("malignancy", {})).items():
+        if isinstance(figure, dict) and {"value", "low", "high"} <= set(figure):
+            print(f"  {name:12} {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's verbs."""
+    add_verb(app, "train", TrainConfig, train, "lidc-xai train --store runs/store --out runs/first --set fit.epochs=30")
+    add_verb(
+        app,
+        "cross-validate",
+        CrossValidateConfig,
+        cross_validate_verb,
+        "lidc-xai cross-validate --store runs/store --out runs/cv --folds 5",
+    )
+    add_verb(app, "evaluate", EvaluateConfig, evaluate, "lidc-xai evaluate --predictions runs/cv/predictions.csv")
+    add_verb(
+        app, "predict", PredictConfig, predict_verb, "lidc-xai predict --store runs/store --model runs/cv --out runs/p"
+    )
