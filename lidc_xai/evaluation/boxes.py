@@ -13,7 +13,7 @@ the whole range.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -127,27 +127,50 @@ def box_sums(maps: Tensor, boxes: Boxes) -> Tensor:
 
 def box_result(maps: Tensor, scores: Floats, plain: Floats, boxes: Boxes, size: tuple[int, int]) -> BoxResult:
     """Correlations and areas from maps (B,H,W), scores (B,S·n) with a box replaced and plain scores (B,)."""
+    usable = torch.nan_to_num(maps, nan=0.0, posinf=0.0, neginf=0.0)[:, None]
+    found = box_areas(maps[:, None], box_sums(usable, boxes), scores[..., None], plain[:, None], boxes, size)
+    return BoxResult(
+        sizes_px=np.asarray(boxes.sides, dtype=np.float64),
+        correlation=found.correlation[:, 0, 0],
+        area=found.area[:, 0, 0],
+        reasons=tuple(reasons[0][0] for reasons in found.reasons),
+    )
+
+
+class BoxAreas(NamedTuple):
+    """Every map on every score: ``correlation`` (B,M,T,S), ``area`` (B,M,T), ``reasons`` [image][map][score]."""
+
+    correlation: Floats
+    area: Floats
+    reasons: list[list[list[str]]]
+
+
+def box_areas(
+    maps: Tensor, sums: Tensor, scores: Floats, plain: Floats, boxes: Boxes, size: tuple[int, int]
+) -> BoxAreas:
+    """Correlations and areas of M maps (B,M,H,W) with their box sums (B,M,S,n) on T scores (B,S·n,T), plain (B,T)."""
     not_finite = broken(maps).cpu().numpy()
-    usable = torch.nan_to_num(maps, nan=0.0, posinf=0.0, neginf=0.0)
-    sums = box_sums(usable, boxes).cpu().numpy()
-    changed = scores.reshape(len(scores), *boxes.rows.shape)
-    delta = plain[:, None, None] - changed
+    changed = np.moveaxis(scores.reshape(len(scores), *boxes.rows.shape, -1), -1, 1)
+    delta = plain[:, :, None, None] - changed
     # Sums and differences are compared with what they were made of: rounding of large numbers is no variation.
-    mass = usable.abs().sum((-2, -1)).cpu().numpy()[:, None] * np.ones(len(boxes.sides))
-    scale = np.maximum(np.abs(plain)[:, None], np.abs(changed).max(-1))
-    correlation = pearson(sums, delta, scale_a=mass, scale_b=scale)
+    mass = torch.nan_to_num(maps, nan=0.0, posinf=0.0, neginf=0.0).abs().sum((-2, -1)).cpu().numpy()
+    scale = np.maximum(np.abs(plain)[:, :, None], np.abs(changed).max(-1))
+    correlation = pearson(
+        sums.cpu().numpy()[:, :, None], delta[:, None], scale_a=mass[:, :, None, None], scale_b=scale[:, None]
+    )
     correlation[not_finite] = np.nan
     units = np.asarray(boxes.sides, dtype=np.float64) / (min(size) / 28)
-    area = np.array([_area(row, units) for row in correlation])
+    flat = correlation.reshape(-1, len(units))
+    area = np.array([_area(row, units) for row in flat])
     reasons = first_reason(
-        (not_finite, NOT_FINITE),
+        (np.repeat(not_finite.ravel(), scores.shape[-1]), NOT_FINITE),
         (~np.isfinite(area), "the relevance or the score does not vary over the boxes"),
-        (~finite(correlation, 1), "some box sizes are left out: relevance or score does not vary over them"),
+        (~finite(flat, 1), "some box sizes are left out: relevance or score does not vary over them"),
         n=len(area),
     )
-    return BoxResult(
-        sizes_px=np.asarray(boxes.sides, dtype=np.float64), correlation=correlation, area=area, reasons=reasons
-    )
+    shape = correlation.shape[:-1]
+    told = np.asarray(reasons, dtype=object).reshape(shape).tolist()
+    return BoxAreas(correlation, area.reshape(shape), told)
 
 
 def _area(correlation: Floats, units: Floats) -> float:

@@ -27,6 +27,7 @@ class Result:
 
     figures: ClassVar[tuple[str, ...]] = ()
     shared: ClassVar[tuple[str, ...]] = ()
+    limiting: ClassVar[tuple[str, ...]] = ("by definition", "seeded permutation", "left out")
 
     def __len__(self) -> int:
         return len(self.reasons)
@@ -39,15 +40,16 @@ class Result:
     def summary(
         self, clusters: Sequence[Hashable] | None = None, *, resamples: int = RESAMPLES, seed: int = 0
     ) -> pd.DataFrame:
-        """One row per figure: mean, low and high (95 % interval), n, undefined, note.
+        """One row per figure: mean, low and high (95 % interval), n (defined), undefined or limiting cases, note.
 
         ``clusters``: a patient per image; whole patients are then drawn in the bootstrap.
         """
         rows = {}
         for name in self.figures:
             found = bootstrap_mean(getattr(self, name), clusters, resamples=resamples, seed=seed)
-            told = "; ".join(part for part in (found.note, self._most_frequent_reason()) if part)
-            rows[name] = (found.mean, found.low, found.high, found.n, self.undefined, told)
+            notes = [note for note in self.notes(name) if note]
+            told = "; ".join(part for part in (found.note, _most_frequent(notes)) if part)
+            rows[name] = (found.mean, found.low, found.high, found.n, len(notes), told)
         return pd.DataFrame.from_dict(rows, orient="index", columns=list(SUMMARY_COLUMNS))
 
     def by_group(self, groups: Sequence[Hashable], **options: Any) -> pd.DataFrame:
@@ -88,9 +90,20 @@ class Result:
                 values[item.name] = np.concatenate(each)
         return cls(**values)
 
-    def _most_frequent_reason(self) -> str:
-        told = pd.Series([reason for reason in self.reasons if reason])
-        return f"{told.value_counts().index[0]}" if len(told) else ""
+    def notes(self, name: str) -> tuple[str, ...]:
+        """Per image what a table says beside the figure ``name``: why it is NaN, or in what way it is a limiting case.
+
+        A reason that concerns another figure of the image alone is not repeated here.
+        """
+        values = getattr(self, name)
+        return tuple(
+            reason if not np.isfinite(value) or any(words in reason for words in self.limiting) else ""
+            for value, reason in zip(values, self.reasons, strict=True)
+        )
+
+
+def _most_frequent(texts: Sequence[str]) -> str:
+    return max(sorted(set(texts)), key=list(texts).count, default="")
 
 
 def trapezoid(values: Floats, at: Floats) -> Floats:
