@@ -74,12 +74,15 @@ def _explain(shared: Pass, method: Method, targets: TargetsLike, options: dict[s
     module, function = method.where.split(":")
     compute = getattr(import_module(f"lidc_xai.explain.{module}"), function)
     size = options.get("max_batch", MAX_BATCH.default) if method.per_image else len(shared.images)
-    parts = []
+    parts, runs = [], []
     for start in range(0, len(shared.images), size):
         rows = slice(start, start + size)
         run = shared if size >= len(shared.images) else shared.select(rows)
         own = {name: _option_of(value, rows, len(shared.images)) for name, value in options.items()}
+        runs.append(run)
         parts.append(_explain_chunk(run, compute, method, select_targets(targets, rows), own))
+    if size < len(shared.images):
+        shared.adopt(runs)
     return _join(parts, method, shared, options)
 
 

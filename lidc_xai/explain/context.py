@@ -91,6 +91,16 @@ class Pass:
         part._outputs = None if self._outputs is None else self._outputs.map(lambda x: x[rows])
         return part
 
+    def adopt(self, parts: list[Pass]) -> None:
+        """Keep what the passes over all images, in parts, have computed, so that the next method need not."""
+        for layer in set.intersection(*(set(part._tokens) for part in parts)) - set(self._tokens):
+            self._tokens[layer] = torch.cat([part._tokens[layer] for part in parts])
+        known = [part._outputs for part in parts if part._outputs is not None]
+        if len(known) == len(parts):
+            features = [outputs.features for outputs in known if outputs.features is not None]
+            values = torch.cat([outputs.values for outputs in known])
+            self.record(Outputs(values, torch.cat(features) if len(features) == len(parts) else None))
+
 
 @dataclass
 class Context:
