@@ -26,7 +26,7 @@ from lidc_xai.training.optimiser import choose_trainable
 from lidc_xai.training.options import FitOptions
 from lidc_xai.training.parts import check_parts, split_off_validation
 from lidc_xai.training.planes import PlaneBank, load_planes
-from lidc_xai.training.trainer import train
+from lidc_xai.training.trainer import is_first_process, train
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.store import CropStore
@@ -78,7 +78,8 @@ def fit(
         finished = _finished(folder, key)
         if finished is not None:
             return finished
-        write_json(folder / RECORD, {"key": key, "complete": False})
+        if is_first_process():
+            write_json(folder / RECORD, {"key": key, "complete": False})
     if bank is None:
         wanted = [*train_ids, *(name for name in validation_ids if name not in set(train_ids))]
         bank = load_planes(store, wanted, options.model.outputs, options.augment.slices)
@@ -86,12 +87,12 @@ def fit(
     check_parts(bank, rows, validation_rows, options.model.outputs, patients_apart)
     model = prepare_model(options, bank, rows)
     module = FitModule(model, bank, rows, validation_rows, options)
-    history, best_epoch, is_writer = train(module, options, folder)
+    history, best_epoch = train(module, options, folder)
     outputs = view_outputs(model, bank.middle[validation_rows]).mean(1)
     _calibrate(model, outputs, bank.targets[validation_rows], options)
     figures = validation_figures(model, outputs, bank.targets[validation_rows])
     model.training_info = _training_info(store, bank, rows, validation_rows, options, best_epoch, figures, info or {})
-    if folder is not None and is_writer:
+    if folder is not None and is_first_process():
         save_model(model, folder / "model")
         summary = {"best_epoch": best_epoch, "validation": figures, "history": history.to_dict("records")}
         write_json(folder / RECORD, _without_nan({"key": key, "complete": True, **summary}))

@@ -65,10 +65,11 @@ class FitModule(lightning.LightningModule):
         planes, epoch, seed = self.bank.planes, self.current_epoch, self.options.seed
         views, slices, side = planes.shape[1], planes.shape[2], planes.shape[-1]
         self.draws = draw(self.options.augment, len(planes), side, views, slices, seed, epoch)
-        torch.manual_seed(mixed_seed(seed, epoch, self.global_rank))
         self.model.train()
 
     def training_step(self, rows: Tensor, batch_index: int) -> Tensor:
+        # Dropout draws from the global generator, which a restart would leave elsewhere.
+        torch.manual_seed(mixed_seed(self.options.seed, self.current_epoch, batch_index, self.global_rank))
         rows = rows.cpu()
         assert self.draws is not None
         planes = self.bank.planes[rows, self.draws.view[rows], self.draws.slice[rows]].to(self.device)
@@ -82,7 +83,7 @@ class FitModule(lightning.LightningModule):
                 f"the loss became {float(loss.detach())} in epoch {self.current_epoch}, step {batch_index}; "
                 f"lower optimiser.lr (now {rate:g}) or use precision 32-true (now {self.options.precision})"
             )
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(rows))
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(rows), sync_dist=True)
         return loss
 
     def _targets_under_zoom(self, rows: Tensor) -> Tensor:

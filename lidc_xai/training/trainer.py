@@ -11,6 +11,7 @@ import lightning
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lidc_xai.errors import LidcXaiError, ModelError, UsageError
 from lidc_xai.files import remove_half_written
@@ -20,10 +21,10 @@ from lidc_xai.training.module import FitModule
 from lidc_xai.training.options import FitOptions
 
 
-def train(module: FitModule, options: FitOptions, folder: Path | None) -> tuple[pd.DataFrame, int, bool]:
+def train(module: FitModule, options: FitOptions, folder: Path | None) -> tuple[pd.DataFrame, int]:
     """Run or continue the epochs and leave the best epoch's weights in ``module.model``, on the CPU.
 
-    Returns the history, the best epoch, and whether this process is the one that writes (the first of several).
+    Returns the history and the best epoch.
     """
     monitor, mode = ("val_loss", "min") if options.monitor == "loss" else ("val_auc", "max")
     history = History(folder / "history.csv" if folder else None)
@@ -35,7 +36,8 @@ def train(module: FitModule, options: FitOptions, folder: Path | None) -> tuple[
         callbacks.append(EpochBar())
     last = None
     if folder is not None:
-        remove_half_written(folder)
+        if is_first_process():
+            remove_half_written(folder)
         # Saved after the validation of every epoch, so that a kill costs one epoch at most.
         callbacks.append(
             ModelCheckpoint(
@@ -64,7 +66,12 @@ def train(module: FitModule, options: FitOptions, folder: Path | None) -> tuple[
         torch.set_rng_state(rng)
     module.model.load_state_dict(best.weights)
     module.model.cpu().eval()
-    return history.table(), best.epoch, trainer.is_global_zero
+    return history.table(), best.epoch
+
+
+def is_first_process() -> bool:
+    """Whether this process writes: always, except for the second and later ones of a run on several devices."""
+    return int(getattr(rank_zero_only, "rank", None) or 0) == 0
 
 
 def _arguments(options: FitOptions, folder: Path | None) -> dict[str, Any]:
