@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from lidc_xai.ratings import SCALES
 from lidc_xai.reporting.pictures import READER_COLOURS
+from lidc_xai.reporting.plots import COLOURS, Chart, limits
 from lidc_xai.reporting.values import show
 
 _GREY = "#8b949c"
@@ -116,3 +117,24 @@ def _in_text(output: Mapping[str, Any]) -> str:
     readers, prediction = output["readers"], output["prediction"]
     model = "no prediction" if prediction is None else f"model {show(prediction['value'], 2)}"
     return f"{model}; readers' mean {show(readers['mean'], 1)}, n = {readers['n']}"
+
+
+def deletion_chart(output: str, curve: Mapping[str, Any]) -> Markup:
+    """Score of an output while pixels are replaced, most relevant first and least relevant first.
+
+    ``curve``: ``percent``, ``mif``, ``lif``: lists of the same length.
+    """
+    percent, most, least = (list(map(float, curve[name])) for name in ("percent", "mif", "lif"))
+    chart = Chart(
+        (0.0, 100.0),
+        limits(most, least),
+        "% of pixels replaced",
+        "score",
+        f"Deletion curve of {output}",
+        260,
+        190,
+        names=2,
+    )
+    chart.line(percent, most, COLOURS[1], "most relevant first")
+    chart.line(percent, least, COLOURS[0], "least relevant first", "4 2")
+    return chart.svg()

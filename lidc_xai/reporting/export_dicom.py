@@ -19,7 +19,7 @@ from lidc_xai.progress import track
 from lidc_xai.reporting.dicom_objects import Source, parametric_map, segmentation, structured_report
 from lidc_xai.reporting.export_nifti import ExportResult
 from lidc_xai.reporting.map_grid import map_on_grid
-from lidc_xai.reporting.nodule import MapsByMethod, NoduleParts, ReportParts
+from lidc_xai.reporting.parts import MapsByMethod, ReportParts
 from lidc_xai.reporting.scans import Scans, box_corners, slices_near, stored_points
 from lidc_xai.skipped import Skipped, write_skipped
 
@@ -52,7 +52,7 @@ def export_dicom(
         try:
             with warnings.catch_warnings():  # pseudonyms of LIDC are names of one component
                 warnings.filterwarnings("ignore", message=".*unlikely to represent the intended person name")
-                objects = _objects(store, nodule_id, scans, parts.of(nodule_id), model_name)
+                objects = _objects(store, nodule_id, scans, parts, model_name)
             result.paths.extend(_write(objects, Path(out) / nodule_id))
         except DataError as error:
             result.skipped.append(Skipped(nodule_id, "export", str(error)))
@@ -63,7 +63,7 @@ def export_dicom(
     return result
 
 
-def _objects(store: CropStore, nodule_id: str, scans: Scans, parts: NoduleParts, model_name: str) -> dict[str, Dataset]:
+def _objects(store: CropStore, nodule_id: str, scans: Scans, parts: ReportParts, model_name: str) -> dict[str, Dataset]:
     crop, row = store.load(nodule_id), store.row(nodule_id)
     volume = scans.volume(crop.series_uid)
     slices = scans.slices(crop.series_uid)
@@ -72,7 +72,7 @@ def _objects(store: CropStore, nodule_id: str, scans: Scans, parts: NoduleParts,
     source = Source(slices[near], nodule_id, simulated)
     points = stored_points(volume, near, rows, columns)
     found: dict[str, Dataset] = {}
-    for method, item in parts.maps.items():
+    for method, item in parts.maps_of(nodule_id).items():
         for output in item.output_names:
             values, _ = map_on_grid(item, output, crop.ct.shape, crop.affine, points, volume.affine[:3, :3])
             found[f"map_{method}_{output}"] = parametric_map(
@@ -87,7 +87,9 @@ def _objects(store: CropStore, nodule_id: str, scans: Scans, parts: NoduleParts,
         rated = [{str(key): value for key, value in vote.items()} for vote in votes.to_dict("records")]
         volumes = [float(mask.sum() * volume.voxel_mm3) for mask in (*masks, consensus)]
         found["seg"] = seg
-        found["sr"] = structured_report(source, seg, volumes, rated[: len(masks)], parts.prediction, model_name)
+        found["sr"] = structured_report(
+            source, seg, volumes, rated[: len(masks)], parts.prediction(nodule_id), model_name
+        )
     return found
 
 

@@ -22,7 +22,7 @@ from lidc_xai.progress import track
 from lidc_xai.ratings import RESEARCH_USE_ONLY, SCALES
 from lidc_xai.reporting.facts import UNITS
 from lidc_xai.reporting.map_grid import map_on_grid
-from lidc_xai.reporting.nodule import MapsByMethod, ReportParts
+from lidc_xai.reporting.parts import MapsByMethod, ReportParts
 from lidc_xai.reporting.scans import Scans, box_corners
 from lidc_xai.skipped import Skipped, write_skipped
 
@@ -85,7 +85,7 @@ def export_nifti(
     for nodule_id in track(ids, "export", len(ids)):
         folder = Path(out) / nodule_id
         try:
-            result.paths.extend(_export_one(store, nodule_id, folder, parts.of(nodule_id).maps, scans, formats))
+            result.paths.extend(_export_one(store, nodule_id, folder, parts.maps_of(nodule_id), scans, formats))
         except DataError as error:
             result.skipped.append(Skipped(nodule_id, "export", str(error)))
     write_skipped(out, result.skipped)

@@ -16,6 +16,7 @@ from lidc_xai.reporting.values import number, plain, spread, truth, words
 if TYPE_CHECKING:
     from lidc_xai.imaging.nodule_crop import NoduleCrop
     from lidc_xai.nodule_maps import NoduleMaps
+    from lidc_xai.reporting.parts import NoduleParts
 
 UNITS = {"malignancy": "logit", **dict.fromkeys(BIOMARKERS, "standard deviations")}
 """Unit of a relevance score: the unit of the output that it explains."""
@@ -51,18 +52,18 @@ def nodule_facts(
     row: Mapping[str, Any],
     votes: pd.DataFrame,
     crop: NoduleCrop,
-    prediction: Mapping[str, Any] | None,
-    maps: Mapping[str, NoduleMaps],
-    model_info: Mapping[str, Any] | None = None,
-    run_info: Mapping[str, Any] | None = None,
+    parts: NoduleParts,
 ) -> dict[str, Any]:
     """Facts of one nodule, ready for JSON.
 
-    ``row``: its row of the manifest; ``votes``: its rows of ``votes.csv``; ``prediction``: its row of ``predict``'s
-    table or ``None``; ``maps``: by method. What is missing is listed in ``missing``.
+    ``row``: its row of the manifest; ``votes``: its rows of ``votes.csv``. What is missing is listed in ``missing``.
     """
     votes = votes.sort_values("reader") if "reader" in votes else votes
+    prediction = parts.prediction
     outputs = [_output(name, row, votes, prediction) for name in OUTPUTS]
+    for output in outputs:
+        if output["prediction"] is not None:
+            output["prediction"]["percentile"] = parts.percentiles.get(output["name"])
     readings = {output["name"]: output["readers"] for output in outputs}
     facts = {
         "research_use_only": RESEARCH_USE_ONLY,
@@ -72,14 +73,17 @@ def nodule_facts(
         "label": number(row, "label"),
         "malignancy_median": number(row, "malignancy_median"),
         "p_calcified": number(row, "p_calcified"),
-        "independence": independence(row, prediction, model_info),
+        "independence": independence(row, prediction, parts.model_info),
         "outputs": outputs,
         "readers": _reader_masks(crop),
-        "maps": [_map_facts(name, item) for name, item in maps.items()],
-        "flags": quality_flags(row, readings),
-        "missing": _missing(row, crop, prediction, maps),
-        "model": model_info or {},
-        "run": run_info or {},
+        "maps": [_map_facts(name, item) for name, item in parts.maps.items()],
+        "overlap": parts.overlap,
+        "map_spread": parts.spread,
+        "curves": parts.curves,
+        "flags": quality_flags(row, readings, prediction),
+        "missing": _missing(row, crop, parts),
+        "model": parts.model_info or {},
+        "run": parts.run_info or {},
     }
     return plain(facts)
 
@@ -90,7 +94,12 @@ def independence(
     """Whether the model had seen this patient: ``status`` independent, trained_on, unknown or none; a sentence."""
     if prediction is None:
         return {"status": "none", "text": "There is no prediction for this nodule."}
-    out_of_fold = truth(prediction, "out_of_fold")
+    out_of_fold, fold = truth(prediction, "out_of_fold"), number(prediction, "fold")
+    if fold is not None and words(prediction, "split_kind") == "paper":
+        text = f"Fold {fold:.0f} of a split by nodule: other nodules of this patient may have been in training."
+        return {"status": "trained_on", "text": text}
+    if fold is not None and out_of_fold is None:
+        out_of_fold = True
     trained = _training_patients(model_info)
     patient = words(row, "patient_id")
     if out_of_fold is False or (out_of_fold is None and patient in trained):
@@ -98,8 +107,8 @@ def independence(
         return {"status": "trained_on", "text": text}
     if out_of_fold:
         text = "Out of fold: the model that made this prediction was trained without this patient."
-        if number(prediction, "fold") is not None:
-            text = f"Out of fold (fold {number(prediction, 'fold'):.0f}): trained without this patient."
+        if fold is not None:
+            text = f"Out of fold: the model of fold {fold:.0f} was trained without this patient."
         return {"status": "independent", "text": text}
     if trained:
         return {"status": "independent", "text": f"This patient is not among the {len(trained)} training patients."}
@@ -145,7 +154,7 @@ def _prediction(name: str, prediction: Mapping[str, Any] | None) -> dict[str, An
         sd = number(prediction, "malignancy_probability_sd")
         extra: dict[str, Any] = {
             "logit": number(prediction, "malignancy_logit"),
-            "diameter_only": number(prediction, "diameter_only_probability"),
+            "diameter_only": number(prediction, "baseline.diameter_only.malignancy_probability"),
         }
         text = words(prediction, "malignancy_words")
     else:
@@ -222,13 +231,11 @@ def _map_facts(method: str, maps: NoduleMaps) -> dict[str, Any]:
     }
 
 
-def _missing(
-    row: Mapping[str, Any], crop: NoduleCrop, prediction: Mapping[str, Any] | None, maps: Mapping[str, NoduleMaps]
-) -> list[str]:
+def _missing(row: Mapping[str, Any], crop: NoduleCrop, parts: NoduleParts) -> list[str]:
     found = []
-    if prediction is None:
+    if parts.prediction is None:
         found.append("Predictions: run lidc-xai predict on this store with a model.")
-    if not maps:
+    if not parts.maps:
         found.append("Maps: run lidc-xai explain on this store with a model.")
     if crop.reader_masks is None and number(row, "n_readers"):
         found.append("Readers' contours: this store was written without masks.")

@@ -16,12 +16,17 @@ def _flag(level: str, title: str, text: str) -> dict[str, str]:
     return {"level": level, "title": title, "text": text}
 
 
-def quality_flags(row: Mapping[str, Any], readings: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+def quality_flags(
+    row: Mapping[str, Any],
+    readings: Mapping[str, Mapping[str, Any]],
+    prediction: Mapping[str, Any] | None = None,
+) -> list[dict[str, str]]:
     """Flags of one nodule: dicts of ``level`` (``warning`` or ``note``), ``title`` and ``text``.
 
-    ``row`` is its row of the store's manifest; ``readings`` maps a rating to ``mean``, ``sd`` and ``n`` over readers.
+    ``row`` is its row of the store's manifest; ``readings`` maps a rating to ``mean``, ``sd`` and ``n`` over readers;
+    ``prediction`` is its row of the predictions.
     """
-    return [*_image_flags(row), *_reader_flags(row, readings)]
+    return [*_image_flags(row), *_reader_flags(row, readings), *_model_flags(prediction)]
 
 
 def _image_flags(row: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -81,3 +86,11 @@ def _reader_flags(row: Mapping[str, Any], readings: Mapping[str, Mapping[str, An
         text = ", ".join(name.replace("_", " ") for name in wide)
         flags.append(_flag("note", "Readers disagree", f"Standard deviation above {WIDE_DISAGREEMENT:g} in {text}."))
     return flags
+
+
+def _model_flags(prediction: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    low, high = (number(prediction, f"malignancy_probability_{end}") for end in ("low", "high"))
+    if low is None or high is None or not low < 0.5 < high:
+        return []
+    text = f"Read from single planes, the probability runs from {low:.2f} to {high:.2f}, across 0.5."
+    return [_flag("note", "Views disagree", text)]

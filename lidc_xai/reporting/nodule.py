@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from lidc_xai.errors import DependencyError, UsageError
 from lidc_xai.files import write_json, write_text
 from lidc_xai.reporting.drawing import PlanePicture, crop_pictures, evaluated_indices, map_panels
 from lidc_xai.reporting.facts import UNITS, nodule_facts
 from lidc_xai.reporting.pages import render
+from lidc_xai.reporting.parts import CLASS_BLIND, CONTROLS, NoduleParts, ReportParts
 from lidc_xai.reporting.pdf import write_pdf
 from lidc_xai.reporting.viewer import viewer_payload
 from lidc_xai.skipped import Skipped
@@ -22,85 +20,20 @@ from lidc_xai.skipped import Skipped
 if TYPE_CHECKING:
     from lidc_xai.imaging.nodule_crop import NoduleCrop
     from lidc_xai.imaging.store import CropStore
-    from lidc_xai.nodule_maps import NoduleMaps
-
-MapsByMethod = Mapping[str, "Mapping[str, NoduleMaps] | Sequence[NoduleMaps]"]
-CONTROLS = ("attention", "attention_rollout", "random_weights", "random")
-"""Methods that are shown as controls, after those that explain."""
-CLASS_BLIND = ("attention", "attention_rollout", "random")
-"""Methods whose map is the same for every output."""
-
-
-@dataclass
-class NoduleParts:
-    """What one nodule's page is made from, beside the store. ``context``: a wider crop (≥ 64 mm) around it."""
-
-    prediction: Mapping[str, Any] | None = None
-    maps: dict[str, NoduleMaps] = field(default_factory=dict)
-    model_info: Mapping[str, Any] | None = None
-    run_info: Mapping[str, Any] | None = None
-    context: NoduleCrop | None = None
-
-
-@dataclass
-class ReportParts:
-    """What a study's pages are made from, beside the store.
-
-    predictions: ``predict``'s table; maps: method -> nodule's maps (by id or a list); context: gives a wider crop
-    (≥ 64 mm) of a nodule or ``None``.
-    """
-
-    predictions: pd.DataFrame | None = None
-    maps: MapsByMethod = field(default_factory=dict)
-    model_info: Mapping[str, Any] | None = None
-    run_info: Mapping[str, Any] | None = None
-    context: Callable[[str], NoduleCrop | None] | None = None
-
-    def of(self, nodule_id: str) -> NoduleParts:
-        """The parts of one nodule; its context is cut here."""
-        context = None if self.context is None else self.context(nodule_id)
-        return NoduleParts(self._prediction(nodule_id), self._maps(nodule_id), self.model_info, self.run_info, context)
-
-    def _prediction(self, nodule_id: str) -> Mapping[str, Any] | None:
-        if self.predictions is None or "nodule_id" not in self.predictions:
-            return None
-        rows = self.predictions[self.predictions["nodule_id"] == nodule_id]
-        return None if rows.empty else {str(key): value for key, value in rows.iloc[0].items()}
-
-    def _maps(self, nodule_id: str) -> dict[str, NoduleMaps]:
-        found = {}
-        for method in sorted(self.maps, key=lambda name: name in CONTROLS):
-            given = self.maps[method]
-            if isinstance(given, Mapping):
-                item = given.get(nodule_id)
-            else:
-                item = next((entry for entry in given if entry.nodule_id == nodule_id), None)
-            if item is not None:
-                found[method] = item
-        return found
 
 
 def nodule_report(
-    store: CropStore,
-    nodule_id: str,
-    out: Path | str,
-    predictions: pd.DataFrame | None = None,
-    maps: MapsByMethod | None = None,
-    model_info: Mapping[str, Any] | None = None,
-    run_info: Mapping[str, Any] | None = None,
-    context: Callable[[str], NoduleCrop | None] | None = None,
-    pdf: bool = True,
+    store: CropStore, nodule_id: str, out: Path | str, *, pdf: bool = True, **parts: Any
 ) -> tuple[list[Path], list[Skipped]]:
     """Write ``out/<nodule_id>.html``, ``.json`` and (with ``pdf``) ``.pdf``.
 
-    ``maps``: method -> maps by nodule id (or a list of them); the first that is not a control (``CONTROLS``) is shown
-    in full. What is missing (predictions, maps, contours) is said on the page. Returns the files and what was left out:
-    a PDF that the system cannot make is a row there, not an error.
+    ``parts``: the fields of ``ReportParts`` (predictions, maps, model_info, …). The first method of ``maps`` that is
+    not a control (``CONTROLS``) is shown in full. What is missing (predictions, maps, contours) is said on the page.
+    Returns the files and what was left out: a PDF that the system cannot make is a row there, not an error.
     """
     if nodule_id not in store.nodule_ids:
         raise UsageError(f"nodule {nodule_id!r} is not in {store.path}; its {len(store)} ids are in manifest.csv")
-    parts = ReportParts(predictions, maps or {}, model_info, run_info, context).of(nodule_id)
-    return write_nodule(store, nodule_id, Path(out), parts, pdf=pdf)[:2]
+    return write_nodule(store, nodule_id, Path(out), ReportParts(**parts).of(store, nodule_id), pdf=pdf)[:2]
 
 
 def write_nodule(
@@ -110,10 +43,10 @@ def write_nodule(
     crop = store.load(nodule_id)
     votes = store.votes[store.votes["nodule_id"] == nodule_id]
     row = {str(key): value for key, value in store.row(nodule_id).items()}
-    facts = nodule_facts(row, votes, crop, parts.prediction, parts.maps, parts.model_info, parts.run_info)
+    facts = nodule_facts(row, votes, crop, parts)
     values = _page_values(crop, parts, facts)
     limits = {entry["method"]: entry["limits"] for entry in facts["maps"]}
-    payload = viewer_payload(crop, parts.maps, limits, parts.context)
+    payload = viewer_payload(crop, parts.maps, limits, None if parts.light else parts.context)
     html = render("nodule.html.j2", **values, study_link=study_link, interactive=True, payload=payload)
     paths, skipped = [folder / f"{nodule_id}.html", folder / f"{nodule_id}.json"], []
     write_text(paths[0], html)
@@ -150,7 +83,7 @@ def _page_values(crop: NoduleCrop, parts: NoduleParts, facts: dict[str, Any]) ->
         "methods": methods,
         "primary": next((item for item in methods if item["facts"]["method"] == primary), None),
         "facts_extent": _extent(crop),
-        "has_context": parts.context is not None,
+        "has_context": parts.context is not None and not parts.light,
         "unit_of": UNITS,
     }
 

@@ -11,7 +11,8 @@ from markupsafe import Markup
 
 from lidc_xai import __version__
 from lidc_xai.ratings import OUTPUTS, RESEARCH_USE_ONLY, SCALES
-from lidc_xai.reporting.charts import rating_strip
+from lidc_xai.reporting.charts import deletion_chart, rating_strip
+from lidc_xai.reporting.facts import method_title
 from lidc_xai.reporting.pictures import (
     CONSENSUS_COLOUR,
     READER_COLOURS,
@@ -19,7 +20,7 @@ from lidc_xai.reporting.pictures import (
     WINDOWS,
     signed_gradient_css,
 )
-from lidc_xai.reporting.values import show, show_score
+from lidc_xai.reporting.values import show, show_score, summary
 
 # Unicode controls that turn or hide text: a field that holds one would misplace what is printed after it.
 _CONTROLS = dict.fromkeys((*range(8234, 8239), *range(8294, 8298), 8206, 8207, 1564), "�")
@@ -45,7 +46,12 @@ def environment() -> Environment:
         ),
     )
     env.filters.update(
-        show=show, score=show_score, strip=rating_strip, plain_name=lambda name: str(name).replace("_", " ")
+        show=show,
+        score=show_score,
+        strip=rating_strip,
+        summary=summary,
+        method_title=method_title,
+        plain_name=lambda name: str(name).replace("_", " "),
     )
     env.globals.update(
         version=__version__,
@@ -57,7 +63,9 @@ def environment() -> Environment:
         reader_dashes=READER_DASHES,
         consensus_colour=CONSENSUS_COLOUR,
         signed_gradient=Markup(signed_gradient_css()),
+        positive_gradient=Markup(signed_gradient_css(first=0)),
         style=Markup(_asset("report.css")),
+        deletion=deletion_chart,
         asset=lambda name: Markup(_asset(name)),
     )
     return env

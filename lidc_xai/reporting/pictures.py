@@ -59,7 +59,7 @@ def palette() -> list[list[int]]:
 def data_uri(picture: Image.Image, **options: object) -> str:
     """PNG as a ``data:`` address, so that a page needs no second file."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True, **options)
+    picture.save(buffer, "PNG", compress_level=6, **options)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -96,10 +96,10 @@ def _resized(image: NDArray, spacing_mm: tuple[float, float], pixels: int, order
     return zoom(np.asarray(image, np.float32), factors, order=order, mode="nearest", grid_mode=True)
 
 
-def signed_gradient_css() -> str:
-    """The palette as stops of a CSS ``linear-gradient`` from −1 (left) to +1 (right)."""
+def signed_gradient_css(first: int = -1) -> str:
+    """The palette as stops of a CSS ``linear-gradient`` from ``first`` (−1 or 0, left) to +1 (right)."""
     stops = []
-    for step in range(-8, 9):
+    for step in range(8 * first, 9):
         red, green, blue, alpha = signed_colour(step / 8 or 1e-9)
-        stops.append(f"rgba({red},{green},{blue},{alpha:.3f}) {50 + step * 6.25:.2f}%")
+        stops.append(f"rgba({red},{green},{blue},{alpha:.3f}) {100 * (step / 8 - first) / (1 - first):.2f}%")
     return ", ".join(stops)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,19 @@ from lidc_xai.errors import DependencyError, LidcXaiError, UsageError
 from lidc_xai.files import write_text
 from lidc_xai.progress import say, track
 from lidc_xai.reporting.drawing import thumbnail
-from lidc_xai.reporting.nodule import MapsByMethod, NoduleParts, ReportParts, write_nodule
+from lidc_xai.reporting.nodule import write_nodule
 from lidc_xai.reporting.pages import render
+from lidc_xai.reporting.parts import MapsByMethod, NoduleParts, ReportParts
 from lidc_xai.reporting.pdf import load_weasyprint
+from lidc_xai.reporting.scans import Scans
 from lidc_xai.skipped import Skipped, write_skipped
 
 if TYPE_CHECKING:
-    from lidc_xai.imaging.nodule_crop import NoduleCrop
     from lidc_xai.imaging.store import CropStore
+    from lidc_xai.nodule_maps import NoduleMaps
+
+MANY = 50
+"""From this many nodules on, pages leave out what only enlarges them."""
 
 
 @dataclass(frozen=True)
@@ -40,50 +46,89 @@ def study_report(
     maps: MapsByMethod | None = None,
     model_info: Mapping[str, Any] | None = None,
     run_info: Mapping[str, Any] | None = None,
+    *,
     performance: Mapping[str, Any] | None = None,
-    context: Callable[[str], NoduleCrop | None] | None = None,
+    repeats: Mapping[str, Sequence[NoduleMaps]] | None = None,
+    curves: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+    dicom: Path | str | None = None,
     nodule_ids: Sequence[str] | None = None,
     title: str = "Lung nodules: what the model reads and why",
     pdf: bool = True,
     jobs: int = 1,
+    light: bool | None = None,
 ) -> ReportResult:
     """Write ``out/index.html`` and ``out/nodules/<id>.{html,json,pdf}``.
 
-    ``predictions``: the table of ``predict``; ``maps``: method -> maps by nodule id (or a list of them);
-    ``performance``: output -> figure -> value or ``{"value", "low", "high"}``; ``nodule_ids``: those to show (all by
-    default); ``jobs``: processes. A nodule that cannot be shown is listed on the page and in ``skipped.csv``.
+    predictions, maps, model_info, run_info, repeats, curves: see ``ReportParts``; all optional, and what is missing is
+    said on the pages. performance: output -> figure -> value or ``{"value", "low", "high"}``, for the study page.
+    dicom: the folder with the scans, for a context of 72 mm around each crop. nodule_ids: those to show (all by
+    default). jobs: processes. light: smaller pages (default: from ``MANY`` nodules on).
+
+    A nodule that cannot be shown is listed on the page and in ``skipped.csv``; so is a PDF that the system cannot make.
     """
-    out = Path(out)
-    ids = _wanted(store, nodule_ids)
-    parts = ReportParts(predictions, maps or {}, model_info, run_info, context)
+    out, ids = Path(out), _wanted(store, nodule_ids)
     skipped: list[Skipped] = []
-    if pdf:
-        pdf = _pdf_possible(skipped)
-    work = (delayed(_one)(store, name, out / "nodules", parts.of(name), pdf) for name in ids)
-    found = Parallel(n_jobs=jobs, return_as="generator")(work)
+    parts = ReportParts(
+        predictions=predictions,
+        maps=maps or {},
+        repeats=repeats or {},
+        curves=curves or {},
+        model_info=model_info,
+        run_info=run_info,
+        context=None if dicom is None else partial(Scans(dicom).context, store),
+        light=len(ids) >= MANY if light is None else light,
+    )
+    pdf = pdf and _pdf_possible(skipped)
+    work = (
+        delayed(_one)(store, name, out / "nodules", found, pdf)
+        for name, found in _collected(store, ids, parts, skipped)
+    )
     paths: list[Path] = []
     rows = []
-    for files, left_out, row in track(found, "report", len(ids)):
+    for files, left_out, row in track(Parallel(n_jobs=jobs, return_as="generator")(work), "report", len(ids)):
         paths += files
         skipped += left_out
         if row is not None:
             rows.append(row)
     index = out / "index.html"
-    values = {
-        "title": title,
-        "rows": rows,
-        "n_patients": len({row["patient_id"] for row in rows}),
-        "simulated": any(row["simulated"] for row in rows),
-        "any_prediction": any(output["prediction"] for row in rows for output in row["outputs"]),
-        "trained_on": sum(row["status"] == "trained_on" for row in rows),
-        "performance": performance_lines(performance),
-        "skipped": sorted(skipped),
-        "model_info": dict(model_info or {}),
-        "run_info": dict(run_info or {}),
-    }
-    write_text(index, render("study.html.j2", **values, interactive=True))
+    write_text(index, _study_page(title, rows, performance, skipped, model_info, run_info))
     write_skipped(out, skipped)
     return ReportResult(index, [index, *paths], skipped)
+
+
+def _collected(
+    store: CropStore, ids: Sequence[str], parts: ReportParts, skipped: list[Skipped]
+) -> Iterator[tuple[str, NoduleParts]]:
+    """Each nodule's parts, as the workers ask for them: only a few are in memory at a time."""
+    for nodule_id in ids:
+        try:
+            yield nodule_id, parts.of(store, nodule_id)
+        except LidcXaiError as error:
+            skipped.append(Skipped(nodule_id, "report", str(error)))
+
+
+def _study_page(
+    title: str,
+    rows: list[dict[str, Any]],
+    performance: Mapping[str, Any] | None,
+    skipped: list[Skipped],
+    model_info: Mapping[str, Any] | None,
+    run_info: Mapping[str, Any] | None,
+) -> str:
+    return render(
+        "study.html.j2",
+        title=title,
+        rows=rows,
+        n_patients=len({row["patient_id"] for row in rows}),
+        simulated=any(row["simulated"] for row in rows),
+        any_prediction=any(output["prediction"] for row in rows for output in row["outputs"]),
+        trained_on=sum(row["status"] == "trained_on" for row in rows),
+        performance=performance_lines(performance),
+        skipped=sorted(skipped),
+        model_info=dict(model_info or {}),
+        run_info=dict(run_info or {}),
+        interactive=True,
+    )
 
 
 def performance_lines(performance: Mapping[str, Any] | None) -> list[dict[str, Any]]:

@@ -78,3 +78,18 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, str)):
         return value
     return str(value)
+
+
+_LISTED = 8
+
+
+def summary(value: Any) -> str:
+    """A recorded value in one line; long lists (patients, nodules) by their number and first entries."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {summary(item)}" for key, item in value.items()) or ABSENT
+    if isinstance(value, (list, tuple)):
+        shown = ", ".join(summary(item) for item in value[:_LISTED])
+        return f"{len(value)}: {shown}, …" if len(value) > _LISTED else shown or ABSENT
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return ABSENT if value is None else str(value)

@@ -103,7 +103,7 @@ def test_logits_and_scores_never_share_a_bar(written, study):
 )  # fmt: skip
 def test_independence_is_shown(study, tmp_path, out_of_fold, info, status):
     predictions = study.predictions.assign(out_of_fold=out_of_fold)
-    nodule_report(study.store, study.ids[0], tmp_path, predictions, model_info=info, pdf=False)
+    nodule_report(study.store, study.ids[0], tmp_path, predictions=predictions, model_info=info, pdf=False)
     facts = json.loads((tmp_path / f"{study.ids[0]}.json").read_text())
     assert facts["independence"]["status"] == status
     shown = "Not out of fold" in (tmp_path / f"{study.ids[0]}.html").read_text()
@@ -233,7 +233,7 @@ def test_pdf_is_tagged_with_embedded_fonts(study, tmp_path):
         pytest.skip(str(error))
     if not shutil.which("pdfinfo"):
         pytest.skip("needs pdfinfo and pdffonts (Debian: poppler-utils)")
-    paths, skipped = nodule_report(study.store, study.ids[0], tmp_path, study.predictions, study.maps)
+    paths, skipped = nodule_report(study.store, study.ids[0], tmp_path, predictions=study.predictions, maps=study.maps)
     assert not skipped
     (path,) = [path for path in paths if path.suffix == ".pdf"]
     info = subprocess.run(["pdfinfo", path], capture_output=True, text=True, check=True).stdout
@@ -253,6 +253,61 @@ def test_pdf_is_tagged_with_embedded_fonts(study, tmp_path):
 
 def test_predictions_of_other_nodules_are_not_mixed(study, tmp_path):
     other = pd.DataFrame([{**study.predictions.iloc[0].to_dict(), "nodule_id": "somebody-else"}])
-    nodule_report(study.store, study.ids[0], tmp_path, other, pdf=False)
+    nodule_report(study.store, study.ids[0], tmp_path, predictions=other, pdf=False)
     facts = json.loads((tmp_path / f"{study.ids[0]}.json").read_text())
     assert all(output["prediction"] is None for output in facts["outputs"])
+
+
+def test_percentiles_spread_overlap_and_curves_are_shown(made, tmp_path):
+    store = made.store(tmp_path / "store", n=24)
+    ids = store.nodule_ids
+    predictions = made.predictions(ids).assign(malignancy_probability=np.linspace(0, 1, 24))
+    predictions["baseline.diameter_only.malignancy_probability"] = 0.314
+    maps = made.maps(ids[5])
+    other = made.maps(ids[5], seed=1)
+    curve = {"percent": [0, 50, 100], "mif": [1.0, 0.2, 0.1], "lif": [1.0, 0.9, 0.1], "removed": 0.9}
+    study_report(
+        store, tmp_path / "out", predictions, {"cdam": [maps]}, repeats={ids[5]: [maps, maps, other]},
+        curves={ids[5]: {"malignancy": curve}}, nodule_ids=[ids[5]], pdf=False,
+    )  # fmt: skip
+    facts = json.loads((tmp_path / "out" / "nodules" / f"{ids[5]}.json").read_text())
+    malignancy = facts["outputs"][0]["prediction"]
+    assert malignancy["percentile"] == pytest.approx(100 * 6 / 24)
+    assert malignancy["diameter_only"] == 0.314
+    assert facts["curves"]["malignancy"]["mif"] == [1.0, 0.2, 0.1]
+    assert -1 < facts["map_spread"]["margin"] < 1  # one pair is equal, two are not
+    rows = {(row["method"], row["output"]): row for row in facts["overlap"]}
+    assert {("cdam", "malignancy"), ("centred disc", None), ("readers", None)} <= set(rows)
+    crop, relevance = store.load(ids[5]), maps.relevance[:, OUTPUTS.index("texture")]
+    shares = []
+    for scores, mask in zip(
+        relevance, (crop.consensus[16], crop.consensus[:, 16], crop.consensus[:, :, 16]), strict=True
+    ):
+        positive = np.kron(scores, np.ones((4, 4))).clip(min=0)
+        shares.append((positive * mask).sum() / positive.sum())
+    assert rows["cdam", "texture"]["positive_mass"] == pytest.approx(np.mean(shares), rel=1e-5)
+    text = (tmp_path / "out" / "nodules" / f"{ids[5]}.html").read_text(encoding="utf-8")
+    for phrase in ("25th percentile", "From the diameter alone: 0.31", "models agree", "Deletion curve of malignancy"):
+        assert phrase in text, phrase
+
+
+def test_cross_validated_predictions_and_the_leaking_split(study, tmp_path):
+    base = study.predictions.drop(columns=["out_of_fold"]).assign(fold=2)
+    for kind, status in (("patient", "independent"), ("paper", "trained_on")):
+        nodule_report(study.store, study.ids[0], tmp_path / kind, pdf=False, predictions=base.assign(split_kind=kind))
+        facts = json.loads((tmp_path / kind / f"{study.ids[0]}.json").read_text())
+        assert facts["independence"]["status"] == status
+        assert "old 2" in facts["independence"]["text"]
+
+
+def test_light_pages_leave_the_context_out(study, made, tmp_path):
+    def context(nodule_id):
+        return made.crop(nodule_id, size=64)
+
+    nodule_report(study.store, study.ids[0], tmp_path / "full", pdf=False, context=context)
+    nodule_report(study.store, study.ids[0], tmp_path / "light", pdf=False, context=context, light=True)
+    full, light = (tmp_path / name / f"{study.ids[0]}.html" for name in ("full", "light"))
+    assert light.stat().st_size < full.stat().st_size
+    assert 'data-tool="volume"' not in light.read_text()
+    assert "Context, lung window" in light.read_text()
+    assert full.stat().st_size < 8_000_000

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lidc_xai.imaging.nodule_crop import NoduleCrop
 from lidc_xai.ratings import OUTPUTS
-from lidc_xai.reporting import study_report
+from lidc_xai.reporting import nodule_report, study_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -34,10 +34,12 @@ def report(study, made, tmp_path_factory):
         crop.affine[:3, 3] -= 16
         return crop
 
+    out = tmp_path_factory.mktemp("browser")
     maps = {**study.maps, "random_weights": {study.ids[0]: made.maps(study.ids[0], seed=9)}}
-    return study_report(
-        study.store, tmp_path_factory.mktemp("browser"), study.predictions, maps, context=context, pdf=False
-    )
+    result = study_report(study.store, out, study.predictions, maps, pdf=False)
+    parts = {"predictions": study.predictions, "maps": maps, "context": context}
+    nodule_report(study.store, study.ids[0], out / "nodules", pdf=False, **parts)
+    return result
 
 
 @pytest.fixture

@@ -1,0 +1,118 @@
+"""What reports are made from beside the store, for a study and for each of its nodules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from lidc_xai.ratings import OUTPUTS
+from lidc_xai.reporting.agreement import map_spread, overlap_figures
+
+if TYPE_CHECKING:
+    from lidc_xai.imaging.nodule_crop import NoduleCrop
+    from lidc_xai.imaging.store import CropStore
+    from lidc_xai.nodule_maps import NoduleMaps
+
+SMALLEST_COHORT = 20
+"""A percentile among fewer predictions says nothing."""
+MapsByMethod = Mapping[str, "Mapping[str, NoduleMaps] | Sequence[NoduleMaps]"]
+CONTROLS = ("attention", "attention_rollout", "random_weights", "random")
+"""Methods that are shown as controls, after those that explain."""
+CLASS_BLIND = ("attention", "attention_rollout", "random")
+"""Methods whose map is the same for every output."""
+
+
+@dataclass
+class NoduleParts:
+    """What one nodule's page is made from, beside the store; see ``ReportParts``."""
+
+    prediction: Mapping[str, Any] | None = None
+    percentiles: dict[str, float] = field(default_factory=dict)
+    maps: dict[str, NoduleMaps] = field(default_factory=dict)
+    overlap: list[dict[str, Any]] = field(default_factory=list)
+    spread: dict[str, float | None] = field(default_factory=dict)
+    curves: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    model_info: Mapping[str, Any] | None = None
+    run_info: Mapping[str, Any] | None = None
+    context: NoduleCrop | None = None
+    light: bool = False
+
+
+@dataclass
+class ReportParts:
+    """What a study's pages are made from, beside the store. All of it is optional.
+
+    predictions: table of ``predict`` or of a cross-validation.
+    maps: method -> maps by nodule id, or a list of them.
+    repeats: nodule id -> the first method's maps from several models (folds, seeds), for the spread of the map.
+    curves: nodule id -> output -> ``percent``, ``mif``, ``lif`` (and ``removed``, the loss when all is replaced), as
+        ``evaluation.fidelity`` gives them.
+    context: gives a wider crop (≥ 64 mm) of a nodule, or ``None``.
+    light: leave the context's voxels out of the page (the still pictures stay), for studies of hundreds.
+    """
+
+    predictions: pd.DataFrame | None = None
+    maps: MapsByMethod = field(default_factory=dict)
+    repeats: Mapping[str, Sequence[NoduleMaps]] = field(default_factory=dict)
+    curves: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    model_info: Mapping[str, Any] | None = None
+    run_info: Mapping[str, Any] | None = None
+    context: Callable[[str], NoduleCrop | None] | None = None
+    light: bool = False
+
+    def of(self, store: CropStore, nodule_id: str) -> NoduleParts:
+        """The parts of one nodule; its context is cut and its maps are compared with the outlines here."""
+        maps = self.maps_of(nodule_id)
+        return NoduleParts(
+            prediction=self.prediction(nodule_id),
+            percentiles=percentiles(self.predictions, nodule_id),
+            maps=maps,
+            overlap=overlap_figures(store.load(nodule_id), maps, CLASS_BLIND),
+            spread=map_spread(self.repeats.get(nodule_id, ())) if nodule_id in self.repeats else {},
+            curves=self.curves.get(nodule_id, {}),
+            model_info=self.model_info,
+            run_info=self.run_info,
+            context=None if self.context is None else self.context(nodule_id),
+            light=self.light,
+        )
+
+    def maps_of(self, nodule_id: str) -> dict[str, NoduleMaps]:
+        """Method -> a nodule's maps, controls last."""
+        found = {}
+        for method in sorted(self.maps, key=lambda name: name in CONTROLS):
+            given = self.maps[method]
+            if isinstance(given, Mapping):
+                item = given.get(nodule_id)
+            else:
+                item = next((entry for entry in given if entry.nodule_id == nodule_id), None)
+            if item is not None:
+                found[method] = item
+        return found
+
+    def prediction(self, nodule_id: str) -> Mapping[str, Any] | None:
+        """A nodule's row of the predictions; ``None`` where there is none."""
+        if self.predictions is None or "nodule_id" not in self.predictions:
+            return None
+        rows = self.predictions[self.predictions["nodule_id"] == nodule_id]
+        return None if rows.empty else {str(key): value for key, value in rows.iloc[0].items()}
+
+
+def percentiles(predictions: pd.DataFrame | None, nodule_id: str) -> dict[str, float]:
+    """Per output, the share (in %) of all predicted nodules whose prediction is no higher; empty below 20 nodules."""
+    if predictions is None or len(predictions) < SMALLEST_COHORT or "nodule_id" not in predictions:
+        return {}
+    here = (predictions["nodule_id"] == nodule_id).to_numpy()
+    found = {}
+    for output in OUTPUTS:
+        column = "malignancy_probability" if output == "malignancy" else output
+        if column not in predictions or not here.any():
+            continue
+        values = predictions[column].to_numpy(dtype=np.float64)
+        own = values[here][0]
+        if np.isfinite(own):
+            found[output] = float(100 * np.mean(values[np.isfinite(values)] <= own))
+    return found
