@@ -82,6 +82,7 @@ def _run_block(block: Block, z: Tensor) -> _Seen:
     branch = block.scale1(attention.proj(joined))
     middle = z + branch
     mlp = run_chain(block.mlp, block.norm2(middle))
+    q, k = attention.q_norm(q), attention.k_norm(k)
     return _Seen(z, t, q, k, v, a, joined, branch, middle, mlp, block.scale2(mlp.output))
 
 
