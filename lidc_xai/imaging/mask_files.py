@@ -82,7 +82,10 @@ def read_masks(path: Path | str, ct: CTVolume, components: bool = False) -> list
         if kind in (_SEG, _LABELMAP_SEG):
             masks = _read_seg(path)
         elif kind == _RTSTRUCT:
-            masks = _read_rtstruct(path, header, ct)
+            try:
+                masks = _read_rtstruct(path, header, ct)
+            except (AttributeError, TypeError, ValueError) as error:  # an attribute is missing or is no number
+                raise DataError(f"{path}: RTSTRUCT cannot be read ({error})") from error
         else:
             raise DataError(f"{path}: is DICOM {header.get('Modality', 'of unknown kind')}, not SEG or RTSTRUCT")
     if components:

@@ -1,0 +1,143 @@
+"""Seconds and peak memory per scan of ``prepare``, split into read, resample and write, on full-size series.
+
+Writes series of 512 x 512 pixels with the slices, nodules and UIDs of real LIDC-IDRI scans and noise for pixels
+(``--simulated``: simulated chests), then prepares them into a store.
+
+    python benchmarks/prepare.py --scans 4 --slices 250 --jobs 1 --jobs 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from joblib.externals.loky import get_reusable_executor
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from lidc_xai.annotations import Nodule, load_nodules
+from lidc_xai.files import write_json
+from lidc_xai.imaging import prepare_dicom
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scans", type=int, default=4, help="number of series")
+    parser.add_argument("--slices", type=int, default=250, help="take scans with about so many slices")
+    parser.add_argument("--jobs", type=int, action="append", help="worker processes; repeat to compare (default: 1)")
+    parser.add_argument("--simulated", action="store_true", help="simulated chests instead of noise (slower to write)")
+    parser.add_argument("--keep", type=Path, help="folder for the series, used again when it has them")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.keep or Path(scratch) / "dicom"
+        scans = choose_scans(options.scans, options.slices)
+        for nodules in scans:
+            write_scan(folder, nodules, options.simulated)
+        rows = [measure(folder, Path(scratch) / f"store-{jobs}", jobs) for jobs in options.jobs or [1]]
+    slices = [len(np.unique(nodules[0].slice_positions_mm)) for nodules in scans]
+    print(f"{len(scans)} scans of 512 x 512 x {min(slices)} to {max(slices)}, {rows[0]['nodules']} nodules")
+    print("jobs  s/scan  read  resample  write  scans/min  peak MiB per process")
+    for row in rows:
+        print(
+            f"{row['jobs']:4}  {row['wall'] / len(scans):6.2f}  {row['read']:4.2f}  {row['resample']:8.2f}  "
+            f"{row['write']:5.2f}  {60 * len(scans) / row['wall']:9.1f}  {row['peak_mib']:.0f}"
+        )
+    if options.json:
+        write_json(options.json, {"slices": slices, "runs": rows})
+
+
+def choose_scans(count: int, slices: int) -> list[list[Nodule]]:
+    """The nodules of the scans whose number of slices is nearest to ``slices``."""
+    by_series: dict[str, list[Nodule]] = defaultdict(list)
+    for nodule in load_nodules():
+        by_series[nodule.series_uid].append(nodule)
+    return sorted(by_series.values(), key=lambda found: abs(len(np.unique(found[0].slice_positions_mm)) - slices))[
+        :count
+    ]
+
+
+def write_scan(folder: Path, nodules: list[Nodule], simulated: bool) -> None:
+    """Write the whole series of a scan, unless it is there."""
+    first = nodules[0]
+    if (folder / first.patient_id).exists():
+        return
+    if simulated:
+        from lidc_xai.imaging.simulate import simulate_ct, write_dicom
+
+        write_dicom(simulate_ct(nodules, scope="full"), folder)
+        return
+    target = folder / first.patient_id / first.study_uid / first.series_uid
+    target.mkdir(parents=True)
+    noise = np.random.default_rng(0).normal(174, 40, (512, 1024)).astype("<i2")  # −850 HU, as lung
+    for k, z in enumerate(np.unique(first.slice_positions_mm)):
+        shift = 37 * k % 512
+        dataset = slice_dataset(first, k, float(z))
+        dataset.PixelData = np.ascontiguousarray(noise[:, shift : shift + 512]).tobytes()
+        dataset.save_as(target / f"{k:04d}.dcm", enforce_file_format=True)
+
+
+def slice_dataset(nodule: Nodule, k: int, z: float) -> Dataset:
+    """The header of slice ``k`` of a nodule's series."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = CTImageStorage
+    dataset.SOPInstanceUID = generate_uid(entropy_srcs=[nodule.series_uid, str(k)])
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.SeriesInstanceUID, dataset.StudyInstanceUID = nodule.series_uid, nodule.study_uid
+    dataset.Modality, dataset.PatientID, dataset.InstanceNumber = "CT", nodule.patient_id, k + 1
+    dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    dataset.ImagePositionPatient = ["-170", "-170", f"{z:.6f}"]
+    dataset.PixelSpacing = [f"{nodule.pixel_spacing_mm:.6f}"] * 2
+    dataset.SliceThickness = nodule.slice_thickness_mm
+    dataset.Rows = dataset.Columns = 512
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
+    dataset.RescaleSlope, dataset.RescaleIntercept = "1", "-1024"
+    return dataset
+
+
+def measure(folder: Path, store: Path, jobs: int) -> dict[str, Any]:
+    """One run of prepare in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(folder, store, jobs, send))
+    process.start()
+    result = receive.recv()
+    process.join()
+    return result
+
+
+def _run(folder: Path, store: Path, jobs: int, send: Any) -> None:
+    load_nodules()  # the annotations are read once, whatever the number of scans
+    start = perf_counter()
+    result = prepare_dicom(folder, store, jobs=jobs)
+    wall = perf_counter() - start
+    if jobs != 1:
+        get_reusable_executor().shutdown(wait=True)  # only of workers that ended does the system tell the peak
+    scans = len(list(folder.iterdir()))
+    mine, workers = (
+        resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    send.send(
+        {
+            "jobs": jobs,
+            "wall": wall,
+            **{part: seconds / scans for part, seconds in result.seconds.items()},
+            "nodules": len(result.written),
+            "skipped": len(result.skipped),
+            "peak_mib": mine if jobs == 1 else workers,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
