@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lidc_xai.evaluation.average_drop import adcc
+    from lidc_xai.evaluation.benchmark import BenchmarkRun, run_benchmark
+    from lidc_xai.evaluation.benchmark_options import BenchmarkOptions
+    from lidc_xai.evaluation.benchmark_report import write_benchmark
     from lidc_xai.evaluation.blur_mask import blur_mask_test, two_probable
     from lidc_xai.evaluation.boxes import box_sensitivity
+    from lidc_xai.evaluation.cases import Case, LazyCase
     from lidc_xai.evaluation.causes import cause_effects, cause_localisation, cause_sign
     from lidc_xai.evaluation.compactness_share import compactness
     from lidc_xai.evaluation.contours import against_readers, centred_disc_localisation, localisation, reader_agreement
@@ -36,8 +40,11 @@ _WHERE = {
     "adcc": "average_drop",
     "against_readers": "contours",
     "attack_stability": "robustness",
+    "BenchmarkOptions": "benchmark_options",
+    "BenchmarkRun": "benchmark",
     "blur_mask_test": "blur_mask",
     "box_sensitivity": "boxes",
+    "Case": "cases",
     "cause_effects": "causes",
     "cause_localisation": "causes",
     "cause_sign": "causes",
@@ -48,6 +55,7 @@ _WHERE = {
     "deletion_insertion": "deletion",
     "epsilon_perturbation": "epsilon",
     "fidelity": "curves",
+    "LazyCase": "cases",
     "localisation": "contours",
     "map_similarity": "similarity",
     "method_agreement": "similarity",
@@ -57,16 +65,22 @@ _WHERE = {
     "randomised": "randomisation",
     "reader_agreement": "contours",
     "Result": "results",
+    "run_benchmark": "benchmark",
     "run_stability": "robustness",
     "seed_agreement": "similarity",
     "sensitivity_n": "sensitivity",
     "shift_invariance": "robustness",
     "shifted": "robustness",
     "two_probable": "blur_mask",
+    "write_benchmark": "benchmark_report",
     "wrong_class": "discrimination",
 }
 
 __all__ = [
+    "BenchmarkOptions",
+    "BenchmarkRun",
+    "Case",
+    "LazyCase",
     "Result",
     "adcc",
     "against_readers",
@@ -91,12 +105,14 @@ __all__ = [
     "radial_profile",
     "randomised",
     "reader_agreement",
+    "run_benchmark",
     "run_stability",
     "seed_agreement",
     "sensitivity_n",
     "shift_invariance",
     "shifted",
     "two_probable",
+    "write_benchmark",
     "wrong_class",
 ]
 

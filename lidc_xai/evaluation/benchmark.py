@@ -83,6 +83,9 @@ def run_benchmark(
             measured += _measure(model, waiting, folder, options, variants, skipped)
             waiting = []
         waiting.append(case)
+        if sum(len(one.images) for one in waiting) >= options.explain_batch:
+            measured += _measure(model, waiting, folder, options, variants, skipped)
+            waiting = []
     if waiting:
         measured += _measure(model, waiting, folder, options, variants, skipped)
     return BenchmarkRun(folder, measured, found, skipped)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lidc_xai.errors import DataError, UsageError
-from lidc_xai.evaluation.benchmark_options import DISC, BenchmarkOptions
+from lidc_xai.evaluation.benchmark_options import DISC, TARGET, WRONG, BenchmarkOptions
 from lidc_xai.evaluation.boxes import Boxes, box_outputs, random_boxes
 from lidc_xai.evaluation.cases import Case
 from lidc_xai.evaluation.curves import replaced_outputs
@@ -92,7 +92,7 @@ class Batch:
     @cached_property
     def outputs(self) -> tuple[str, ...]:
         """Name of each of the T targets: the model's outputs, or "target" and "wrong" of a classifier."""
-        return self.asked.targets.names if self.named else ("target", "wrong")[: len(self.asked.targets)]
+        return self.asked.targets.names if self.named else (TARGET, WRONG)[: len(self.asked.targets)]
 
     def _targets(self, images: Tensor) -> TargetsLike:
         """What to explain: named outputs, or per image the right and the wrong class."""

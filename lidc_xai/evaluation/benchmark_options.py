@@ -23,10 +23,11 @@ METRICS = (
     "fidelity", "box", "discrimination", "compactness", "adcc", "deletion", "sensitivity_n", "localisation", "radial",
     "causes", "noise", "runs", "randomisation",
 )  # fmt: skip
-CONTROLS = ("centred_disc",)
 DISC = "centred_disc"
 RANDOM_WEIGHTS = "@random_weights"
 READERS = "readers"
+TARGET, WRONG = "target", "wrong"
+"""Outputs of a classifier in the results: each image's right and wrong class."""
 
 MetricName = Literal[
     "fidelity", "box", "discrimination", "compactness", "adcc", "deletion", "sensitivity_n", "localisation", "radial",

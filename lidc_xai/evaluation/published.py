@@ -1,7 +1,7 @@
 """Published figures that a table can show beside its own: only those whose source and meaning are certain.
 
-The CDAM paper's tables stand on ImageNet models and on perturbations whose details are open, so that they are a direction,
-not a value to be met. A full table of them is read from a CSV with the same columns (``read_published``).
+The CDAM paper's tables stand on ImageNet models and on perturbations whose details are open, so that they are a
+direction, not a value to be met. A full table of them is read from a CSV with the same columns (``read_published``).
 """
 
 from __future__ import annotations

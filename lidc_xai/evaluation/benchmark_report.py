@@ -1,0 +1,254 @@
+"""The benchmark in files: tidy Parquet and CSV, the tables as Markdown and as one HTML page, and the curves.
+
+figures.parquet      one value per case, method, output and metric
+summary.parquet/.csv means with 95 % intervals, n, undefined, notes
+comparisons.csv      every method against the best of its column, Holm-corrected
+benchmark.md/.html   the tables; curves-*.svg, shown in the page
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lidc_xai.evaluation.benchmark import read_parts
+from lidc_xai.evaluation.benchmark_curves import FIGURES, draw_curves
+from lidc_xai.evaluation.benchmark_layouts import LAYOUTS, Layout
+from lidc_xai.evaluation.benchmark_options import DISC, RANDOM_WEIGHTS, READERS, TARGET
+from lidc_xai.evaluation.benchmark_tables import ALL_OUTPUTS, comparisons, curves, figures, summarise
+from lidc_xai.evaluation.statistics import RESAMPLES
+from lidc_xai.files import atomic_path, write_text
+from lidc_xai.ratings import RESEARCH_USE_ONLY
+
+READING = (
+    "Means over cases with 95 % intervals (bootstrap by patient). Bold: best of the column. †: cannot be told from the "
+    "best (paired sign-flip test by patient, Holm-corrected over the column, p ≥ 0.05). n−: cases without a value; the "
+    "notes below the table say why. Methods marked @random_weights, the centred disc and the readers are controls and "
+    "take no part in the ranking."
+)
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table as text: ``rows`` of cells under ``headings``; ``best`` marks cells; ``notes`` stand below."""
+
+    title: str
+    about: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    best: frozenset[tuple[int, int]]
+    notes: tuple[str, ...]
+
+
+def write_benchmark(
+    out: Path | str,
+    *,
+    title: str = "How far the maps can be trusted",
+    about: Sequence[str] = (),
+    outputs: Sequence[str] | None = None,
+    known: pd.DataFrame | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Write all of the above from ``out/parts`` and return the summary.
+
+    ``about``: paragraphs at the top (model, data, date). ``outputs``: those to show and to join. ``known``: published
+    figures (``lidc_xai.evaluation.published``) to show beside.
+    """
+    folder = Path(out)
+    rows = read_parts(folder)
+    per_case = figures(rows)
+    summary = summarise(per_case, outputs=outputs, resamples=resamples, seed=seed)
+    for name, frame in (("figures", per_case), ("summary", summary)):
+        with atomic_path(folder / f"{name}.parquet") as temporary:
+            frame.to_parquet(temporary, index=False)
+    write_text(folder / "summary.csv", summary.to_csv(index=False))
+    tested = _all_comparisons(per_case, summary, resamples, seed)
+    write_text(folder / "comparisons.csv", tested.to_csv(index=False))
+    tables = [
+        _text_table(layout, summary, tested, output, known)
+        for layout in LAYOUTS
+        for output in _outputs_shown(layout, summary)
+    ]
+    pictures = {}
+    for figure in FIGURES:
+        drawn = {metric: curves(rows, metric, outputs=outputs, seed=seed) for metric in figure.metrics}
+        if any(len(curve) for curve in drawn.values()):
+            pictures[figure.name] = draw_curves(figure, drawn)
+            write_text(folder / f"curves-{figure.name}.svg", pictures[figure.name])
+    counts = f"{per_case['case'].nunique()} cases of {_patients(per_case)} patients."
+    head = [*about, counts, READING]
+    write_text(folder / "benchmark.md", _markdown(title, head, tables))
+    write_text(folder / "benchmark.html", _html(title, head, tables, pictures))
+    return summary
+
+
+def is_control(method: str) -> bool:
+    """Whether a row is a control rather than a method that is ranked."""
+    return method in (DISC, READERS, "model") or method.endswith(RANDOM_WEIGHTS)
+
+
+def _patients(per_case: pd.DataFrame) -> int:
+    return int(per_case["cluster"].where(per_case["cluster"] != "", per_case["case"]).nunique())
+
+
+def _outputs_shown(layout: Layout, summary: pd.DataFrame) -> list[str]:
+    """The joined outputs first, then each of them; a table of one output alone."""
+    own = summary[summary["metric"].isin([metric for metric, _, _ in layout.columns]) & (summary["output"] != "")]
+    names = list(dict.fromkeys(own["output"]))
+    return sorted(names, key=lambda name: name != ALL_OUTPUTS)
+
+
+def _all_comparisons(per_case: pd.DataFrame, summary: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
+    """Each method against the best of its column, for every column that has a better and a worse."""
+    parts = []
+    ranked = per_case[~per_case["method"].map(is_control)]
+    for layout in LAYOUTS:
+        for metric, _, higher in layout.columns:
+            for output in _outputs_shown(layout, summary) if higher is not None else ():
+                best = _best(summary, metric, output, higher)
+                if best is not None:
+                    found = comparisons(ranked, metric, output, reference=best, resamples=resamples, seed=seed)
+                    parts.append(found.assign(metric=metric, output=output))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["a", "b", "metric", "output"])
+
+
+def _best(summary: pd.DataFrame, metric: str, output: str, higher: bool | None) -> str | None:
+    own = summary[(summary["metric"] == metric) & (summary["output"] == output) & summary["mean"].notna()]
+    own = own[~own["method"].map(is_control)]
+    if higher is None or len(own) < 2 or own["mean"].nunique() < 2:
+        return None
+    order = own["mean"] if higher else -own["mean"]
+    return str(own["method"].to_numpy()[int(np.argmax(order.to_numpy()))])
+
+
+def _text_table(
+    layout: Layout, summary: pd.DataFrame, tested: pd.DataFrame, output: str, known: pd.DataFrame | None
+) -> TextTable:
+    metrics = [metric for metric, _, _ in layout.columns]
+    own = summary[summary["metric"].isin(metrics) & summary["output"].isin([output, ""])]
+    shown = [column for column in layout.columns if (own["metric"] == column[0]).any()]
+    joined = output in (ALL_OUTPUTS, TARGET)
+    beside = (
+        pd.DataFrame()
+        if known is None or not joined
+        else known[known["metric"].isin([metric for metric, _, _ in shown])]
+    )
+    methods = _ordered(own, shown)
+    rows, best, notes = [], set(), []
+    for r, method in enumerate(methods):
+        cells = [method]
+        for c, (metric, _, higher) in enumerate(shown):
+            cell = own[(own["metric"] == metric) & (own["method"] == method)]
+            cells.append(_cell(cell, tested, metric, output, method))
+            if _best(summary, metric, output, higher) == method:
+                best.add((r, c + 1))
+            notes += [f"{method}, {metric}: {note}" for note in cell["note"] if note]
+        if len(beside):
+            told = beside[beside["method"] == method]
+            cells.append("; ".join(f"{row.metric} {row.value:g} ({row.note})" for row in told.itertuples()))
+        rows.append(tuple(cells))
+    arrows = {True: " ↑", False: " ↓", None: ""}
+    headings = ["method", *(heading + arrows[higher] for _, heading, higher in shown)]
+    headings += ["published"] if len(beside) else []
+    title = layout.title if output == ALL_OUTPUTS else f"{layout.title}: {output}"
+    return TextTable(title, layout.about, tuple(headings), tuple(rows), frozenset(best), tuple(_gathered(notes)))
+
+
+def _ordered(own: pd.DataFrame, shown: list[tuple[str, str, bool | None]]) -> list[str]:
+    """Methods by the table's main column, best first; controls behind them."""
+    if not shown:
+        return []
+    metric, _, higher = next((column for column in shown if column[2]), shown[0])
+    means = own[own["metric"] == metric].set_index("method")["mean"]
+    names = list(dict.fromkeys(own["method"]))
+
+    def place(name: str) -> tuple[bool, float, str]:
+        mean = float(means.get(name, np.nan))
+        return is_control(name), np.inf if np.isnan(mean) else (-mean if higher else mean), name
+
+    return sorted(names, key=place)
+
+
+def _cell(cell: pd.DataFrame, tested: pd.DataFrame, metric: str, output: str, method: str) -> str:
+    if cell.empty:
+        return "–"
+    row = cell.iloc[0]
+    if not np.isfinite(row["mean"]):
+        return f"undefined (n− {row['undefined']})"
+    interval = "" if not np.isfinite(row["low"]) else f" [{_number(row['low'])}, {_number(row['high'])}]"
+    missing = f" (n− {row['undefined']})" if row["undefined"] else ""
+    p = tested.loc[(tested["metric"] == metric) & (tested["output"] == output) & (tested["b"] == method), "p_holm"]
+    tie = " †" if len(p) and np.isfinite(p.iloc[0]) and p.iloc[0] >= 0.05 else ""
+    return f"{_number(row['mean'])}{interval}{missing}{tie}"
+
+
+def _number(value: float) -> str:
+    size = abs(value)
+    return f"{value:.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.3f}"
+
+
+def _gathered(notes: list[str]) -> list[str]:
+    """One line per reason, naming the methods and metrics it stands for."""
+    found: dict[str, list[str]] = {}
+    for note in notes:
+        where, _, reason = note.partition(": ")
+        found.setdefault(reason, []).append(where)
+    lines = []
+    for reason, places in found.items():
+        methods = list(dict.fromkeys(place.split(", ")[0] for place in places))
+        who = ", ".join(methods) if len(methods) <= 6 else f"{', '.join(methods[:5])} and {len(methods) - 5} more"
+        lines.append(f"{who}: {reason}")
+    return lines
+
+
+def _markdown(title: str, head: Sequence[str], tables: Sequence[TextTable]) -> str:
+    lines = [f"# {title}", "", *(f"{text}\n" for text in (*head, RESEARCH_USE_ONLY))]
+    for table in tables:
+        lines += [f"## {table.title}", "", table.about, ""]
+        lines += ["| " + " | ".join(table.headings) + " |", "|" + " --- |" * len(table.headings)]
+        for r, row in enumerate(table.rows):
+            cells = [f"**{cell}**" if (r, c) in table.best else cell.replace("|", "\\|") for c, cell in enumerate(row)]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines += ["", *(f"- {note}" for note in table.notes), ""]
+    return "\n".join(lines)
+
+
+def _html(title: str, head: Sequence[str], tables: Sequence[TextTable], pictures: dict[str, str]) -> str:
+    parts = [_PAGE_TOP.format(title=escape(title)), *(f"<p>{escape(text)}</p>" for text in (*head, RESEARCH_USE_ONLY))]
+    for table in tables:
+        headings = "".join(f'<th scope="col">{escape(text)}</th>' for text in table.headings)
+        parts.append(f"<h2>{escape(table.title)}</h2><p>{escape(table.about)}</p>")
+        parts.append(f'<div class="wide"><table><thead><tr>{headings}</tr></thead><tbody>')
+        for r, row in enumerate(table.rows):
+            kind = ' class="control"' if is_control(row[0]) else ""
+            cells = "".join(
+                f"<td><b>{escape(cell)}</b></td>" if (r, c) in table.best else f"<td>{escape(cell)}</td>"
+                for c, cell in enumerate(row[1:], start=1)
+            )
+            parts.append(f'<tr{kind}><th scope="row">{escape(row[0])}</th>{cells}</tr>')
+        parts.append("</tbody></table></div>")
+        if table.notes:
+            parts.append("<ul>" + "".join(f"<li>{escape(note)}</li>" for note in table.notes) + "</ul>")
+    for name, picture in pictures.items():
+        parts.append(f"<h2>Curves: {escape(name)}</h2><figure>{picture[picture.index('<svg') :]}</figure>")
+    return "\n".join([*parts, "</main></body></html>\n"])
+
+
+_PAGE_TOP = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title><style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 0; }}
+main {{ max-width: 76rem; margin: auto; padding: 1.5rem; }}
+.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .25rem .7rem; text-align: left; border-bottom: 1px solid #8886; white-space: nowrap; }}
+tr.control {{ opacity: .75; }} tr.control th {{ font-weight: normal; font-style: italic; }}
+figure {{ margin: 0; background: #fff; overflow-x: auto; }} figure svg {{ max-width: 100%; height: auto; }}
+</style></head><body><main><h1>{title}</h1>"""
