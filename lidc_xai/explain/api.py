@@ -103,7 +103,7 @@ def _explain_chunk(
         run,
         resolve_targets,
         max_batch=options.get("max_batch", MAX_BATCH.default),
-        seed=options.get("seed", 0),
+        seed=int(options.get("seed", 0)),
         engine=options.get("engine", "auto"),
     )
     common = ("max_batch", "seed", "engine")

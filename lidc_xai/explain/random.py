@@ -18,7 +18,7 @@ def random(context: Context) -> Result:
     shape = vit.grid(images) if vit is not None else tuple(images.shape[-2:])
     maps = []
     for image in images:
-        key = crc32(image.detach().float().cpu().numpy().tobytes())
-        generator = torch.Generator().manual_seed((context.seed << 32) ^ key)
+        key = crc32(image.float().cpu().numpy().tobytes(), crc32(str(context.seed).encode()))
+        generator = torch.Generator().manual_seed(key)
         maps.append(torch.randn(shape, generator=generator))
     return Result(torch.stack(maps).unsqueeze(1).to(images), "forward")
