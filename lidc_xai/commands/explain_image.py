@@ -24,8 +24,9 @@ class ExplainImageConfig(Config):
     weights: str = Field("pretrained", description="pretrained, a file of tensors, or random (then labelled as such).")
     target: list[str] = Field([], description="Classes (243, boxer, n02108089); repeat it or separate by commas.")
     method: list[str] = Field([], description="Methods, separated by commas, or all. [default: cdam; gradcam on a CNN]")
-    score: str = Field(
-        "logit", description="logit, probability, log_probability, log_odds, mean_contrast or max_contrast."
+    score: str | None = Field(
+        None,
+        description="logit, probability, log_probability, log_odds, mean_contrast or max_contrast, for all methods.",
     )
     top: int = Field(2, ge=1, description="How many predicted classes without --target.")
     fit: str = Field("crop", description="crop: the centre, as classifiers are evaluated; whole: stretched to fit.")

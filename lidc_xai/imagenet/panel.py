@@ -1,0 +1,83 @@
+"""One sheet per photograph: classes below each other, methods side by side, raw maps shown signed over the photograph.
+
+Blue speaks against the class, orange for it; without relevance the photograph stays grey. Every map has its own scale,
+which stands under it: colours compare places within a map, not maps with each other. Pixel maps are scaled by the
+99.5th percentile of their absolute values, since single pixels would leave everything else grey; ReciproCAM's scores,
+whose zero means nothing, from their lowest to their highest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from lidc_xai.files import atomic_path
+
+_NEGATIVE = np.array([0.10, 0.55, 1.00])
+_POSITIVE = np.array([1.00, 0.55, 0.05])
+_CELL_INCHES = 2.3
+_QUANTILE = 0.995
+_OPACITY = 0.85
+
+
+def strength(relevance: np.ndarray, method: str, size: tuple[int, int]) -> tuple[np.ndarray, str]:
+    """(H, W) in −1 … 1 for display, resized bilinearly, and its scale in words, of a raw map (h, w)."""
+    full = torch.from_numpy(np.ascontiguousarray(relevance, dtype=np.float32))[None, None]
+    shown = torch.nn.functional.interpolate(full, size=size, mode="bilinear")[0, 0].numpy()
+    if method == "reciprocam":
+        low, high = float(relevance.min()), float(relevance.max())
+        return np.clip((shown - low) / ((high - low) or 1), 0, 1), f"{low:.3g} … {high:.3g}"
+    pixels = relevance.shape == size
+    limit = float(np.quantile(np.abs(relevance), _QUANTILE) if pixels else np.abs(relevance).max())
+    words = f"±{limit:.2g}" + (f" ({_QUANTILE:.1%} of pixels)" if pixels else "")
+    return np.clip(shown / (limit or 1), -1, 1), words
+
+
+def overlay(pixels: np.ndarray, strength: np.ndarray) -> np.ndarray:
+    """(H, W, 3) in [0, 1]: signed strength (H, W) over the grey photograph (H, W, 3) uint8."""
+    grey = pixels.astype(np.float32).mean(-1, keepdims=True) / 255
+    colour = np.where(strength[..., None] < 0, _NEGATIVE, _POSITIVE)
+    share = _OPACITY * np.abs(strength)[..., None] ** 0.8
+    return np.clip(grey * (1 - share) + share * colour, 0, 1)
+
+
+def draw_panel(
+    path: Path,
+    pixels: np.ndarray,
+    maps: Mapping[str, np.ndarray],
+    rows: Sequence[str],
+    title: str,
+    warning: str | None = None,
+) -> None:
+    """Write a PNG. ``maps``: method → (T, h, w) raw scores; ``rows``: T labels; ``warning``: a line in red on top."""
+    columns = ["photograph", *maps]
+    figure = Figure(
+        figsize=(_CELL_INCHES * len(columns) + 0.3, (_CELL_INCHES * 1.08) * len(rows) + (1.0 if warning else 0.7)),
+        dpi=110, layout="constrained",
+    )  # fmt: skip
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    for r, label in enumerate(rows):
+        for c, name in enumerate(columns):
+            axis = axes[r, c]
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if r == 0:
+                axis.set_title(name, fontsize=8)
+            if c == 0:
+                axis.imshow(pixels)
+                axis.set_ylabel(label, fontsize=8)
+                continue
+            shown, scale = strength(maps[name][r], name, pixels.shape[:2])
+            axis.imshow(overlay(pixels, shown))
+            axis.set_xlabel(scale, fontsize=7)
+    figure.suptitle(title, fontsize=9)
+    if warning:
+        figure.supxlabel(warning.upper(), fontsize=10, color="crimson", fontweight="bold")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": "lidc_xai", "Comment": warning or title})

@@ -1,0 +1,33 @@
+"""A photograph drawn here, and timm's smallest classifiers with weights that this test made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+
+@pytest.fixture(scope="session")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 × 160 pixels, red on the left, blue on the right."""
+    pixels = np.zeros((160, 240, 3), np.uint8)
+    pixels[:, :120, 0] = 200
+    pixels[:, 120:, 2] = 200
+    path = tmp_path_factory.mktemp("photos") / "halves.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def vit_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of timm's test_vit."""
+    torch.manual_seed(5)
+    model = timm.create_model("test_vit", pretrained=False)
+    path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
+    save_file(model.state_dict(), path)
+    return path
