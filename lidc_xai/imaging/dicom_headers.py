@@ -69,7 +69,7 @@ def read_header(path: Path) -> pydicom.Dataset:
     """
     try:
         with path.open("rb") as stream:
-            header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS)
+            header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS, force=True)
             _check_image(path, header)
             _check_whole(path, header, stream)
     except DataError:

@@ -9,13 +9,20 @@ from pathlib import Path
 from typing import Literal
 
 import pydicom
-from pydicom.errors import InvalidDicomError
 
 from lidc_xai.errors import UsageError
 from lidc_xai.progress import track
 
 _BATCH = 256
-_NOT_DICOM_SUFFIXES = frozenset((".xml", ".csv", ".json", ".txt", ".md", ".html", ".png", ".jpg", ".pdf", ".zip"))
+_FIRST_ELEMENTS = (
+    b"\x02\x00\x00\x00",
+    b"\x08\x00\x00\x00",
+    b"\x08\x00\x05\x00",
+    b"\x08\x00\x08\x00",
+    b"\x08\x00\x16\x00",
+)
+_MACOS = "._"
+"""Begins the names of what macOS leaves beside every file on other disks."""
 
 
 @dataclass
@@ -89,7 +96,7 @@ def _read_batches(batches: list[list[Path]], jobs: int) -> Iterable[list[_Found]
 def _files_below(folder: Path) -> Iterable[Path]:
     for place, _, names in os.walk(folder):
         for name in names:
-            if Path(name).suffix.lower() not in _NOT_DICOM_SUFFIXES and not name.startswith("."):
+            if not name.startswith(_MACOS):
                 yield Path(place, name)
 
 
@@ -101,14 +108,22 @@ def _read_one(path: Path) -> _Found | None:
     """Series and modality of one file; ``None`` for a file that is not DICOM and does not claim to be."""
     claims = path.suffix.lower() in (".dcm", ".dicom", ".ima")
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID", "Modality"])
+        if not _begins_like_dicom(path):
+            return ("damaged", path, "is not DICOM or its head is damaged") if claims else None
+        tags = ["SeriesInstanceUID", "Modality"]
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags, force=True)
         series_uid = str(header.get("SeriesInstanceUID", "") or "")
         modality = str(header.get("Modality", "") or "")
-    except InvalidDicomError:
-        return ("damaged", path, "is not DICOM or its head is damaged") if claims else None
-    except Exception as error:  # pydicom raises anything on damaged bytes; the file is named below
+    except Exception as error:  # pydicom raises anything on damaged bytes; the file is named by whoever reports it
         return ("damaged", path, f"header cannot be read ({error})")
     if not series_uid:
         # A DICOMDIR has no series and is no loss; an image without one cannot be placed.
         return ("damaged", path, "header has no SeriesInstanceUID") if claims else None
     return ("series", path, series_uid, modality)
+
+
+def _begins_like_dicom(path: Path) -> bool:
+    """A preamble with DICM, or (older files without one) an element of group 2 or 8 at once."""
+    with path.open("rb") as stream:
+        head = stream.read(132)
+    return head[128:] == b"DICM" or head[:4] in _FIRST_ELEMENTS

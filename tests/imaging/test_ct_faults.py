@@ -45,6 +45,16 @@ def _nested_names(write, folder, tools):
     write(name=lambda k: f"level{k % 3}/IM{k}")
 
 
+def _no_preamble(write, folder, tools):
+    """As files were before DICOM's part 10: no preamble, no meta header, implicit VR."""
+    for path in write():
+        dataset = pydicom.dcmread(path)
+        bare = Dataset()
+        bare.update({element.tag: element for element in dataset})
+        pydicom.dcmwrite(path.with_suffix(""), bare, implicit_vr=True, little_endian=True)
+        path.unlink()
+
+
 def _other_modality_beside(write, folder, tools):
     write()
     tools.writer(folder)(
@@ -281,6 +291,7 @@ def _frame_count(write, folder, tools):
 FAULTS = [
     Fault("no DICOM file", _no_files, "holds no DICOM file", UsageError),
     Fault("any names, nested folders", _nested_names),
+    Fault("files without preamble and meta header", _no_preamble),
     Fault("CR or DX beside the CT", _other_modality_beside),
     Fault("no CT at all", _only_cr, r"has no CT series \(found 1 CR\)", DataError),
     Fault("several CT series in one folder", _two_series, "has 2 CT series; name one", UsageError),

@@ -182,12 +182,18 @@ def test_a_scan_that_cannot_be_read_is_a_row_per_nodule(scans, by_id, nodules, t
     assert THREE[2] in CropStore(tmp_path / "store").nodule_ids
 
 
-def test_issues_of_the_series_reach_the_manifest(scans, by_id, tmp_path):
+def test_issues_and_the_simulated_mark_reach_the_manifest(scans, prepared, tmp_path):
     folder = shutil.copytree(scans / THREE[0], tmp_path / "dicom")
     first = sorted(folder.iterdir())[0]
+    marked = pydicom.dcmread(first)
+    marked.ImageComments = "SIMULATED CT, not a patient"
+    marked.save_as(first)
     shutil.copy(first, folder / "copy.dcm")
     prepare_dicom(folder, tmp_path / "store")
-    assert "1 file(s) present twice" in CropStore(tmp_path / "store").row(THREE[0])["issues"]
+    row = CropStore(tmp_path / "store").row(THREE[0])
+    assert "1 file(s) present twice" in row["issues"]
+    assert row["simulated"]
+    assert not prepared[1].row(THREE[0])["simulated"]
 
 
 def test_wrong_usage(scans, tmp_path, write_series):
