@@ -249,8 +249,8 @@ def as_targets(targets: TargetsLike, spec: OutputSpec, default: type[Target] = L
     if targets is None:
         plain: list[OutputRef] = [None] if spec.is_classifier else list(range(len(spec.kinds)))
         return tuple(_bare(output, spec, default) for output in plain)
-    if isinstance(targets, Tensor):
-        if targets.dtype not in (torch.int64, torch.int32) or targets.ndim not in (1, 2):
+    if isinstance(targets, Tensor) and targets.ndim > 0:
+        if targets.dtype not in (torch.int64, torch.int32) or targets.ndim > 2:
             raise UsageError(
                 "a tensor of targets is a LongTensor (B,) or (B, T) of classes, "
                 f"not {str(targets.dtype).removeprefix('torch.')} of shape {tuple(targets.shape)}"
@@ -334,7 +334,7 @@ def check_batch(targets: TargetsLike, batch: int) -> None:
 def select_targets(targets: TargetsLike, rows: slice) -> TargetsLike:
     """What was asked for, for some of the images: only targets that are given per image change."""
     if isinstance(targets, Tensor):
-        return targets[rows]
+        return targets[rows] if targets.ndim > 0 else targets
     if isinstance(targets, list | tuple):
         return [_select_one(target, rows) for target in targets]
     return None if targets is None else _select_one(targets, rows)  # type: ignore[arg-type]
