@@ -62,12 +62,13 @@ def find_photos(paths: Iterable[Path | str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def read_photo(path: Path, spec: InputSpec, fit: str = "crop") -> Photo:
+def read_photo(path: Path | str, spec: InputSpec, fit: str = "crop") -> Photo:
     """Read and prepare one photograph; ``DataError`` where it is no picture.
 
     ``fit``: "crop" resizes the short side and keeps the centre, as classifiers are evaluated; "whole" stretches the
     whole photograph into the input.
     """
+    path = Path(path)
     if fit not in FITS:
         raise UsageError(f"fit is one of {', '.join(FITS)}, not {fit!r}")
     try:

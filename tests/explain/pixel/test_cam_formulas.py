@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lidc_xai.errors import ModelError, UsageError
-from lidc_xai.explain import LogOdds, LogProbability, MaxContrast, MeanContrast, Probability, explain
+from lidc_xai.explain import ConceptSimilarity, LogOdds, LogProbability, MaxContrast, MeanContrast, Probability, explain
 
 KINDS: dict[str, Callable[[int], Any]] = {
     "logit": int,
@@ -177,3 +177,32 @@ def test_contrast_by_maps_differs_only_after_a_relu(cnn: nn.Sequential, images: 
     torch.testing.assert_close(linear[:, 0], linear[:, 1], **CLOSE)
     rectified = explain(cnn, images, asked, "gradcam", relu=True).relevance
     assert (rectified[:, 0] - rectified[:, 1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("measure", ["dot", "cosine", "l2"])
+def test_a_concept_is_a_target_of_a_cnn(
+    naive: SimpleNamespace, cnn: nn.Sequential, images: Tensor, measure: str
+) -> None:
+    """Its vector is what the last linear layer reads."""
+    concept = torch.randn(12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def likeness(vector: Tensor) -> Tensor:
+        if measure == "dot":
+            return vector[0] @ concept
+        if measure == "cosine":
+            return vector[0] @ concept / (vector.norm() * concept.norm())
+        return -(vector[0] - concept).norm()
+
+    found = explain(cnn, images, ConceptSimilarity(concept, measure), ["gradcam", "saliency", "fullgrad"])
+    for b, image in enumerate(images):
+        a, g = naive.cam_parts(cnn[:7], cnn[7:-1], image[None], likeness)
+        torch.testing.assert_close(found["gradcam"].relevance[b, 0], naive.gradcam(a, g), **CLOSE)
+        slope = naive.gradient(cnn[:-1], image[None], likeness)
+        torch.testing.assert_close(found["saliency"].relevance[b, 0], slope.sum(0), **CLOSE)
+    if measure == "dot":
+        torch.testing.assert_close(
+            found["fullgrad"].relevance.sum((-2, -1)) + found["fullgrad"].extras["flat"],
+            found["fullgrad"].values,
+            **CLOSE,
+        )
+    assert found["fullgrad"].extras["residual"].abs().max() < 1e-9
