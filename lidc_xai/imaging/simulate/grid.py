@@ -57,14 +57,6 @@ class Grid:
         return ((np.arange(n) + 0.5) / n - 0.5) * self.thickness_mm
 
     @property
-    def affine(self) -> NDArray[np.float64]:
-        """4x4, (column, row, slice, 1) of this window -> LPS mm."""
-        step = np.median(np.diff(self.z_mm)) if len(self.z_mm) > 1 else self.thickness_mm
-        affine = np.diag([self.spacing_mm, self.spacing_mm, step, 1.0])
-        affine[:3, 3] = self.x0_mm, self.y0_mm, self.z_mm[0]
-        return affine
-
-    @property
     def x0_mm(self) -> float:
         """x of the window's first column, in double precision."""
         return self.origin_mm + self.i0 * self.spacing_mm

@@ -19,14 +19,13 @@ from lidc_xai.imaging.simulate.outline import Outline, nodule_outline
 from lidc_xai.imaging.simulate.scanner import Scanner, blur, draw_scanner, noise
 from lidc_xai.imaging.simulate.thorax import Thorax, fit_thorax
 from lidc_xai.imaging.simulate.tubes import tube_share
+from lidc_xai.imaging.slices import axial_volume
 from lidc_xai.imaging.volume import CTVolume
 
 SCOPES = ("series", "full")
 BRONCHUS_WALL_MM = 0.7
 SLAB = 32
 """Slices that are rendered together."""
-EVEN_MM = 0.01
-"""Slices this close to an even grid are taken as even."""
 
 
 @dataclass(eq=False)
@@ -194,26 +193,16 @@ def _render_slab(scene: Scene, part: Grid, drawn: Mapping[str, Drawn], start: in
 
 
 def as_volume(nodule: Nodule, grid: Grid, array: NDArray[np.float32]) -> CTVolume:
-    """The rendered slices as the reader of real series gives them: resampled where the recorded slices are uneven."""
-    even = grid.z_mm[0] + grid.affine[2, 2] * np.arange(len(grid.z_mm))
-    uneven = np.abs(even - grid.z_mm).max() > EVEN_MM
-    return CTVolume(
-        array=_on_even_slices(grid, array) if uneven else array,
-        affine=grid.affine,
-        stored=array,
-        positions_mm=grid.z_mm,
-        slice_z_mm=grid.z_mm,
+    """The rendered slices as the reader of real series gives them."""
+    return axial_volume(
+        array,
+        grid.z_mm,
+        grid.spacing_mm,
+        (grid.x0_mm, grid.y0_mm),
+        grid.thickness_mm,
         series_uid=nodule.series_uid,
         patient_id=nodule.patient_id,
         study_uid=nodule.study_uid,
         slice_thickness_mm=nodule.slice_thickness_mm,
         simulated=True,
     )
-
-
-def _on_even_slices(grid: Grid, array: NDArray[np.float32]) -> NDArray[np.float32]:
-    z = np.arange(grid.z_mm[0], grid.z_mm[-1] + 1e-6, grid.affine[2, 2])
-    at = np.interp(z, grid.z_mm, np.arange(len(grid.z_mm)))
-    lower = np.minimum(at.astype(int), len(grid.z_mm) - 2)
-    t = (at - lower).astype(np.float32)[:, None, None]
-    return (1 - t) * array[lower] + t * array[lower + 1]
