@@ -110,7 +110,7 @@ def run_demo(
     say(f"{simulated} series; {len(study)} nodules read back from them; {len(crops)} crops")
 
     say("2/5 training")
-    options = FitOptions.of(epochs=plan.epochs, seed=seed, device=device, monitor="loss")
+    options = FitOptions.of(epochs=plan.epochs, batch_size=16, optimiser={"lr": 1e-3}, seed=seed, device=device)
     fit(
         crops,
         out / "run",

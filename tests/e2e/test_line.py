@@ -1,0 +1,138 @@
+"""The line through the whole house as a user walks it: the demo, then real slices, then wrong input on purpose."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lidc_xai.cli import main
+
+
+def lidc_xai(*arguments):
+    command = [sys.executable, "-c", "from lidc_xai.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=900)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A tiny demo: two simulated patients as DICOM, a few crops, one epoch."""
+    out = tmp_path_factory.mktemp("demo")
+    found = lidc_xai("demo", "--tiny", "--set", "pdf=false", "--jobs", "1", "--out", out)
+    assert found.returncode == 0, found.stderr
+    assert str(out / "report" / "index.html") in found.stdout.splitlines()[-1]
+    return out
+
+
+def test_demo_leaves_everything_that_it_promises(demo):
+    record = json.loads((demo / "run.json").read_text())
+    assert (record["verb"], record["status"]) == ("demo", "done")
+    figures = json.loads((demo / "held_out.json").read_text())
+    assert 0 <= figures["auc"]["low"] <= figures["auc"]["value"] <= figures["auc"]["high"] <= 1
+    manifest = pd.read_parquet(demo / "store" / "manifest.parquet")
+    assert manifest["simulated"].all()
+    assert manifest["patient_id"].nunique() == 2
+    for nodule_id in manifest["nodule_id"]:
+        page = (demo / "report" / "nodules" / f"{nodule_id}.html").read_text()
+        assert "SIMULATED" in page
+        assert "Research use only" in page
+        assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
+
+
+def test_no_patient_of_the_demo_is_in_two_parts(demo):
+    info = json.loads((demo / "run" / "model" / "model.json").read_text())["training_info"]
+    learned, chosen = set(info["train_patients"]), set(info["validation_patients"])
+    study = set(pd.read_parquet(demo / "store" / "manifest.parquet")["patient_id"])
+    assert learned
+    assert chosen
+    assert not study & (learned | chosen)
+    assert not learned & chosen
+
+
+def test_the_demo_again_repeats_nothing(demo):
+    weights = demo / "run" / "model" / "weights.safetensors"
+    before = weights.stat().st_mtime_ns
+    found = lidc_xai("demo", "--tiny", "--set", "pdf=false", "--jobs", "1", "--out", demo)
+    assert found.returncode == 0, found.stderr
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_maps_are_raw_and_signed_for_every_output(demo):
+    file = next((demo / "maps").glob("*/cdam.npz"))
+    with np.load(file, allow_pickle=False) as found:
+        meta = json.loads(str(found["meta"]))
+        assert found["relevance"].shape == (3, 9, 8, 8)
+        assert meta["engine"] == "exact"
+        assert (found["relevance"] < 0).any()
+        assert (found["relevance"] > 0).any()
+    assert meta["token_mm"] == [4.0, 4.0]
+
+
+def test_real_slices_take_the_same_way(demo, shared, tmp_path):
+    store = tmp_path / "real"
+    found = lidc_xai("prepare", "--dicom", shared / "lidc" / "dicom", "--out", store)
+    assert found.returncode == 3, found.stderr
+    manifest = pd.read_parquet(store / "manifest.parquet")
+    assert manifest["nodule_id"].tolist() == ["LIDC-IDRI-0001-s1-n0"]
+    assert manifest["n_readers_masked"].item() == 4
+    assert not manifest["simulated"].item()
+    skipped = pd.read_csv(store / "skipped.csv")
+    assert skipped["nodule_id"].tolist() == ["LIDC-IDRI-0002-s1-n0"]
+    assert "cut off" in skipped["reason"].item()
+
+    model = demo / "run" / "model"
+    found = lidc_xai(
+        "explain", "--store", store, "--model", model, "--method", "cdam,attention", "--out", tmp_path / "x"
+    )
+    assert found.returncode == 0, found.stderr
+    found = lidc_xai(
+        "report", "--store", store, "--model", model, "--maps", tmp_path / "x", "--out", tmp_path / "report"
+    )
+    assert found.returncode in (0, 3), found.stderr  # 3: no Pango here, so no PDF, and skipped.csv says so
+    page = (tmp_path / "report" / "nodules" / "LIDC-IDRI-0001-s1-n0.html").read_text()
+    assert "towards spiculated" in page
+    table = pd.read_csv(tmp_path / "x" / "predictions.csv")
+    assert table["malignancy_probability"].between(0, 1).all()
+    assert table["out_of_fold"].all() == ("LIDC-IDRI-0001" not in _patients(model))
+
+
+def _patients(model):
+    info = json.loads((model / "model.json").read_text())["training_info"]
+    return {*info["train_patients"], *info["validation_patients"]}
+
+
+WRONG = [
+    (["prepare", "--dicom", "{empty}", "--out", "{out}"], 2, "DICOM"),
+    (["prepare", "--dicom", "{empty}/absent", "--out", "{out}"], 2, "no such file or folder"),
+    (["prepare", "--out", "{out}"], 2, "--dicom"),
+    (["prepare", "--dicom", "{dicom}", "--cohort", "paper853", "--out", "{out}"], 2, "paper854"),
+    (["explain", "--store", "{empty}", "--model", "{model}", "--out", "{out}"], 2, "not a store"),
+    (["explain", "--store", "{store}", "--model", "{store}", "--out", "{out}"], 1, "model.json"),
+    (["explain", "--store", "{store}", "--model", "{file}", "--out", "{out}"], 1, "is a file"),
+    (["explain", "--store", "{store}", "--model", "{model}", "--method", "cdma", "--out", "{out}"], 2, "cdam"),
+    (["explain", "--store", "{store}", "--model", "{model}", "--nodule", "nobody", "--out", "{out}"], 2, "nobody"),
+    (["train", "--store", "{store}", "--out", "{out}", "--set", "fit.epohcs=3"], 2, "did you mean 'epochs'"),
+    (["train", "--store", "{store}", "--out", "{out}", "--set", "fit.epochs=ten"], 2, "fit.epochs"),
+    (["predict", "--store", "{store}"], 2, "--model is missing"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "text"), WRONG, ids=[f"{case[0][0]}-{case[2]}" for case in WRONG])
+def test_wrong_input_is_one_line_and_an_exit_code(demo, tmp_path, monkeypatch, capsys, arguments, code, text):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("not a model")
+    places = {
+        "empty": tmp_path / "empty", "file": tmp_path / "file", "out": tmp_path / "out", "store": demo / "store",
+        "model": demo / "run" / "model", "dicom": demo / "dicom",
+    }  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["lidc-xai", *(part.format(**places) for part in arguments), "--quiet"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == code, said
+    assert text in said
+    assert "Traceback" not in said
+    assert len(said.strip().splitlines()) == 1
