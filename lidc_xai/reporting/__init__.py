@@ -3,20 +3,40 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lidc_xai.reporting.benchmark import benchmark_report, image_sheet
+    from lidc_xai.reporting.cohort import cohort_report
     from lidc_xai.reporting.export_dicom import export_dicom
     from lidc_xai.reporting.export_nifti import ExportResult, export_nifti
     from lidc_xai.reporting.nodule import nodule_report
+    from lidc_xai.reporting.reader_study import export_reader_study, score_reader_study
     from lidc_xai.reporting.study import ReportResult, study_report
 
 _WHERE = {
     "ExportResult": "export_nifti",
     "ReportResult": "study",
+    "benchmark_report": "benchmark",
+    "cohort_report": "cohort",
     "export_dicom": "export_dicom",
     "export_nifti": "export_nifti",
+    "export_reader_study": "reader_study",
+    "image_sheet": "benchmark",
     "nodule_report": "nodule",
+    "score_reader_study": "reader_study",
     "study_report": "study",
 }
-__all__ = ["ExportResult", "ReportResult", "export_dicom", "export_nifti", "nodule_report", "study_report"]
+__all__ = [
+    "ExportResult",
+    "ReportResult",
+    "benchmark_report",
+    "cohort_report",
+    "export_dicom",
+    "export_nifti",
+    "export_reader_study",
+    "image_sheet",
+    "nodule_report",
+    "score_reader_study",
+    "study_report",
+]
 
 
 def __getattr__(name: str) -> Any:

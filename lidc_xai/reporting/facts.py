@@ -194,7 +194,9 @@ def _reader_masks(crop: NoduleCrop) -> list[dict[str, Any]]:
 
 def method_title(method: str) -> str:
     """A method's name as the literature writes it."""
-    return _TITLES.get(method, method.replace("_", " "))
+    name, _, variant = method.partition("@")
+    title = _TITLES.get(name, name.replace("_", " "))
+    return f"{title}, {variant.replace('_', ' ')}" if variant else title
 
 
 def _map_facts(method: str, maps: NoduleMaps) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from lidc_xai.files import write_json, write_text
 from lidc_xai.reporting.drawing import PlanePicture, crop_pictures, evaluated_indices, map_panels
 from lidc_xai.reporting.facts import UNITS, nodule_facts
 from lidc_xai.reporting.pages import render
-from lidc_xai.reporting.parts import CLASS_BLIND, CONTROLS, NoduleParts, ReportParts
+from lidc_xai.reporting.parts import CLASS_BLIND, NoduleParts, ReportParts, is_control
 from lidc_xai.reporting.pdf import write_pdf
 from lidc_xai.reporting.viewer import viewer_payload
 from lidc_xai.skipped import Skipped
@@ -28,7 +28,7 @@ def nodule_report(
     """Write ``out/<nodule_id>.html``, ``.json`` and (with ``pdf``) ``.pdf``.
 
     ``parts``: the fields of ``ReportParts`` (predictions, maps, model_info, …). The first method of ``maps`` that is
-    not a control (``CONTROLS``) is shown in full. What is missing (predictions, maps, contours) is said on the page.
+    not a control (``is_control``) is shown in full. What is missing (predictions, maps, contours) is said on the page.
     Returns the files and what was left out: a PDF that the system cannot make is a row there, not an error.
     """
     if nodule_id not in store.nodule_ids:
@@ -62,14 +62,14 @@ def write_nodule(
 
 
 def _page_values(crop: NoduleCrop, parts: NoduleParts, facts: dict[str, Any]) -> dict[str, Any]:
-    explaining = [name for name in parts.maps if name not in CONTROLS] or list(parts.maps)
+    explaining = [name for name in parts.maps if not is_control(name)] or list(parts.maps)
     primary = explaining[0] if explaining else None
     pictures = crop_pictures(crop, evaluated_indices(parts.maps.get(primary or "")))
     methods = [
         {
             "facts": entry,
             "panels": map_panels(parts.maps[entry["method"]], pictures, entry["limits"]),
-            "control": entry["method"] in CONTROLS and entry["method"] != primary,
+            "control": is_control(entry["method"]) and entry["method"] != primary,
             "class_blind": entry["method"] in CLASS_BLIND,
         }
         for entry in facts["maps"]

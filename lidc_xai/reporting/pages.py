@@ -20,7 +20,7 @@ from lidc_xai.reporting.pictures import (
     WINDOWS,
     signed_gradient_css,
 )
-from lidc_xai.reporting.values import show, show_score, summary
+from lidc_xai.reporting.values import show, show_figure, show_score, summary
 
 # Unicode controls that turn or hide text: a field that holds one would misplace what is printed after it.
 _CONTROLS = dict.fromkeys((*range(8234, 8239), *range(8294, 8298), 8206, 8207, 1564), "�")
@@ -49,6 +49,7 @@ def environment() -> Environment:
         show=show,
         score=show_score,
         strip=rating_strip,
+        figure=show_figure,
         summary=summary,
         method_title=method_title,
         plain_name=lambda name: str(name).replace("_", " "),

@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 SMALLEST_COHORT = 20
 """A percentile among fewer predictions says nothing."""
 MapsByMethod = Mapping[str, "Mapping[str, NoduleMaps] | Sequence[NoduleMaps]"]
-CONTROLS = ("attention", "attention_rollout", "random_weights", "random")
-"""Methods that are shown as controls, after those that explain."""
+RANDOM_WEIGHTS = "random_weights"
 CLASS_BLIND = ("attention", "attention_rollout", "random")
 """Methods whose map is the same for every output."""
+
+
+def is_control(method: str) -> bool:
+    """Methods shown as controls, after those that explain: attention, random numbers, the same net untrained."""
+    return method in CLASS_BLIND or method == RANDOM_WEIGHTS or method.endswith(f"@{RANDOM_WEIGHTS}")
 
 
 @dataclass
@@ -83,7 +87,7 @@ class ReportParts:
     def maps_of(self, nodule_id: str) -> dict[str, NoduleMaps]:
         """Method -> a nodule's maps, controls last."""
         found = {}
-        for method in sorted(self.maps, key=lambda name: name in CONTROLS):
+        for method in sorted(self.maps, key=is_control):
             given = self.maps[method]
             if isinstance(given, Mapping):
                 item = given.get(nodule_id)

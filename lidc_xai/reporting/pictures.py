@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,17 @@ def windowed(image_hu: NDArray, window: str | tuple[float, float]) -> NDArray[np
 def ct_picture(image_hu: NDArray, spacing_mm: tuple[float, float], window: str, pixels: int = 256) -> str:
     """CT plane (h, w) in HU as a picture with square pixels, its longer side about ``pixels``."""
     return data_uri(Image.fromarray(windowed(_resized(image_hu, spacing_mm, pixels, order=3), window)))
+
+
+def photograph(image: NDArray, pixels: int = 224) -> dict[str, Any]:
+    """A colour image (H, W, 3), uint8 or floats in [0, 1], as ``uri``, ``width`` and ``height``; at most ``pixels``."""
+    levels = image if image.dtype == np.uint8 else np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
+    picture = Image.fromarray(np.ascontiguousarray(levels))
+    picture.thumbnail((pixels, pixels))
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "JPEG", quality=88)
+    uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return {"uri": uri, "width": picture.width, "height": picture.height}
 
 
 def map_picture(scores: NDArray, limit: float, size_mm: tuple[float, float], pixels: int = 112) -> str:

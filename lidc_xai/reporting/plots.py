@@ -114,6 +114,10 @@ class Chart:
         )
         self._marks.append(f'<line {ends} stroke="{GREY}" stroke-width="1" stroke-dasharray="3 3"/>')
 
+    def words(self, x: float, text: str) -> None:
+        """A word below the frame, in the place of a tick."""
+        self._marks.append(_text(self.px(x), self.height - _BOTTOM + 14, text, "middle"))
+
     def svg(self) -> Markup:
         """The drawing."""
         head = (

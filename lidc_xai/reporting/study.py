@@ -66,8 +66,7 @@ def study_report(
 
     A nodule that cannot be shown is listed on the page and in ``skipped.csv``; so is a PDF that the system cannot make.
     """
-    out, ids = Path(out), _wanted(store, nodule_ids)
-    skipped: list[Skipped] = []
+    out, ids = Path(out), wanted_ids(store, nodule_ids)
     parts = ReportParts(
         predictions=predictions,
         maps=maps or {},
@@ -78,22 +77,36 @@ def study_report(
         context=None if dicom is None else partial(Scans(dicom).context, store),
         light=len(ids) >= MANY if light is None else light,
     )
-    pdf = pdf and _pdf_possible(skipped)
-    work = (
-        delayed(_one)(store, name, out / "nodules", found, pdf)
-        for name, found in _collected(store, ids, parts, skipped)
-    )
-    paths: list[Path] = []
-    rows = []
-    for files, left_out, row in track(Parallel(n_jobs=jobs, return_as="generator")(work), "report", len(ids)):
-        paths += files
-        skipped += left_out
-        if row is not None:
-            rows.append(row)
+    pages = write_pages(store, ids, out / "nodules", parts, pdf=pdf, jobs=jobs, study_link="../index.html")
     index = out / "index.html"
-    write_text(index, _study_page(title, rows, performance, skipped, model_info, run_info))
-    write_skipped(out, skipped)
-    return ReportResult(index, [index, *paths], skipped)
+    write_text(index, study_page(title, pages, performance, model_info, run_info))
+    write_skipped(out, pages.skipped)
+    return ReportResult(index, [index, *pages.paths], pages.skipped)
+
+
+@dataclass
+class Pages:
+    """Nodule pages that were written, what was left out, and per page the ``rows`` that tables and galleries show."""
+
+    paths: list[Path] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+def write_pages(
+    store: CropStore, ids: Sequence[str], folder: Path, parts: ReportParts, *, pdf: bool, jobs: int, study_link: str
+) -> Pages:
+    """Write the pages of some nodules into ``folder``, in ``jobs`` processes; each row links to its page."""
+    pages = Pages()
+    pdf = pdf and _pdf_possible(pages.skipped)
+    found = _collected(store, ids, parts, pages.skipped)
+    work = (delayed(_one)(store, name, folder, nodule, pdf, study_link) for name, nodule in found)
+    for files, left_out, row in track(Parallel(n_jobs=jobs, return_as="generator")(work), "report", len(ids)):
+        pages.paths += files
+        pages.skipped += left_out
+        if row is not None:
+            pages.rows.append(row)
+    return pages
 
 
 def _collected(
@@ -107,26 +120,28 @@ def _collected(
             skipped.append(Skipped(nodule_id, "report", str(error)))
 
 
-def _study_page(
+def study_page(
     title: str,
-    rows: list[dict[str, Any]],
+    pages: Pages,
     performance: Mapping[str, Any] | None,
-    skipped: list[Skipped],
     model_info: Mapping[str, Any] | None,
     run_info: Mapping[str, Any] | None,
+    back: str = "",
 ) -> str:
+    """HTML of the page with the table of nodules; ``back``: address of a page above it."""
     return render(
         "study.html.j2",
         title=title,
-        rows=rows,
-        n_patients=len({row["patient_id"] for row in rows}),
-        simulated=any(row["simulated"] for row in rows),
-        any_prediction=any(output["prediction"] for row in rows for output in row["outputs"]),
-        trained_on=sum(row["status"] == "trained_on" for row in rows),
+        rows=pages.rows,
+        n_patients=len({row["patient_id"] for row in pages.rows}),
+        simulated=any(row["simulated"] for row in pages.rows),
+        any_prediction=any(output["prediction"] for row in pages.rows for output in row["outputs"]),
+        trained_on=sum(row["status"] == "trained_on" for row in pages.rows),
         performance=performance_lines(performance),
-        skipped=sorted(skipped),
+        skipped=sorted(pages.skipped),
         model_info=dict(model_info or {}),
         run_info=dict(run_info or {}),
+        back=back,
         interactive=True,
     )
 
@@ -144,7 +159,8 @@ def performance_lines(performance: Mapping[str, Any] | None) -> list[dict[str, A
     return lines
 
 
-def _wanted(store: CropStore, nodule_ids: Sequence[str] | None) -> list[str]:
+def wanted_ids(store: CropStore, nodule_ids: Sequence[str] | None) -> list[str]:
+    """The ids to show: all of the store's by default; UsageError names the first unknown one."""
     ids = list(store.nodule_ids if nodule_ids is None else nodule_ids)
     unknown = sorted(set(ids) - set(store.nodule_ids))
     if unknown:
@@ -163,10 +179,10 @@ def _pdf_possible(skipped: list[Skipped]) -> bool:
 
 
 def _one(
-    store: CropStore, nodule_id: str, folder: Path, parts: NoduleParts, pdf: bool
+    store: CropStore, nodule_id: str, folder: Path, parts: NoduleParts, pdf: bool, study_link: str
 ) -> tuple[list[Path], list[Skipped], dict[str, Any] | None]:
     try:
-        paths, skipped, facts = write_nodule(store, nodule_id, folder, parts, pdf=pdf, study_link="../index.html")
+        paths, skipped, facts = write_nodule(store, nodule_id, folder, parts, pdf=pdf, study_link=study_link)
         picture = thumbnail(store.load(nodule_id))
     except LidcXaiError as error:
         return [], [Skipped(nodule_id, "report", str(error))], None
@@ -179,5 +195,7 @@ def _one(
         "status": facts["independence"]["status"],
         "simulated": facts["simulated"],
         "outputs": facts["outputs"],
+        "overlap": facts["overlap"],
+        "label": facts["label"],
     }
     return paths, skipped, row

@@ -65,6 +65,14 @@ def show_score(value: float | None) -> str:
     return show(value, min(digits, 8), signed=True)
 
 
+def show_figure(value: float | None) -> str:
+    """A figure of any size with about three significant digits."""
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    size = abs(value)
+    return show(value, 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3)
+
+
 def plain(value: Any) -> Any:
     """What JSON can hold: NumPy scalars and arrays to Python, NaN and infinity to ``None``, other objects to text."""
     if isinstance(value, Mapping):

@@ -1,0 +1,202 @@
+"""A reader study: blinded, shuffled cases with and without maps, a sheet for ratings, and its scoring.
+
+Every case appears once per condition, in two sessions: a case shown with its map in one session is shown without it in
+the other, in another order. Names carry nothing: cases are numbered by a seeded shuffle, and the key that tells which
+is which is a file of its own, for whoever scores.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from lidc_xai.errors import DataError, UsageError
+from lidc_xai.files import write_json, write_text
+from lidc_xai.progress import track
+from lidc_xai.ratings import READER_RATINGS, SCALES
+from lidc_xai.reporting.drawing import crop_pictures, evaluated_indices, map_panels
+from lidc_xai.reporting.facts import UNITS
+from lidc_xai.reporting.pages import render
+from lidc_xai.reporting.study import wanted_ids
+
+if TYPE_CHECKING:
+    from lidc_xai.imaging.store import CropStore
+    from lidc_xai.nodule_maps import NoduleMaps
+
+CONDITIONS = ("without", "with")
+RATED = tuple(name for name in READER_RATINGS if name != "internal_structure")
+_SHEET = ("session", "case", *RATED, "confidence", "seconds", "comment")
+_KEY = "key-for-scoring-only.csv"
+
+
+def export_reader_study(
+    store: CropStore,
+    out: Path | str,
+    maps: Mapping[str, NoduleMaps],
+    nodule_ids: Sequence[str] | None = None,
+    outputs: Sequence[str] = ("malignancy", "spiculation", "margin"),
+    seed: int = 0,
+) -> list[Path]:
+    """Write ``out/session-1`` and ``session-2`` (a page per case, an index, ``ratings.csv`` to fill in) and the key.
+
+    ``maps``: nodule id -> its maps; ``outputs``: those whose maps are shown. No page names a patient, a nodule, a
+    reader, a rating or a prediction. Raises UsageError for a nodule without maps or an output that they lack.
+    """
+    ids, out = wanted_ids(store, nodule_ids), Path(out)
+    missing = [name for name in ids if name not in maps]
+    if missing:
+        raise UsageError(
+            f"{len(missing)} of {len(ids)} nodules have no map, the first is {missing[0]}; run explain first"
+        )
+    lacking = [name for name in outputs if ids and name not in maps[ids[0]].output_names]
+    if lacking:
+        raise UsageError(f"output {lacking[0]!r} has no map; choose from {', '.join(maps[ids[0]].output_names)}")
+    rng = np.random.default_rng(seed)
+    first_with = set(rng.permutation(len(ids))[: len(ids) // 2].tolist())
+    key: list[dict[str, Any]] = []
+    paths: list[Path] = []
+    for session in (1, 2):
+        order = rng.permutation(len(ids)).tolist()
+        cases = []
+        for number, place in enumerate(track(order, f"session {session}", len(order)), start=1):
+            shown = CONDITIONS[(place in first_with) == (session == 1)]
+            name = f"case-{number:03d}"
+            key.append({"session": session, "case": name, "condition": shown, "nodule_id": ids[place]})
+            page = _case_page(store, ids[place], maps[ids[place]], outputs, name, session, shown == "with")
+            paths.append(out / f"session-{session}" / f"{name}.html")
+            write_text(paths[-1], page)
+            cases.append(name)
+        paths += _session_files(out / f"session-{session}", session, cases)
+    write_text(out / _KEY, pd.DataFrame(key).to_csv(index=False))
+    return [*paths, out / _KEY]
+
+
+def _case_page(
+    store: CropStore, nodule_id: str, maps: NoduleMaps, outputs: Sequence[str], name: str, session: int, shown: bool
+) -> str:
+    crop = store.load(nodule_id)
+    crop.reader_masks = crop.consensus = None  # an outline would tell what readers thought belongs to it
+    pictures = crop_pictures(crop, evaluated_indices(maps))
+    limits: dict[str, float] = {}
+    for column, output in enumerate(maps.output_names):
+        if output in UNITS:
+            largest = float(np.abs(maps.relevance[:, column]).max())
+            limits[UNITS[output]] = max(limits.get(UNITS[output], 0.0), largest)
+    panels = map_panels(maps, pictures, limits) if shown else {}
+    return render(
+        "reader_case.html.j2",
+        name=name,
+        session=session,
+        pictures=pictures,
+        panels={output: panels[output] for output in outputs if output in panels},
+        rated=[SCALES[rating] for rating in RATED],
+        simulated=bool(store.row(nodule_id)["simulated"]),
+        interactive=False,
+    )
+
+
+def _session_files(folder: Path, session: int, cases: Sequence[str]) -> list[Path]:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(_SHEET)
+    writer.writerows([session, name, *[""] * (len(_SHEET) - 2)] for name in cases)
+    write_text(folder / "ratings.csv", buffer.getvalue())
+    page = render(
+        "reader_index.html.j2", session=session, cases=cases, rated=[SCALES[r] for r in RATED], interactive=False
+    )
+    write_text(folder / "index.html", page)
+    return [folder / "ratings.csv", folder / "index.html"]
+
+
+def score_reader_study(
+    folder: Path | str, ratings: Mapping[str, Sequence[Path | str]], store: CropStore, out: Path | str | None = None
+) -> dict[str, Any]:
+    """Score filled sheets: ``ratings`` maps a reader's name to the paths of the ``ratings.csv`` of both sessions.
+
+    Returns, per rating, for cases without and with maps: the mean absolute difference from LIDC's readers' mean and,
+    for malignancy, AUC against LIDC's label; and the change from without to with on the same cases (95 % interval,
+    bootstrap over patients), together with mean seconds and confidence. Written to ``out/scores.json`` where asked.
+    Raises DataError for a sheet that is no such sheet, UsageError where nothing is filled in.
+    """
+    from lidc_xai.evaluation.statistics import bootstrap_mean
+
+    key = _read(Path(folder) / _KEY, ("session", "case", "condition", "nodule_id"))
+    filled = pd.concat(
+        [_read(Path(path), _SHEET).assign(reader=reader) for reader, paths in ratings.items() for path in paths],
+        ignore_index=True,
+    )
+    table = filled.merge(key, on=["session", "case"], how="inner")
+    if table.empty or not table[list(RATED)].notna().any().any():
+        raise UsageError("no rating is filled in; fill the sheets (ratings.csv) of the sessions first")
+    votes = store.votes.groupby("nodule_id")[list(RATED)].mean()
+    patients = store.manifest.set_index("nodule_id")["patient_id"]
+    scores: dict[str, Any] = {"readers": sorted(ratings), "cases": int(key["nodule_id"].nunique()), "ratings": {}}
+    for rating in RATED:
+        error = (table[rating] - table["nodule_id"].map(votes[rating])).abs()
+        wide = table.assign(error=error).pivot_table(index=["reader", "nodule_id"], columns="condition", values="error")
+        wide = wide.reindex(columns=list(CONDITIONS))
+        both = wide.dropna()
+        change = bootstrap_mean(
+            (both["with"] - both["without"]).to_numpy(), patients[both.index.get_level_values(1)].tolist()
+        )
+        scores["ratings"][rating] = {
+            **{f"error_{name}": _mean(wide[name]) for name in CONDITIONS},
+            "change": _finite(change.mean),
+            "low": _finite(change.low),
+            "high": _finite(change.high),
+            "pairs": len(both),
+        }
+    scores["malignancy_auc"] = {name: _auc(table[table["condition"] == name], store) for name in CONDITIONS}
+    for column in ("seconds", "confidence"):
+        scores[column] = {name: _mean(table.loc[table["condition"] == name, column]) for name in CONDITIONS}
+    if out is not None:
+        write_json(Path(out) / "scores.json", scores)
+    return scores
+
+
+def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    try:
+        table = pd.read_csv(path)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: cannot be read as CSV ({error})") from error
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise DataError(f"{path}: has no column {missing[0]!r}; it is not a file of this reader study")
+    for name in columns:
+        if name in RATED or name in ("confidence", "seconds"):
+            values = pd.to_numeric(table[name], errors="coerce")
+            wrong = table[name].notna() & values.isna()
+            low, high = (SCALES[name].low, SCALES[name].high) if name in RATED else (0, float("inf"))
+            wrong |= values.notna() & ~values.between(low, high)
+            if wrong.any():
+                first = table.loc[wrong].iloc[0]
+                raise DataError(f"{path}: {first['case']}, {name}: {first[name]} is not between {low:g} and {high:g}")
+            table[name] = values
+    return table
+
+
+def _auc(table: pd.DataFrame, store: CropStore) -> float | None:
+    """AUC of the readers' malignancy ratings against LIDC's label; ``None`` without both labels."""
+    labels = store.manifest.set_index("nodule_id")["label"].astype("Float64")
+    known = table.assign(label=table["nodule_id"].map(labels)).dropna(subset=["label", "malignancy"])
+    high, low = (known.loc[known["label"] == label, "malignancy"].to_numpy(float) for label in (1, 0))
+    if not len(high) or not len(low):
+        return None
+    gaps = high[:, None] - low[None]
+    return float((gaps > 0).mean() + 0.5 * (gaps == 0).mean())
+
+
+def _mean(values: pd.Series) -> float | None:
+    return _finite(float(values.mean())) if values.notna().any() else None
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,316 @@
+"""Cohort, benchmark, sheet and reader study: figures, flow, galleries, blinding and scoring."""
+
+import json
+import re
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lidc_xai.errors import DataError, UsageError
+from lidc_xai.ratings import BIOMARKERS, OUTPUTS
+from lidc_xai.reporting import (
+    benchmark_report,
+    cohort_report,
+    export_reader_study,
+    image_sheet,
+    score_reader_study,
+)
+from lidc_xai.reporting.cohort_figures import cohort_overlap, galleries, radial_curves
+from lidc_xai.reporting.plots import Chart, limits, ticks
+from lidc_xai.reporting.reader_study import RATED
+
+
+def out_of_fold(store) -> pd.DataFrame:
+    """A predictions.csv with the columns of a cross-validation."""
+    rng = np.random.default_rng(0)
+    manifest = store.manifest.set_index("nodule_id")
+    rows = []
+    for place, nodule_id in enumerate(store.nodule_ids):
+        votes = store.votes[store.votes["nodule_id"] == nodule_id]
+        label = float(manifest.loc[nodule_id, "label"])
+        probability = float(np.clip(0.5 + (label - 0.5) * 0.5 + rng.normal(0, 0.25), 0.02, 0.98))
+        row = {
+            "nodule_id": nodule_id, "patient_id": manifest.loc[nodule_id, "patient_id"], "fold": place % 3,
+            "label": label, "n_readers": 4, "simulated": True, "split_kind": "patient",
+            "malignancy_probability": probability,
+            "baseline.diameter_only.malignancy_probability": 0.4 + 0.01 * place,
+            "malignancy_readers": votes["malignancy"].mean(), "malignancy_readers_sd": votes["malignancy"].std(),
+        }  # fmt: skip
+        for name in BIOMARKERS:
+            column = votes["diameter_mm"] if name == "diameter" else votes[name]
+            row |= {f"{name}_readers": column.mean(), f"{name}_readers_sd": column.std(), f"{name}_train_sd": 1.0}
+            row[name] = column.mean() + rng.normal(0, 0.5)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="module")
+def cohort(made, tmp_path_factory):
+    """24 nodules with everything that a cohort's report can show."""
+    from lidc_xai.training import evaluate_predictions
+
+    root = tmp_path_factory.mktemp("cohort")
+    store = made.store(root / "store", n=24)
+    store.manifest["label"] = pd.array([place % 2 for place in range(24)], dtype="Int64")
+    (root / "store" / "skipped.csv").write_text("nodule_id,stage,reason\nLIDC-IDRI-0900-s1-n0,read,no such series\n")
+    predictions = out_of_fold(store)
+    metrics = evaluate_predictions(predictions, resamples=100)
+    exclusions = pd.DataFrame(
+        {
+            "nodule_id": [f"X-{k}" for k in range(5)],
+            "stage": "cohort",
+            "reason": ["two readers"] * 3 + ["<b>late</b>"] * 2,
+        }
+    )
+    maps = {"cdam": {name: made.maps(name, seed=k) for k, name in enumerate(store.nodule_ids)}}
+    result = cohort_report(
+        store, root / "out", predictions, metrics, exclusions=exclusions, maps=maps,
+        model_info={"train_patients": ["A", "B"], "seed": 44, "n_folds": 3},
+        run_info={"versions": {"torch": "2"}}, pdf=False,
+    )  # fmt: skip
+    return SimpleNamespace(root=root, store=store, predictions=predictions, metrics=metrics, maps=maps, result=result)
+
+
+def test_cohort_page_says_what_the_metrics_say(cohort):
+    text = cohort.result.index.read_text(encoding="utf-8")
+    auc = cohort.metrics["malignancy"]["all"]["auc"]
+    assert f"{auc['value']:.3f}" in text
+    assert f"{auc['low']:.3f} to {auc['high']:.3f}" in text
+    assert "diameter only" in text
+    for phrase in ("Reliability diagram", "AUC by size", "Error of every biomarker", "Radial profile of margin",
+                   "Surest and right", "Most wrong", "Most disagreed on", "Model card", "CLAIM"):  # fmt: skip
+        assert phrase in text, phrase
+    assert "&lt;b&gt;late&lt;/b&gt;" in text
+    assert not re.findall(r'(?:src|href)="(?!data:|nodules/|nodules\.html|#)[^"]+"', text)
+    assert (cohort.root / "out" / "nodules.html").read_text(encoding="utf-8").count('class="thumb"') == 24
+    linked = set(re.findall(r'href="(nodules/[^"]+)"', text))
+    assert linked
+    assert all((cohort.root / "out" / name).exists() for name in linked)
+
+
+def test_flow_adds_up_and_names_every_loss(cohort):
+    facts = json.loads((cohort.root / "out" / "cohort.json").read_text(encoding="utf-8"))
+    counts = [(step["title"], step["count"], len(step["rows"])) for step in facts["flow"]]
+    assert counts[0][1] == 24 + 1 + 5
+    for (_, before, _), (_, after, lost) in pairwise(counts):
+        assert before - lost == after
+    assert facts["flow"][1]["lost"] == [{"reason": "two readers", "count": 3}, {"reason": "<b>late</b>", "count": 2}]
+    assert facts["flow"][2]["lost"] == [{"reason": "no such series", "count": 1}]
+    assert [item["number"] for item in facts["claim"]] == list(range(1, 43))
+    assert any(item["open"] for item in facts["claim"])
+    assert "3 folds" in next(item["answer"] for item in facts["claim"] if item["topic"] == "How data were divided")
+
+
+def test_cohort_overlap_is_the_mean_over_nodules(cohort):
+    pages = [
+        json.loads((cohort.root / "out" / "nodules" / f"{name}.json").read_text()) for name in cohort.store.nodule_ids
+    ]
+    rows = [{"overlap": page["overlap"], "patient_id": page["identifiers"]["patient_id"]} for page in pages]
+    found = {(row["method"], row["output"]): row for row in cohort_overlap(rows)}
+    expected = [next(row["iou"] for row in page["overlap"] if row["method"] == "centred disc") for page in pages]
+    figure = found["centred disc", None]["iou"]
+    assert figure["value"] == pytest.approx(np.mean(expected))
+    assert figure["low"] <= figure["value"] <= figure["high"]
+    assert figure["n"] == 24
+
+
+def test_radial_profile_finds_where_a_map_lies(made, cohort):
+    """A map that is positive on the nodule and negative elsewhere: the profile changes sign at the outline."""
+    name = cohort.store.nodule_ids[0]
+    crop = cohort.store.load(name)
+    maps = made.maps(name, grid=32)
+    planes = (crop.consensus[16], crop.consensus[:, 16], crop.consensus[:, :, 16])
+    for place, mask in enumerate(planes):
+        maps.relevance[place] = np.where(mask, 1.0, -0.5)
+    curve = radial_curves(cohort.store, {name: maps}, [name])["margin"]
+    assert (curve.loc[curve["distance_mm"] < 0, "mean"].dropna() == 1).all()
+    assert (curve.loc[curve["distance_mm"] > 0, "mean"].dropna() == -0.5).all()
+
+
+def test_galleries_pick_the_extremes():
+    def row(name, probability, label, sd):
+        prediction = None if probability is None else {"value": probability}
+        return {"nodule_id": name, "label": label, "outputs": [{"prediction": prediction, "readers": {"sd": sd}}]}
+
+    rows = [
+        row("a", 0.9, 1, 0.1),
+        row("b", 0.99, 1, 0.0),
+        row("c", 0.8, 0, 0.5),
+        row("d", 0.3, 1, 2.0),
+        row("e", None, 1, 1.5),
+    ]
+    found = {gallery["title"]: [item["nodule_id"] for item in gallery["rows"]] for gallery in galleries(rows, size=2)}
+    assert found == {"Surest and right": ["b", "a"], "Most wrong": ["c", "d"], "Most disagreed on": ["d", "e"]}
+
+
+def test_cohort_without_anything_says_what_is_missing(made, tmp_path):
+    store = made.store(tmp_path / "store", n=2)
+    text = cohort_report(store, tmp_path / "out", pdf=False).index.read_text(encoding="utf-8")
+    for phrase in ("This report is incomplete", "lidc-xai evaluate", "lidc-xai explain", "CLAIM"):
+        assert phrase in text, phrase
+
+
+def test_leaking_split_is_said(cohort, tmp_path):
+    leaking = {**cohort.metrics, "leaks": True, "split": "paper"}
+    predictions = cohort.predictions.assign(split_kind="paper")
+    ids = cohort.store.nodule_ids[:2]
+    result = cohort_report(cohort.store, tmp_path, predictions, leaking, nodule_ids=ids, pdf=False)
+    text = result.index.read_text(encoding="utf-8")
+    assert "These figures leak" in text
+    assert "nodules of a patient are in several parts" in text
+    assert "Not out of fold" in (tmp_path / "nodules" / f"{ids[0]}.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def benchmark(tmp_path):
+    """Results of three methods and a control on six cases, summarised by the benchmark's own functions."""
+    from lidc_xai.evaluation.benchmark_tables import comparisons, figures, summarise
+
+    rng = np.random.default_rng(0)
+    rows = []
+    for case in range(6):
+        for method, level in (("cdam", 8.0), ("attention", 2.0), ("random", 0.0), ("centred_disc", 1.0)):
+            common = {"case": f"c{case}", "plane": "axial", "cluster": f"p{case}", "group": "", "method": method,
+                      "output": "malignancy", "note": ""}  # fmt: skip
+            for metric in ("fidelity/area", "fidelity/area_mif", "fidelity/area_lif"):
+                rows.append({**common, "metric": metric, "x": np.nan, "value": level + rng.normal(0, 0.1)})
+            for x in (0.0, 50.0, 100.0):
+                rows.append({**common, "metric": "fidelity/mif", "x": x, "value": level - x / 50})
+    (tmp_path / "results" / "parts").mkdir(parents=True)
+    pd.DataFrame(rows).to_parquet(tmp_path / "results" / "parts" / "all.parquet")
+    per_case = figures(pd.DataFrame(rows))
+    summarise(per_case, resamples=100).to_parquet(tmp_path / "results" / "summary.parquet")
+    tested = comparisons(per_case, "fidelity/area", "malignancy", reference="cdam")
+    tested.assign(metric="fidelity/area", output="malignancy").to_csv(tmp_path / "results" / "comparisons.csv")
+    return tmp_path / "results"
+
+
+def test_benchmark_report_ranks_and_draws(benchmark, tmp_path):
+    result = benchmark_report(benchmark, tmp_path / "page", about=["A <model>."], pdf=False)
+    text = result.index.read_text(encoding="utf-8")
+    assert "A &lt;model&gt;." in text
+    tables = json.loads((tmp_path / "page" / "benchmark.json").read_text())["tables"]
+    correctness = next(table for table in tables if table["title"].startswith("Correctness"))
+    rows = {row["method"]: row for row in correctness["rows"]}
+    heading = [column["title"] for column in correctness["columns"]].index("A LIF − A MIF")
+    assert rows["cdam"]["cells"][heading]["best"]
+    assert rows["cdam"]["cells"][heading]["value"] == pytest.approx(8.0, abs=0.2)
+    assert rows["centred_disc"]["control"]
+    assert correctness["rows"][-1]["method"] == "centred_disc"
+    assert "<svg" in text
+    assert "CDAM" in text
+    assert "Fidelity: most important first" in text
+    with pytest.raises(UsageError, match="holds no finished benchmark"):
+        benchmark_report(tmp_path, tmp_path / "page2")
+
+
+def test_image_sheet_shows_each_class_and_method(tmp_path):
+    images = [np.zeros((40, 60, 3), np.uint8), np.ones((40, 60, 3))]
+    rng = np.random.default_rng(0)
+    found = {
+        name: SimpleNamespace(relevance=rng.normal(size=(2, 2, 5, 7)), target_names=("cat", "<dog>"))
+        for name in ("cdam", "attention")
+    }
+    path = image_sheet(images, found, tmp_path, names=["one", "two"], scores=[["p = .9", "p = .1"]] * 2)
+    text = path.read_text(encoding="utf-8")
+    assert text.count('<img class="map"') == 2 * 2 * 2
+    assert "&lt;dog&gt;" in text
+    assert "p = .9" in text
+    assert "aspect-ratio: 60 / 40" in text
+    with pytest.raises(UsageError, match="at least one method"):
+        image_sheet(images, {}, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def reader_study(cohort):
+    ids = cohort.store.nodule_ids[:8]
+    paths = export_reader_study(cohort.store, cohort.root / "readers", cohort.maps["cdam"], ids, seed=3)
+    return SimpleNamespace(folder=cohort.root / "readers", ids=ids, paths=paths)
+
+
+def test_reader_study_is_blinded_shuffled_and_balanced(cohort, reader_study):
+    key = pd.read_csv(reader_study.folder / "key-for-scoring-only.csv")
+    assert (key.groupby("nodule_id")["condition"].agg(set) == {"with", "without"}).all()
+    assert (key.groupby(["session", "condition"]).size() == 4).all()
+    orders = [key.loc[key["session"] == session, "nodule_id"].tolist() for session in (1, 2)]
+    assert orders[0] != orders[1]
+    assert orders[0] != reader_study.ids
+    shown = key.set_index(["session", "case"])["condition"]
+    for path in reader_study.paths:
+        if not path.name.startswith("case-"):
+            continue
+        text = path.read_text(encoding="utf-8")
+        assert "LIDC-IDRI-0" not in text
+        assert not re.search(r'class="consensus"[^>]*d="M|d="M[^"]+" (?:class="consensus"|data-reader)', text)
+        condition = shown[int(path.parent.name[-1]), path.stem]
+        assert ('class="map"' in text) == (condition == "with")
+    sheet = pd.read_csv(reader_study.folder / "session-1" / "ratings.csv")
+    assert len(sheet) == 8
+    assert set(RATED) < set(sheet.columns)
+
+
+def fill(cohort, reader_study, reader: str, errors: dict[str, float]) -> list:
+    """A reader who is off by ``errors[condition]`` from LIDC's mean malignancy."""
+    key = pd.read_csv(reader_study.folder / "key-for-scoring-only.csv")
+    votes = cohort.store.votes.groupby("nodule_id")["malignancy"].mean()
+    paths = []
+    for session in (1, 2):
+        sheet = pd.read_csv(reader_study.folder / f"session-{session}" / "ratings.csv")
+        rows = sheet.merge(key, on=["session", "case"])
+        truth = rows["nodule_id"].map(votes)
+        off = rows["condition"].map(errors)
+        sheet["malignancy"] = np.where(truth > 3, truth - off, truth + off)
+        sheet["seconds"] = np.where(rows["condition"] == "with", 40, 20)
+        path = reader_study.folder / f"{reader}-{session}.csv"
+        sheet.to_csv(path, index=False)
+        paths.append(path)
+    return paths
+
+
+def test_reader_study_scores_what_was_filled_in(cohort, reader_study, tmp_path):
+    filled = {name: fill(cohort, reader_study, name, {"with": 0.25, "without": 0.75}) for name in ("anna", "ben")}
+    scores = score_reader_study(reader_study.folder, filled, cohort.store, tmp_path)
+    malignancy = scores["ratings"]["malignancy"]
+    assert malignancy["error_with"] == pytest.approx(0.25)
+    assert malignancy["error_without"] == pytest.approx(0.75)
+    assert malignancy["change"] == pytest.approx(-0.5)
+    assert malignancy["pairs"] == 16
+    assert scores["seconds"] == {"without": 20, "with": 40}
+    assert scores["ratings"]["margin"]["error_with"] is None
+    assert json.loads((tmp_path / "scores.json").read_text()) == scores
+
+
+def test_reader_study_refuses_wrong_sheets(cohort, reader_study, tmp_path):
+    blank = [reader_study.folder / "session-1" / "ratings.csv"]
+    with pytest.raises(UsageError, match="no rating is filled in"):
+        score_reader_study(reader_study.folder, {"a": blank}, cohort.store)
+    sheet = pd.read_csv(blank[0]).astype({"malignancy": object})
+    sheet.loc[2, "malignancy"] = "7"
+    sheet.to_csv(tmp_path / "wrong.csv", index=False)
+    with pytest.raises(DataError, match=r"case-\d+, malignancy: 7\S* is not between 1 and 5"):
+        score_reader_study(reader_study.folder, {"a": [tmp_path / "wrong.csv"]}, cohort.store)
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="has no column 'session'"):
+        score_reader_study(reader_study.folder, {"a": [tmp_path / "other.csv"]}, cohort.store)
+    with pytest.raises(UsageError, match="have no map, the first is"):
+        export_reader_study(cohort.store, tmp_path, {})
+    with pytest.raises(UsageError, match="output 'colour' has no map"):
+        export_reader_study(cohort.store, tmp_path, cohort.maps["cdam"], outputs=["colour"])
+
+
+def test_chart_places_points_and_ticks():
+    assert ticks(0, 1) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert limits([1, 3], [np.nan]) == pytest.approx((0.88, 3.12))
+    chart = Chart((0, 10), (0, 1), "x <y>", "y", "label")
+    chart.line([0, 5, 10], [0, np.nan, 1], "#000", "a & b")
+    svg = str(chart.svg())
+    assert "x &lt;y&gt;" in svg
+    assert "a &amp; b" in svg
+    start = f"M{chart.px(0):.1f} {chart.py(0):.1f}M{chart.px(10):.1f} {chart.py(1):.1f}"
+    assert start in svg  # the gap breaks the line
+    assert chart.px(10) > chart.px(0)
+    assert chart.py(1) < chart.py(0)
+    assert len(OUTPUTS) == 9
