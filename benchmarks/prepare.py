@@ -14,7 +14,7 @@ import resource
 import tempfile
 from collections import defaultdict
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -44,11 +44,13 @@ def main() -> None:
         rows = [measure(folder, Path(scratch) / f"store-{jobs}", jobs) for jobs in options.jobs or [1]]
     slices = [len(np.unique(nodules[0].slice_positions_mm)) for nodules in scans]
     print(f"{len(scans)} scans of 512 x 512 x {min(slices)} to {max(slices)}, {rows[0]['nodules']} nodules")
-    print("jobs  s/scan  read  resample  write  scans/min  peak MiB per process")
+    print("jobs  s/scan  CPU s/scan  read  resample  write  scans/min  peak MiB per process")
     for row in rows:
+        parts = f"{row['read']:4.2f}  {row['resample']:8.2f}  {row['write']:5.2f}"
+        rate = 60 * len(scans) / row["wall"]
         print(
-            f"{row['jobs']:4}  {row['wall'] / len(scans):6.2f}  {row['read']:4.2f}  {row['resample']:8.2f}  "
-            f"{row['write']:5.2f}  {60 * len(scans) / row['wall']:9.1f}  {row['peak_mib']:.0f}"
+            f"{row['jobs']:4}  {row['wall'] / len(scans):6.2f}  {row['cpu']:10.2f}  {parts}  {rate:9.1f}  "
+            f"{row['peak_mib']:.0f}"
         )
     if options.json:
         write_json(options.json, {"slices": slices, "runs": rows})
@@ -118,12 +120,14 @@ def measure(folder: Path, store: Path, jobs: int) -> dict[str, Any]:
 
 def _run(folder: Path, store: Path, jobs: int, send: Any) -> None:
     load_nodules()  # the annotations are read once, whatever the number of scans
-    start = perf_counter()
+    start, cpu = perf_counter(), process_time()
     result = prepare_dicom(folder, store, jobs=jobs)
     wall = perf_counter() - start
     if jobs != 1:
         get_reusable_executor().shutdown(wait=True)  # only of workers that ended does the system tell the peak
     scans = len(list(folder.iterdir()))
+    workers_used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = process_time() - cpu + workers_used.ru_utime + workers_used.ru_stime
     mine, workers = (
         resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
@@ -131,6 +135,7 @@ def _run(folder: Path, store: Path, jobs: int, send: Any) -> None:
         {
             "jobs": jobs,
             "wall": wall,
+            "cpu": cpu / scans,
             **{part: seconds / scans for part, seconds in result.seconds.items()},
             "nodules": len(result.written),
             "skipped": len(result.skipped),

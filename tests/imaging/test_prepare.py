@@ -71,8 +71,11 @@ def test_two_workers_make_the_same_store(prepared, scans, tmp_path):
 
 
 def test_a_dask_cluster_makes_the_same_store(prepared, scans, tmp_path):
+    """A scheduler with two workers, in threads of this process for speed; across processes see docs/imaging.md."""
     distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(protocol="tcp", **options) as cluster:
+        assert cluster.scheduler_address.startswith("tcp://")
         prepare_dicom(scans, tmp_path / "store", cluster=cluster.scheduler_address)
     assert contents(tmp_path / "store") == contents(prepared[1].path)
 
