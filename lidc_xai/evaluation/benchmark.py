@@ -66,9 +66,7 @@ def run_benchmark(
     options = options or BenchmarkOptions()
     folder = Path(out)
     variants = options.variants(model)
-    _check_same(folder, options, options.fingerprint(model))
-    if shard == (0, 1):
-        remove_half_written(folder)
+    prepare_benchmark(model, folder, options, clean=shard == (0, 1))
     found, measured = 0, 0
     skipped: list[Skipped] = []
     waiting: list[Case] = []
@@ -195,7 +193,18 @@ def _sharded(cases: Iterable[LazyCase], shard: tuple[int, int]) -> Iterator[Lazy
             yield case
 
 
-def _check_same(folder: Path, options: BenchmarkOptions, fingerprint: str) -> None:
+def prepare_benchmark(
+    model: nn.Module, out: Path | str, options: BenchmarkOptions | None = None, *, clean: bool = True
+) -> None:
+    """Open ``out`` for this model and these options; ``UsageError`` where it holds another benchmark.
+
+    ``clean``: remove what a killed run left half-written (not while another process writes there).
+    """
+    options = options or BenchmarkOptions()
+    fingerprint = options.fingerprint(model)
+    folder = Path(out)
+    if clean:
+        remove_half_written(folder)
     path = folder / "benchmark.json"
     if path.exists():
         try:

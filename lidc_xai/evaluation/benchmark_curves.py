@@ -23,13 +23,14 @@ DASHES = ("-", "--", ":")
 
 @dataclass(frozen=True)
 class CurveFigure:
-    """A picture: its file name, its panels (metrics) with their titles, and what the axes are."""
+    """A picture: its file name, its panels (metrics) with their titles, what the axes are, whether 0 is drawn."""
 
     name: str
     metrics: tuple[str, ...]
     titles: tuple[str, ...]
     x: str
     y: str
+    zero: bool = False
 
 
 FIGURES = (
@@ -43,7 +44,7 @@ FIGURES = (
     ),
     CurveFigure(
         "box", ("box/correlation", "box_lung/correlation"), ("blurred", "lung"), "side of the box (px)",
-        "correlation of relevance and loss",
+        "correlation of relevance and loss", zero=True,
     ),
     CurveFigure(
         "deletion", ("deletion/deletion", "deletion/insertion"), ("deletion", "insertion"), "share of cells",
@@ -51,11 +52,11 @@ FIGURES = (
     ),
     CurveFigure(
         "radial", ("radial/profile",), ("mean scaled relevance",), "distance from the boundary (mm, negative inside)",
-        "relevance / max |relevance|",
+        "relevance / max |relevance|", zero=True,
     ),
     CurveFigure(
         "randomisation", ("randomisation/spearman_by_stage",), ("random weights, from the head down",),
-        "stages randomised", "Spearman correlation with the original map",
+        "stages randomised", "Spearman correlation with the original map", zero=True,
     ),
 )  # fmt: skip
 
@@ -71,10 +72,12 @@ def draw_curves(figure: CurveFigure, drawn: Mapping[str, pd.DataFrame]) -> str:
     looks = dict(zip(methods, islice(cycle((c, d) for d in DASHES for c in COLOURS), len(methods)), strict=True))
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "lidc-xai", "font.size": 9}):
         picture = Figure(figsize=(4.2 * len(panels) + 2.4, 2.9 * len(outputs) + 0.4), layout="constrained")
-        grid = picture.subplots(len(outputs), len(panels), squeeze=False, sharex=True)
+        grid = picture.subplots(len(outputs), len(panels), squeeze=False, sharex=True, sharey="row")
         for r, output in enumerate(outputs):
             for c, (metric, title) in enumerate(panels):
                 _panel(grid[r][c], drawn[metric][drawn[metric]["output"] == output], looks)
+                if figure.zero:
+                    grid[r][c].axhline(0, color="#999999", linewidth=0.6)
                 grid[r][c].set_title(f"{output}: {title}" if output else title)
                 grid[r][c].set_ylabel(figure.y if c == 0 else "")
                 grid[r][c].set_xlabel(figure.x if r == len(outputs) - 1 else "")
@@ -86,7 +89,6 @@ def draw_curves(figure: CurveFigure, drawn: Mapping[str, pd.DataFrame]) -> str:
 
 
 def _panel(axes: Axes, curves: pd.DataFrame, looks: Mapping[str, tuple[str, str]]) -> None:
-    axes.axhline(0, color="#999999", linewidth=0.6)
     for method, (colour, dashes) in looks.items():
         own = curves[curves["method"] == method].sort_values("x")
         axes.plot(own["x"], own["mean"], color=colour, linestyle=dashes, linewidth=1.3, label=method)

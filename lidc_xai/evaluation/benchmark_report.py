@@ -72,8 +72,10 @@ def write_benchmark(
     write_text(folder / "comparisons.csv", tested.to_csv(index=False))
     tables = [
         _text_table(layout, summary, tested, output, known)
+        for first in (True, False)  # the joined tables first, then the same by output
         for layout in LAYOUTS
-        for output in _outputs_shown(layout, summary)
+        for place, output in enumerate(_outputs_shown(layout, summary))
+        if (place == 0) == first
     ]
     pictures = {}
     for figure in FIGURES:

@@ -31,8 +31,8 @@ class Replacement:
 
     ``sigma``: px at 224, or ``sigma_mm`` with ``spacing_mm`` (mm per pixel of the model's input, rows and columns).
     ``masks``: (B,h,w) bool, the nodule, for "lung" (any grid; it is read at the pixel centres). ``parenchyma``: (B,h,w)
-    bool, pixels known to be lung; without it, those outside the nodule (grown by one σ) no brighter than their own
-    median by three robust standard deviations.
+    bool, pixels known to be lung; without it, or where it is empty, those outside the nodule (grown by one σ) that are
+    no brighter than their own median by three robust standard deviations.
     """
 
     name: ReplacementName = "blur"
@@ -82,6 +82,8 @@ class Replacement:
             lung = _likely_lung(images, gaussian_blur(nodule, sigma) > 0.02)
         else:
             lung = self._mask(self.parenchyma, images, size).bool() & ~nodule.bool()
+            none = ~lung.flatten(1).any(1).view(-1, 1, 1, 1)
+            lung |= none & _likely_lung(images, nodule.bool())
         weights = lung.to(images.dtype)
         smooth = _smooth_inside(images, weights, sigma)
         return smooth + _noise_like((images - smooth) * weights, weights, self.seed)
