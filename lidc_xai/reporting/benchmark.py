@@ -14,7 +14,7 @@ from lidc_xai.errors import DataError, DependencyError, UsageError
 from lidc_xai.files import write_json, write_text
 from lidc_xai.reporting.benchmark_tables import benchmark_curves, benchmark_tables
 from lidc_xai.reporting.pages import render
-from lidc_xai.reporting.pdf import write_pdf
+from lidc_xai.reporting.pdf import check_paper, write_pdf
 from lidc_xai.reporting.pictures import map_picture, photograph
 from lidc_xai.reporting.study import ReportResult
 from lidc_xai.reporting.values import plain
@@ -34,6 +34,7 @@ def benchmark_report(
     simulated: bool = False,
     run_info: Mapping[str, Any] | None = None,
     pdf: bool = True,
+    paper: str = "A4",
 ) -> ReportResult:
     """Write ``out/index.html``, ``benchmark.json`` and (with ``pdf``) ``benchmark.pdf`` from a finished benchmark.
 
@@ -63,7 +64,11 @@ def benchmark_report(
     write_json(paths[1], plain(values))
     if pdf:
         try:
-            paths.append(write_pdf(render("benchmark.html.j2", **drawn, interactive=False), out / "benchmark.pdf"))
+            paths.append(
+                write_pdf(
+                    render("benchmark.html.j2", **drawn, interactive=False), out / "benchmark.pdf", check_paper(paper)
+                )
+            )
         except DependencyError as error:
             skipped.append(Skipped("", "pdf", str(error)))
     write_skipped(out, skipped)

@@ -53,7 +53,7 @@ def _rows(
 
     wide = part.pivot_table(index="method", columns="metric", values="mean", aggfunc="first", sort=False)
     ranked = wide[[not is_control(str(name)) for name in wide.index]]
-    leading = next((column for column in columns if column[2] is not None), columns[0])
+    leading = next((column for column in columns if column[2]), columns[0])
     order = wide[leading[0]] if leading[0] in wide else pd.Series(0.0, index=wide.index)
     keys = {
         str(name): (is_control(str(name)), -order[name] if leading[2] is not False else order[name])

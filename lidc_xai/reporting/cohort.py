@@ -18,7 +18,7 @@ from lidc_xai.reporting.cohort_charts import biomarker_chart, profile_chart, rel
 from lidc_xai.reporting.cohort_figures import cohort_overlap, flow, galleries, radial_curves, size_of
 from lidc_xai.reporting.pages import render
 from lidc_xai.reporting.parts import MapsByMethod, ReportParts, is_control
-from lidc_xai.reporting.pdf import write_pdf
+from lidc_xai.reporting.pdf import check_paper, write_pdf
 from lidc_xai.reporting.scans import Scans
 from lidc_xai.reporting.study import MANY, Pages, ReportResult, study_page, wanted_ids, write_pages
 from lidc_xai.reporting.values import plain
@@ -49,6 +49,7 @@ def cohort_report(
     nodule_ids: Sequence[str] | None = None,
     title: str = "Lung nodules: a cohort, a model, and its reasons",
     pdf: bool = True,
+    paper: str = "A4",
     nodule_pdf: bool = False,
     jobs: int = 1,
 ) -> ReportResult:
@@ -68,6 +69,7 @@ def cohort_report(
         run_info=run_info,
         context=None if dicom is None else partial(Scans(dicom).context, store),
         light=len(ids) >= MANY,
+        paper=check_paper(paper),
     )
     pages = write_pages(store, ids, out / "nodules", parts, pdf=nodule_pdf, jobs=jobs, study_link="../nodules.html")
     write_text(out / "nodules.html", study_page("Nodules", pages, None, model_info, run_info, back="index.html"))
@@ -78,7 +80,7 @@ def cohort_report(
     write_json(paths[1], plain(facts))
     if pdf:
         try:
-            paths.append(write_pdf(render("cohort.html.j2", **values, interactive=False), out / "cohort.pdf"))
+            paths.append(write_pdf(render("cohort.html.j2", **values, interactive=False), out / "cohort.pdf", paper))
         except DependencyError as error:
             pages.skipped.append(Skipped("", "pdf", str(error)))
     write_skipped(out, pages.skipped)

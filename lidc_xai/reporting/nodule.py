@@ -55,7 +55,7 @@ def write_nodule(
         values["picture_groups"] = values["picture_groups"] | _printed_only(crop, parts)
         text = render("nodule.html.j2", **values, study_link="", interactive=False, payload="")
         try:
-            paths.append(write_pdf(text, folder / f"{nodule_id}.pdf"))
+            paths.append(write_pdf(text, folder / f"{nodule_id}.pdf", parts.paper))
         except DependencyError as error:
             skipped.append(Skipped(nodule_id, "pdf", str(error)))
     return paths, skipped, facts

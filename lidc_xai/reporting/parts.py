@@ -11,6 +11,7 @@ import pandas as pd
 
 from lidc_xai.ratings import OUTPUTS
 from lidc_xai.reporting.agreement import map_spread, overlap_figures
+from lidc_xai.reporting.pdf import check_paper
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.nodule_crop import NoduleCrop
@@ -44,6 +45,7 @@ class NoduleParts:
     run_info: Mapping[str, Any] | None = None
     context: NoduleCrop | None = None
     light: bool = False
+    paper: str = "A4"
 
 
 @dataclass
@@ -57,6 +59,7 @@ class ReportParts:
         ``evaluation.fidelity`` gives them.
     context: gives a wider crop (≥ 64 mm) of a nodule, or ``None``.
     light: leave the context's voxels out of the page (the still pictures stay), for studies of hundreds.
+    paper: of the PDF, A4 or Letter.
     """
 
     predictions: pd.DataFrame | None = None
@@ -67,6 +70,7 @@ class ReportParts:
     run_info: Mapping[str, Any] | None = None
     context: Callable[[str], NoduleCrop | None] | None = None
     light: bool = False
+    paper: str = "A4"
 
     def of(self, store: CropStore, nodule_id: str) -> NoduleParts:
         """The parts of one nodule; its context is cut and its maps are compared with the outlines here."""
@@ -82,6 +86,7 @@ class ReportParts:
             run_info=self.run_info,
             context=None if self.context is None else self.context(nodule_id),
             light=self.light,
+            paper=check_paper(self.paper),
         )
 
     def maps_of(self, nodule_id: str) -> dict[str, NoduleMaps]:

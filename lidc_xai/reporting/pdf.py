@@ -7,9 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
-from lidc_xai.errors import DependencyError
+from lidc_xai.errors import DependencyError, UsageError
 from lidc_xai.files import atomic_path
 
+PAPERS = ("A4", "Letter")
 DEBIAN_PACKAGES = "libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0"
 
 
@@ -29,11 +30,19 @@ def load_weasyprint() -> ModuleType:
     return weasyprint
 
 
-def write_pdf(html: str, path: Path | str) -> Path:
+def check_paper(paper: str) -> str:
+    """``paper`` where it is one of ``PAPERS``, else ``UsageError``."""
+    if paper not in PAPERS:
+        raise UsageError(f"paper {paper!r} is not known; choose one of {', '.join(PAPERS)}")
+    return paper
+
+
+def write_pdf(html: str, path: Path | str, paper: str = "A4") -> Path:
     """Write ``html`` (self-contained) as a tagged PDF with bookmarks of its headings, atomically."""
     weasyprint = load_weasyprint()
     path = Path(path)
     document = weasyprint.HTML(string=html, url_fetcher=weasyprint.urls.URLFetcher(allowed_protocols=("data",)))
     with atomic_path(path) as temporary:
-        document.write_pdf(temporary, pdf_variant="pdf/ua-1")
+        size = weasyprint.CSS(string=f"@page {{ size: {check_paper(paper)} }}")
+        document.write_pdf(temporary, pdf_variant="pdf/ua-1", stylesheets=[size])
     return path

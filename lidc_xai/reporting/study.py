@@ -18,7 +18,7 @@ from lidc_xai.reporting.drawing import thumbnail
 from lidc_xai.reporting.nodule import write_nodule
 from lidc_xai.reporting.pages import render
 from lidc_xai.reporting.parts import MapsByMethod, NoduleParts, ReportParts
-from lidc_xai.reporting.pdf import load_weasyprint
+from lidc_xai.reporting.pdf import check_paper, load_weasyprint
 from lidc_xai.reporting.scans import Scans
 from lidc_xai.skipped import Skipped, write_skipped
 
@@ -54,6 +54,7 @@ def study_report(
     nodule_ids: Sequence[str] | None = None,
     title: str = "Lung nodules: what the model reads and why",
     pdf: bool = True,
+    paper: str = "A4",
     jobs: int = 1,
     light: bool | None = None,
 ) -> ReportResult:
@@ -62,7 +63,7 @@ def study_report(
     predictions, maps, model_info, run_info, repeats, curves: see ``ReportParts``; all optional, and what is missing is
     said on the pages. performance: output -> figure -> value or ``{"value", "low", "high"}``, for the study page.
     dicom: the folder with the scans, for a context of 72 mm around each crop. nodule_ids: those to show (all by
-    default). jobs: processes. light: smaller pages (default: from ``MANY`` nodules on).
+    default). jobs: processes. paper: of the PDF, A4 or Letter. light: smaller pages (by default from ``MANY`` nodules).
 
     A nodule that cannot be shown is listed on the page and in ``skipped.csv``; so is a PDF that the system cannot make.
     """
@@ -76,6 +77,7 @@ def study_report(
         run_info=run_info,
         context=None if dicom is None else partial(Scans(dicom).context, store),
         light=len(ids) >= MANY if light is None else light,
+        paper=check_paper(paper),
     )
     pages = write_pages(store, ids, out / "nodules", parts, pdf=pdf, jobs=jobs, study_link="../index.html")
     index = out / "index.html"

@@ -251,6 +251,18 @@ def test_pdf_is_tagged_with_embedded_fonts(study, tmp_path):
     assert "Why: CDAM map of every output" in bookmarks
 
 
+def test_letter_paper(study, tmp_path):
+    if not shutil.which("pdfinfo"):
+        pytest.skip("needs pdfinfo (Debian: poppler-utils)")
+    try:
+        path = pdf_module.write_pdf("<h1>One</h1>", tmp_path / "one.pdf", "Letter")
+    except DependencyError as error:
+        pytest.skip(str(error))
+    assert "letter" in subprocess.run(["pdfinfo", path], capture_output=True, text=True, check=True).stdout
+    with pytest.raises(UsageError, match="paper 'A5' is not known; choose one of A4, Letter"):
+        study_report(study.store, tmp_path, paper="A5")
+
+
 def test_predictions_of_other_nodules_are_not_mixed(study, tmp_path):
     other = pd.DataFrame([{**study.predictions.iloc[0].to_dict(), "nodule_id": "somebody-else"}])
     nodule_report(study.store, study.ids[0], tmp_path, predictions=other, pdf=False)

@@ -224,6 +224,20 @@ def test_readable_without_script_and_in_the_dark(browser, report, study):
     context.close()
 
 
+def test_touch_moves_the_planes(browser, report, study):
+    context = browser.new_context(has_touch=True, is_mobile=True, viewport={"width": 390, "height": 800})
+    tab = context.new_page()
+    tab.goto((report.index.parent / "nodules" / f"{study.ids[0]}.html").as_uri())
+    tab.wait_for_selector("#viewer.ready")
+    frame = tab.locator("#viewer figure[data-view=axial] .frame")
+    frame.scroll_into_view_if_needed()
+    box = frame.bounding_box()
+    tab.touchscreen.tap(box["x"] + 0.9 * box["width"], box["y"] + 0.5 * box["height"])
+    assert "x = −32.0 mm" in caption(tab, "sagittal")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    context.close()
+
+
 def test_study_table_sorts(browser, report, study):
     tab = browser.new_page()
     tab.goto(report.index.as_uri())
