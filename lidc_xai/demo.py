@@ -96,7 +96,7 @@ def run_demo(
 ) -> DemoResult:
     """Run every step into ``out``. Steps that are done already are not repeated."""
     from lidc_xai.models import load_model
-    from lidc_xai.nodule_maps import explain_store, load_maps
+    from lidc_xai.nodule_maps import maps_of_store
     from lidc_xai.predict import predict
     from lidc_xai.reporting import study_report
     from lidc_xai.run import current_argv, versions
@@ -127,8 +127,7 @@ def run_demo(
     write_json(out / "held_out.json", figures)
 
     say("4/5 explaining every output")
-    explain_store(model, study, out, methods=plan.methods, device="cpu")
-    maps = {method: {key: load_maps(out / "maps", key, method) for key in study.nodule_ids} for method in plan.methods}
+    maps = maps_of_store(model, study, out, study.nodule_ids, plan.methods)
 
     say("5/5 writing the report")
     result = study_report(

@@ -146,6 +146,19 @@ def explain_store(
     return wanted
 
 
+def maps_of_store(
+    model: NoduleModel,
+    store: CropStore,
+    folder: Path | str,
+    nodule_ids: Sequence[str],
+    methods: Sequence[str],
+    device: str = "cpu",
+) -> dict[str, dict[str, NoduleMaps]]:
+    """Method -> nodule id -> maps, read from ``folder/maps``; what is not there yet is computed into it."""
+    explain_store(model, store, folder, nodule_ids, methods, device)
+    return {name: {key: load_maps(Path(folder) / "maps", key, name) for key in nodule_ids} for name in methods}
+
+
 def weights_digest(model: torch.nn.Module) -> str:
     """SHA-256 over the names and values of a model's weights, in hexadecimal."""
     digest = hashlib.sha256()

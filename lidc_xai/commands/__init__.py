@@ -1,4 +1,16 @@
 """The verbs of the command line, one module a group; what they do lives in the rooms that they call."""
 
-GROUPS = ("demo", "splits", "annotations", "prepare", "training", "explain", "explain_image", "report", "info")
+GROUPS = (
+    "demo",
+    "splits",
+    "annotations",
+    "prepare",
+    "training",
+    "explain",
+    "explain_image",
+    "benchmark",
+    "report",
+    "export",
+    "info",
+)
 """Modules with a ``register(app)``, in the order of the help page."""

@@ -48,7 +48,7 @@ def explain(config: ExplainConfig, run: Run) -> None:
         for nodule_id in ids:
             for method in methods:
                 write_nifti_maps(load_maps(out / "maps", nodule_id, method), store.load(nodule_id), out / "nifti")
-    predictions = predict(model, [store.load(nodule_id) for nodule_id in ids])
+    predictions = predict(model, store, nodule_ids=ids)
     with atomic_path(out / "predictions.csv") as temporary:
         predictions.to_csv(temporary, index=False)
     run.results = {"nodules": len(ids), "methods": methods, "outputs": list(model.output_names)}

@@ -26,6 +26,7 @@ class PrepareConfig(Config):
     """
 
     dicom: Path | None = Field(None, description="Folder of LIDC-IDRI's DICOM series, in any layout.")
+    slices: Path | None = Field(None, description="Or the PNG edition of LIDC-IDRI: its zip or folder (HU estimated).")
     ct: Path | None = Field(None, description="Or one CT of your own: a DICOM folder, NIfTI, NRRD or MHD file.")
     points: Path | None = Field(
         None, description="With --ct: CSV of points in LPS mm, RAS mm or voxels (its header says)."
@@ -42,7 +43,10 @@ class PrepareConfig(Config):
 def prepare(config: PrepareConfig, run: Run) -> None:
     """Read, cut, write, and count what was left out."""
     out = need_out(config)
-    result = _from_own_ct(config, out) if config.ct else _from_lidc(config, out)
+    given = [name for name in ("dicom", "slices", "ct") if getattr(config, name)]
+    if len(given) != 1:
+        raise UsageError("give one of --dicom DIR (LIDC-IDRI), --slices ZIP (PNG edition), --ct PATH (your own)")
+    result = {"dicom": _from_lidc, "slices": _from_slices, "ct": _from_own_ct}[given[0]](config, out)
     run.skipped = result.skipped
     run.results = {"written": len(result.written), "already_done": len(result.kept), "skipped": len(result.skipped)}
     print(f"{out}: {len(result.written)} written, {len(result.kept)} already done, {len(result.skipped)} skipped")
@@ -53,8 +57,6 @@ def prepare(config: PrepareConfig, run: Run) -> None:
 def _from_lidc(config: PrepareConfig, out: Path) -> PrepareResult:
     from lidc_xai.imaging import prepare_dicom
 
-    if config.dicom is None:
-        raise UsageError("give --dicom DIR (LIDC-IDRI), or --ct PATH with --points or --mask (your own CT)")
     return prepare_dicom(
         need_path(config.dicom, "--dicom"),
         out,
@@ -67,11 +69,18 @@ def _from_lidc(config: PrepareConfig, out: Path) -> PrepareResult:
     )
 
 
+def _from_slices(config: PrepareConfig, out: Path) -> PrepareResult:
+    from lidc_xai.imaging import prepare_png
+
+    source = need_path(config.slices, "--slices")
+    return prepare_png(source, out, config.cohort, config.size_mm, config.spacing_mm, config.jobs)
+
+
 def _from_own_ct(config: PrepareConfig, out: Path) -> PrepareResult:
     from lidc_xai.imaging import prepare_mask, prepare_points
 
-    if config.dicom or (config.points is None) == (config.mask is None):
-        raise UsageError("--ct goes with --points or --mask (one of them), and without --dicom")
+    if (config.points is None) == (config.mask is None):
+        raise UsageError("--ct goes with --points or --mask, one of them")
     cut, flag, where = (
         (prepare_points, "--points", config.points) if config.points else (prepare_mask, "--mask", config.mask)
     )

@@ -34,7 +34,7 @@ def report(config: ReportConfig, run: Run) -> None:
     store_path = need_path(config.store, "--store")
     out = need_out(config)
     from lidc_xai.imaging import CropStore
-    from lidc_xai.nodule_maps import explain_store, load_maps
+    from lidc_xai.nodule_maps import maps_of_store
     from lidc_xai.predict import predict
     from lidc_xai.reporting import study_report
 
@@ -42,12 +42,11 @@ def report(config: ReportConfig, run: Run) -> None:
     model = need_model(config.model)
     ids, methods = words(config.nodule) or store.nodule_ids, words(config.method)
     maps_folder = need_path(config.maps, "--maps") if config.maps else out
-    explain_store(model, store, maps_folder, ids, methods, pick_device(config.device))
-    maps = {method: {key: load_maps(maps_folder / "maps", key, method) for key in ids} for method in methods}
+    maps = maps_of_store(model, store, maps_folder, ids, methods, pick_device(config.device))
     result = study_report(
         store,
         out,
-        predictions=predict(model, [store.load(key) for key in ids]),
+        predictions=predict(model, store, nodule_ids=ids),
         maps=maps,
         model_info=model.training_info,
         run_info={"argv": run.argv, "seed": config.seed, "versions": versions()},

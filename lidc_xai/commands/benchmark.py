@@ -1,0 +1,71 @@
+"""``lidc-xai benchmark``: how far the maps can be trusted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+from pydantic import Field
+
+from lidc_xai.commands.common import add_verb, need_model, need_out, need_path, pick_device, words
+from lidc_xai.config import Config, load_config
+from lidc_xai.run import Run, versions
+
+
+class BenchmarkConfig(Config):
+    """Measure explanations on a store's nodules.
+
+    Methods × metrics × outputs, case by case; a killed run goes on with the same command. Writes tidy Parquet, tables
+    in Markdown and HTML with the published figures beside, curves, and a report. Everything about the measuring is
+    under options: --set options.metrics=[fidelity,box].
+    """
+
+    store: Path | None = Field(None, description="A store made by prepare.")
+    model: str | None = Field(None, description="A model folder (RUN/model).")
+    nodule: list[str] = Field([], description="Nodule ids, separated by commas. All by default.")
+    views: list[str] = Field(["axial"], description="Planes to measure: axial, coronal, sagittal.")
+    jobs: int = Field(1, ge=1, description="Processes that share the cases.")
+    pdf: bool = Field(True, description="Also write PDF; off with --set pdf=false.")
+    options: dict[str, object] = Field({}, description="Fields of BenchmarkOptions.")
+
+
+def benchmark(config: BenchmarkConfig, run: Run) -> None:
+    """Measure, tabulate, report."""
+    store_path, out = need_path(config.store, "--store"), need_out(config)
+    from lidc_xai.evaluation.benchmark_options import BenchmarkOptions
+    from lidc_xai.evaluation.benchmark_report import write_benchmark
+    from lidc_xai.imaging import CropStore
+    from lidc_xai.nodule_cases import benchmark_store
+    from lidc_xai.reporting import benchmark_report
+
+    options = load_config(BenchmarkOptions, None, (), config.options)
+    store = CropStore(store_path)
+    model = need_model(config.model).to(pick_device(config.device))
+    found = benchmark_store(
+        model,
+        store,
+        out,
+        options,
+        nodule_ids=words(config.nodule) or None,
+        views=words(config.views),
+        jobs=config.jobs,
+    )
+    run.skipped = found.skipped
+    run.results = {"measured": found.measured, "already_there": found.found}
+    write_benchmark(out)
+    simulated = bool(store.manifest["simulated"].any())
+    info = {"argv": run.argv, "seed": config.seed, "versions": versions()}
+    page = benchmark_report(out, out / "report", simulated=simulated, run_info=info, pdf=config.pdf)
+    run.skipped += page.skipped
+    print(page.index)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's verbs."""
+    add_verb(
+        app,
+        "benchmark",
+        BenchmarkConfig,
+        benchmark,
+        "lidc-xai benchmark --store runs/store --model runs/cv --out runs/b",
+    )

@@ -1,0 +1,77 @@
+"""``lidc-xai export``: files that viewers open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import typer
+from pydantic import Field
+
+from lidc_xai.commands.common import add_verb, need_model, need_out, need_path, pick_device, words
+from lidc_xai.config import Config
+from lidc_xai.errors import UsageError
+from lidc_xai.run import Run
+
+
+class ExportConfig(Config):
+    """Export maps, masks, ratings and predictions as files that viewers open.
+
+    nifti and nrrd lie in patient space, on the crop's grid or on the scanner's own voxels. dicom writes a Segmentation
+    of the readers and their consensus, a Parametric Map per output, and a TID 1500 report, all in the source study.
+    """
+
+    store: Path | None = Field(None, description="A store made by prepare.")
+    model: str | None = Field(None, description="A model or run folder; without it only masks and ratings.")
+    maps: Path | None = Field(None, description="The folder that explain wrote to; else the maps are computed.")
+    nodule: list[str] = Field([], description="Nodule ids, separated by commas. All by default.")
+    method: list[str] = Field(["cdam"], description="Methods, separated by commas.")
+    format: list[str] = Field(["nifti"], description="nifti, nrrd, dicom, separated by commas.")
+    grid: Literal["crop", "scanner"] = Field("crop", description="Of nifti and nrrd: crop or scanner.")
+    dicom: Path | None = Field(None, description="The DICOM folder that the store was made from (dicom, grid scanner).")
+
+
+def export(config: ExportConfig, run: Run) -> None:
+    """Write each format into its own folder."""
+    store_path, out = need_path(config.store, "--store"), need_out(config)
+    formats = words(config.format)
+    unknown = sorted(set(formats) - {"nifti", "nrrd", "dicom"})
+    if unknown or not formats:
+        raise UsageError(f"--format {','.join(unknown)}: choose from nifti, nrrd, dicom")
+    if "dicom" in formats and config.dicom is None:
+        raise UsageError("--format dicom needs --dicom: the folder that the store was made from")
+    dicom = need_path(config.dicom, "--dicom") if config.dicom else None
+    from lidc_xai.imaging import CropStore
+    from lidc_xai.nodule_maps import maps_of_store
+    from lidc_xai.predict import predict
+    from lidc_xai.reporting import export_dicom, export_nifti
+
+    store = CropStore(store_path)
+    ids = words(config.nodule) or store.nodule_ids
+    model = need_model(config.model) if config.model else None
+    maps, predictions = {}, None
+    if model is not None:
+        folder = config.maps or out
+        maps = maps_of_store(model, store, folder, ids, words(config.method), pick_device(config.device))
+        predictions = predict(model, store, nodule_ids=ids)
+    results = []
+    volumes = [{"nifti": "nii.gz", "nrrd": "nrrd"}[name] for name in formats if name != "dicom"]
+    if volumes:
+        results.append(export_nifti(store, out / "volumes", maps, ids, config.grid, dicom, volumes))
+    if dicom is not None and "dicom" in formats:
+        name = Path(config.model).name if config.model else "no model"
+        results.append(export_dicom(store, out / "dicom", dicom, maps, predictions, ids, name))
+    run.skipped = [row for result in results for row in result.skipped]
+    run.results = {"files": sum(len(result.paths) for result in results)}
+    print(f"{out}: {run.results['files']} files")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's verbs."""
+    add_verb(
+        app,
+        "export",
+        ExportConfig,
+        export,
+        "lidc-xai export --store runs/store --model runs/cv --format nifti,dicom --dicom /data/LIDC-IDRI --out runs/x",
+    )
