@@ -99,12 +99,14 @@ def build_backbone(
     weights: str | Path | None = None,
     dropout: float = 0.0,
     head_dropout: float = 0.0,
+    any_size: bool = False,
 ) -> nn.Module:
     """A bare timm network by a name of ``list_backbones()`` or any timm name.
 
     ``num_classes=0`` gives features only; with classes the published classifier is loaded too where the file has one.
     ``weights``: None (random) | "pretrained" | path to the official file. ``dropout`` acts inside the blocks of a ViT,
-    ``head_dropout`` before the classifier.
+    ``head_dropout`` before the classifier. ``any_size`` lets a ViT take images of other sizes too, with interpolated
+    positions.
     """
     entry = BACKBONES.get(name)
     timm_name = entry.timm_name if entry else name
@@ -116,6 +118,8 @@ def build_backbone(
         arguments["proj_drop_rate"] = dropout
     if head_dropout:
         arguments["drop_rate"] = head_dropout
+    if any_size and "img_size" in arguments:
+        arguments["dynamic_img_size"] = True
     try:
         module = timm.create_model(timm_name, pretrained=False, num_classes=num_classes, **arguments)
     except TypeError as error:

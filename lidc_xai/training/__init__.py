@@ -13,7 +13,10 @@ if TYPE_CHECKING:
         LossOptions,
         ModelOptions,
         OptimiserOptions,
+        PretrainOptions,
     )
+    from lidc_xai.training.self_supervised import pretrain
+    from lidc_xai.training.sweeping import Range, SweepOptions, SweepResult, sweep
 
 # Modules are not called like the functions they hold: an imported submodule would hide the function of its name.
 _WHERE = {
@@ -24,11 +27,17 @@ _WHERE = {
     "LossOptions": "options",
     "ModelOptions": "options",
     "OptimiserOptions": "options",
+    "PretrainOptions": "options",
+    "Range": "sweeping",
+    "SweepOptions": "sweeping",
+    "SweepResult": "sweeping",
     "cross_validate": "cross_validation",
     "evaluate_predictions": "assessment",
     "fit": "fitting",
     "metric_difference": "bootstrap",
     "metric_interval": "bootstrap",
+    "pretrain": "self_supervised",
+    "sweep": "sweeping",
 }
 
 __all__ = [
@@ -39,11 +48,17 @@ __all__ = [
     "LossOptions",
     "ModelOptions",
     "OptimiserOptions",
+    "PretrainOptions",
+    "Range",
+    "SweepOptions",
+    "SweepResult",
     "cross_validate",
     "evaluate_predictions",
     "fit",
     "metric_difference",
     "metric_interval",
+    "pretrain",
+    "sweep",
 ]
 
 

@@ -82,9 +82,10 @@ class EpochBar(lightning.Callback):
         self._task = self._bar.add_task("", total=trainer.max_epochs, completed=trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
-        words = ", ".join(f"{name.removeprefix('val_')} {value:.3f}" for name, value in figures.items())
-        self._bar.update(self._task, advance=1, description=f"validation {words}")
+        figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        shown = {name: value for name, value in figures.items() if name.startswith("val_")} or figures
+        words = ", ".join(f"{name.replace('val_', 'validation ')} {value:.3f}" for name, value in shown.items())
+        self._bar.update(self._task, advance=1, description=words)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._stop()

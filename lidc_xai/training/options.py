@@ -112,16 +112,43 @@ class LossOptions(Options):
     )
 
 
-class FitOptions(Options):
+class MachineOptions(Options):
+    """How long, in what portions and on what hardware a network learns."""
+
+    epochs: int = Field(default=30, ge=1, description="Most epochs.")
+    batch_size: int = Field(default=32, ge=1, description="Nodules per step, over all processes.")
+    accumulate: int = Field(default=1, ge=1, description="Steps whose gradients are summed before the weights move.")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
+    devices: int = Field(default=1, ge=1, description="Processes (one per device) on each machine.")
+    nodes: int = Field(default=1, ge=1, description="Machines.")
+    seed: int = Field(default=0, ge=0, description="Seed of weights, order and augmentation.")
+    logs: bool = Field(default=True, description="TensorBoard logs in the run's folder (history.csv is always there).")
+
+
+class PretrainOptions(MachineOptions):
+    """Self-supervised learning (DINO) on the crops' own planes: no rating is read."""
+
+    backbone: str = Field(default="vit_small64_p8", description="A ViT of `info backbones` or any timm ViT.")
+    weights: str | None = Field(default=None, description="Where to start, as for a model (none: random).")
+    size: int | None = Field(default=None, ge=16, description="Side of the large views (none: the backbone's own).")
+    slices: int = Field(default=5, ge=1, description="Planes around the middle of each view to learn from (odd).")
+    epochs: int = Field(default=100, ge=1, description="Passes over all nodules and views.")
+    lr: float = Field(default=5e-4, gt=0, description="Highest learning rate (AdamW, cosine).")
+    weight_decay: float = Field(default=0.04, ge=0)
+    warmup_epochs: float = Field(default=10.0, ge=0, description="Linear warm-up of the learning rate.")
+    local_views: int = Field(default=6, ge=0, description="Small views per plane beside the two large ones.")
+    prototypes: int = Field(default=4096, ge=2, description="Length of the projection that student and teacher share.")
+    momentum: float = Field(default=0.996, ge=0, lt=1, description="Of the teacher at the start; 1 at the end.")
+
+
+class FitOptions(MachineOptions):
     """One training run."""
 
     model: ModelOptions = ModelOptions()
     augment: AugmentOptions = AugmentOptions()
     optimiser: OptimiserOptions = OptimiserOptions()
     loss: LossOptions = LossOptions()
-    epochs: int = Field(default=30, ge=1, description="Most epochs.")
-    batch_size: int = Field(default=32, ge=1, description="Nodules per step, over all processes.")
-    accumulate: int = Field(default=1, ge=1, description="Steps whose gradients are summed before the weights move.")
     trainable_tensors: int | None = Field(
         default=None, ge=0, description="Only the last k parameter tensors learn (paper)."
     )
@@ -138,12 +165,6 @@ class FitOptions(Options):
     calibration: Literal["platt", "temperature", "none"] = Field(
         default="platt", description="Fitted on the validation part."
     )
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
-    devices: int = Field(default=1, ge=1, description="Processes (one per device) on each machine.")
-    nodes: int = Field(default=1, ge=1, description="Machines.")
-    seed: int = Field(default=0, ge=0, description="Seed of weights, order and augmentation.")
-    logs: bool = Field(default=True, description="CSV and TensorBoard logs in the run's folder.")
 
     @model_validator(mode="after")
     def _one_depth(self) -> Self:

@@ -18,7 +18,7 @@ from lidc_xai.files import remove_half_written
 from lidc_xai.progress import progress_shown
 from lidc_xai.training.callbacks import BestWeights, EpochBar, History, quiet_lightning
 from lidc_xai.training.module import FitModule
-from lidc_xai.training.options import FitOptions
+from lidc_xai.training.options import FitOptions, MachineOptions
 
 
 def train(module: FitModule, options: FitOptions, folder: Path | None) -> tuple[pd.DataFrame, int]:
@@ -32,6 +32,20 @@ def train(module: FitModule, options: FitOptions, folder: Path | None) -> tuple[
     callbacks: list[lightning.Callback] = [history, best]
     if options.patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=options.patience, check_finite=False))
+    run_epochs(module, options, folder, callbacks, options.optimiser.clip)
+    module.model.load_state_dict(best.weights)
+    module.model.cpu().eval()
+    return history.table(), best.epoch
+
+
+def run_epochs(
+    module: lightning.LightningModule,
+    options: MachineOptions,
+    folder: Path | None,
+    callbacks: list[lightning.Callback],
+    clip: float | None,
+) -> None:
+    """Train ``module``, continuing from ``folder/checkpoints`` where a run was interrupted."""
     if progress_shown():
         callbacks.append(EpochBar())
     last = None
@@ -49,7 +63,7 @@ def train(module: FitModule, options: FitOptions, folder: Path | None) -> tuple[
     rng = torch.get_rng_state()
     try:
         with quiet_lightning():
-            trainer = lightning.Trainer(**_arguments(options, folder), callbacks=callbacks)
+            trainer = lightning.Trainer(**_arguments(options, folder), gradient_clip_val=clip, callbacks=callbacks)
             resume = str(last) if last is not None and last.is_file() else None
             trainer.fit(module, ckpt_path=resume, weights_only=True)
     except OSError as error:
@@ -64,9 +78,6 @@ def train(module: FitModule, options: FitOptions, folder: Path | None) -> tuple[
         raise KeyboardInterrupt from error
     finally:
         torch.set_rng_state(rng)
-    module.model.load_state_dict(best.weights)
-    module.model.cpu().eval()
-    return history.table(), best.epoch
 
 
 def is_first_process() -> bool:
@@ -74,7 +85,7 @@ def is_first_process() -> bool:
     return int(getattr(rank_zero_only, "rank", None) or 0) == 0
 
 
-def _arguments(options: FitOptions, folder: Path | None) -> dict[str, Any]:
+def _arguments(options: MachineOptions, folder: Path | None) -> dict[str, Any]:
     accelerator, devices = _device(options)
     arguments: dict[str, Any] = {
         "max_epochs": options.epochs,
@@ -83,7 +94,6 @@ def _arguments(options: FitOptions, folder: Path | None) -> dict[str, Any]:
         "num_nodes": options.nodes,
         "precision": options.precision,
         "accumulate_grad_batches": options.accumulate,
-        "gradient_clip_val": options.optimiser.clip,
         "logger": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
@@ -101,7 +111,7 @@ def _arguments(options: FitOptions, folder: Path | None) -> dict[str, Any]:
     return arguments
 
 
-def _device(options: FitOptions) -> tuple[str, int | list[int]]:
+def _device(options: MachineOptions) -> tuple[str, int | list[int]]:
     """Lightning's accelerator and devices for auto, cpu, cuda or cuda:N."""
     if options.device == "auto":
         return ("gpu" if torch.cuda.is_available() else "cpu"), options.devices
