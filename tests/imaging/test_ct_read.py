@@ -201,3 +201,18 @@ def test_a_point_in_ras_is_recognised(write_series, tmp_path):
     write_series(origin=(30.0, 40.0, -14.0))
     with pytest.raises(DataError, match="as RAS mm it would lie inside"):
         crop_nodule(read_ct(tmp_path / "ct"), (-35.0, -44.0, 0.0))
+
+
+def test_the_room_opens_without_heavy_libraries():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; import lidc_xai.imaging as imaging; imaging.extract_plane\n"
+        "heavy = [m for m in ('torch', 'SimpleITK', 'pydicom', 'pandas', 'matplotlib') if m in sys.modules]\n"
+        "import lidc_xai.imaging.prepare\n"
+        "heavy += [m for m in ('torch', 'monai', 'matplotlib', 'highdicom', 'pylidc') if m in sys.modules]\n"
+        "print(heavy)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
