@@ -27,6 +27,7 @@ from lidc_xai.training.baselines import baseline_features, baseline_predictions
 from lidc_xai.training.fitting import FitResult, fit
 from lidc_xai.training.options import FitOptions
 from lidc_xai.training.planes import PlaneBank, load_planes, targets_of
+from lidc_xai.training.sweeping import SweepOptions, sweep
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.store import CropStore
@@ -57,6 +58,7 @@ def cross_validate(
     folds: Sequence[int] | None = None,
     baselines: bool = True,
     final: bool = True,
+    search: SweepOptions | None = None,
     permute_labels: bool = False,
     resamples: int = 2000,
 ) -> CrossValidation:
@@ -65,7 +67,9 @@ def cross_validate(
     ``splits``: made before, or made here from ``n_folds``, ``split_seed`` and ``kind`` ("patient", or "paper": by
     nodule, the test part choosing the epoch, as published). ``folds``: only these (then there is no final model).
     ``final``: also train ``out/model`` on all patients. ``permute_labels``: a negative control whose ratings are dealt
-    out anew among the nodules. The same call continues a run that was killed.
+    out anew among the nodules. ``search``: before each fold, search the options on its own training and validation
+    parts (then there is no final model, which would need a search of its own). The same call continues a run that was
+    killed.
     """
     options, folder = options or FitOptions(), Path(out)
     manifest = _permuted(store.manifest, options.seed) if permute_labels else store.manifest
@@ -73,6 +77,8 @@ def cross_validate(
         share = options.validation_share if kind == "patient" else 0.0
         splits = make_splits(manifest, n_folds, split_seed, kind, share)  # type: ignore[arg-type]
     chosen = list(range(len(splits))) if folds is None else list(folds)
+    if search is not None and splits.leaks:
+        raise UsageError("a search needs a validation part apart from the test part; use splits of kind 'patient'")
     if not chosen:
         raise UsageError("folds: none was asked for; leave it out for all of them")
     run: dict[str, Any] = {
@@ -89,12 +95,12 @@ def cross_validate(
     tables = []
     for fold in chosen:
         say(f"fold {fold} ({chosen.index(fold) + 1} of {len(chosen)})")
-        tables.append(_fold(store, folder, options, splits, fold, bank, features, run))
+        tables.append(_fold(store, folder, options, search, splits, fold, bank, features, run))
     predictions = pd.concat(tables, ignore_index=True).sort_values("nodule_id", ignore_index=True)
     write_predictions(predictions, folder / PREDICTIONS)
     metrics = evaluate_predictions(folder / PREDICTIONS, folder, resamples=resamples, seed=options.seed)
     last = None
-    if final and folds is None and not permute_labels:
+    if final and folds is None and not permute_labels and search is None:
         say("final model on all patients")
         last = fit(store, folder, options=options, bank=bank, info={**run, "fold": None})
     return CrossValidation(folder, predictions, metrics, last)
@@ -104,6 +110,7 @@ def _fold(
     store: CropStore,
     folder: Path,
     options: FitOptions,
+    search: SweepOptions | None,
     splits: Splits,
     fold: int,
     bank: PlaneBank,
@@ -111,6 +118,12 @@ def _fold(
     run: dict[str, Any],
 ) -> pd.DataFrame:
     ids = splits.nodules(bank.manifest, fold)
+    if search is not None:
+        found = sweep(
+            store, folder / f"fold-{fold}" / "sweep", train_ids=ids.train, validation_ids=ids.validation, options=options,
+            search=search, bank=bank,
+        )  # fmt: skip
+        options = found.options
     result = fit(
         store, folder / f"fold-{fold}", train_ids=ids.train, validation_ids=ids.validation, options=options, bank=bank,
         patients_apart=not splits.leaks, info={**run, "fold": fold},

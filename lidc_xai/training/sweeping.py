@@ -7,6 +7,7 @@ kill and shared by several processes or machines.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +147,7 @@ def sweep(
 
 def _open_study(store: CropStore, folder: Path, base: FitOptions, search: SweepOptions) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     url = search.storage or f"sqlite:///{folder / 'study.db'}"
     direction: Literal["minimize", "maximize"] = "minimize" if search.objective == "loss" else "maximize"
     try:
@@ -153,7 +155,7 @@ def _open_study(store: CropStore, folder: Path, base: FitOptions, search: SweepO
         # again.
         storage = optuna.storages.RDBStorage(
             url, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=3 * HEARTBEAT_SECONDS,
-            heartbeat_stale_trial_callback=optuna.storages.RetryFailedTrialCallback(max_retry=2),
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=2),
         )  # fmt: skip
         study = optuna.create_study(study_name=search.study, storage=storage, direction=direction, load_if_exists=True)
     except Exception as error:  # the storage's driver decides what it raises
