@@ -88,15 +88,15 @@ def explain_images(
     if top < 1:
         raise UsageError(f"top is a number of classes from 1, not {top}")
     photos = find_photos(paths)
-    named = [find_method(name).name for name in methods if name != "all"]
-    chosen = {**(options or {})}
-    _check_options(named or list(METHODS), chosen)
+    given = dict(options or {})
+    _check_options([find_method(name).name for name in methods if name != "all"] or list(METHODS), given)
     classifier = load_classifier(model, weights, size=size, labels=labels, seed=seed)
     if classifier.random:
         say(f"{classifier.name}: {RANDOM}")
     wanted = [_find_class(classifier, target) for target in targets]
     names = _methods_for(classifier.model, methods)
-    network = classifier.model.to(device)
+    given = _with_common(names, given, seed, max_batch)
+    classifier.model.to(device)
     result = ExplainedImages()
     folders = _folders(photos, Path(out))
     for path in track(photos, "explain photographs", len(photos)):
@@ -105,19 +105,24 @@ def explain_images(
         except DataError as error:
             result.skipped.append(Skipped(path.name, "read", str(error)))
             continue
-        with torch.no_grad():
-            logits = network(photo.tensor.to(device))[0].float().cpu()
-        if not logits.isfinite().all():
-            raise ModelError(f"{classifier.name}: outputs are NaN or infinite for {path}; check the weights")
+        image = photo.tensor.to(device)
+        logits = _logits(classifier, image, path)
         classes = wanted or _most_probable(logits, top)
         asked = [index if score is None else SCORES[score](index) for index in classes]
-        given = _given_options(names, chosen, seed, max_batch)
-        found = explain(network, photo.tensor.to(device), asked, names, **given)
+        found = explain(classifier.model, image, asked, names, **given)
         _write(folders[path], photo, classifier, logits, classes, score, fit, found)
         result.folders.append(folders[path])
     if not result.folders:
         raise DataError(f"none of {len(photos)} pictures could be read; first: {result.skipped[0].reason}")
     return result
+
+
+def _logits(classifier: Classifier, image: Tensor, path: Path) -> Tensor:
+    with torch.no_grad():
+        logits = classifier.model(image)[0].float().cpu()
+    if not logits.isfinite().all():
+        raise ModelError(f"{classifier.name}: outputs are NaN or infinite for {path}; check the weights")
+    return logits
 
 
 def _check_options(names: Sequence[str], options: Mapping[str, Any]) -> None:
@@ -127,7 +132,7 @@ def _check_options(names: Sequence[str], options: Mapping[str, Any]) -> None:
         raise UsageError(str(error)) from None
 
 
-def _given_options(names: Sequence[str], options: Mapping[str, Any], seed: int, max_batch: int) -> dict[str, Any]:
+def _with_common(names: Sequence[str], options: Mapping[str, Any], seed: int, max_batch: int) -> dict[str, Any]:
     """The caller's options, and seed and max_batch where one of the methods has them."""
     known = {option for name in names for option in METHODS[name].options}
     common = {"seed": seed, "max_batch": max_batch}
