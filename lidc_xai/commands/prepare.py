@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 from pydantic import Field
@@ -32,6 +32,8 @@ class PrepareConfig(Config):
         None, description="With --ct: CSV of points in LPS mm, RAS mm or voxels (its header says)."
     )
     mask: Path | None = Field(None, description="With --ct: DICOM SEG, RTSTRUCT or label volume of the nodules.")
+    series_uid: str | None = Field(None, description="With --ct: which series of the folder.")
+    components: bool = Field(False, description="With --mask: every connected part is a nodule of its own.")
     cohort: str | None = Field(None, description="Only the nodules of a named cohort; see lidc-xai info cohorts.")
     size_mm: float = Field(32.0, gt=0, le=128, description="Side of the box in mm.")
     spacing_mm: float = Field(1.0, gt=0.1, le=5, description="Voxel of the crop in mm.")
@@ -81,11 +83,11 @@ def _from_own_ct(config: PrepareConfig, out: Path) -> PrepareResult:
 
     if (config.points is None) == (config.mask is None):
         raise UsageError("--ct goes with --points or --mask, one of them")
-    cut, flag, where = (
-        (prepare_points, "--points", config.points) if config.points else (prepare_mask, "--mask", config.mask)
-    )
-    ct, given = need_path(config.ct, "--ct"), need_path(where, flag)
-    return cut(ct, given, out, config.size_mm, config.spacing_mm, interpolation=config.interpolation)
+    ct, box = need_path(config.ct, "--ct"), (config.size_mm, config.spacing_mm)
+    options: dict[str, Any] = {"interpolation": config.interpolation, "series_uid": config.series_uid}
+    if config.points:
+        return prepare_points(ct, need_path(config.points, "--points"), out, *box, **options)
+    return prepare_mask(ct, need_path(config.mask, "--mask"), out, *box, components=config.components, **options)
 
 
 class CheckConfig(Config):
@@ -100,6 +102,7 @@ class CheckConfig(Config):
     points: Path | None = Field(None, description="CSV of points.")
     mask: Path | None = Field(None, description="DICOM SEG, RTSTRUCT or label volume.")
     nodule: str | None = Field(None, description="A LIDC nodule id.")
+    series_uid: str | None = Field(None, description="Which series of the folder.")
     system: Literal["lps", "ras", "voxel"] = Field("lps", description="Of --point: lps, ras (mm) or voxel.")
     size_mm: float = Field(32.0, gt=0, le=128, description="Side of the box in mm.")
 
@@ -118,6 +121,7 @@ def check(config: CheckConfig, run: Run) -> None:
         points=config.points,
         mask=config.mask,
         system=config.system,
+        series_uid=config.series_uid,
         size_mm=config.size_mm,
     )
     print("\n".join(found.lines))
