@@ -120,8 +120,8 @@ def _fold(
     ids = splits.nodules(bank.manifest, fold)
     if search is not None:
         found = sweep(
-            store, folder / f"fold-{fold}" / "sweep", train_ids=ids.train, validation_ids=ids.validation, options=options,
-            search=search, bank=bank,
+            store, folder / f"fold-{fold}" / "sweep", train_ids=ids.train, validation_ids=ids.validation,
+            options=options, search=search, bank=bank,
         )  # fmt: skip
         options = found.options
     result = fit(

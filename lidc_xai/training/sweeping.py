@@ -147,17 +147,19 @@ def sweep(
 
 def _open_study(store: CropStore, folder: Path, base: FitOptions, search: SweepOptions) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     url = search.storage or f"sqlite:///{folder / 'study.db'}"
     direction: Literal["minimize", "maximize"] = "minimize" if search.objective == "loss" else "maximize"
     try:
-        # A heartbeat tells a trial that is running elsewhere from one whose process was killed: that one is tried
-        # again.
-        storage = optuna.storages.RDBStorage(
-            url, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=3 * HEARTBEAT_SECONDS,
-            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=2),
-        )  # fmt: skip
-        study = optuna.create_study(study_name=search.study, storage=storage, direction=direction, load_if_exists=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # A heartbeat tells a trial that runs elsewhere from one whose process was killed: that one is tried again.
+            storage = optuna.storages.RDBStorage(
+                url, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=3 * HEARTBEAT_SECONDS,
+                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=2),
+            )  # fmt: skip
+            study = optuna.create_study(
+                study_name=search.study, storage=storage, direction=direction, load_if_exists=True
+            )
     except Exception as error:  # the storage's driver decides what it raises
         reason = str(error).splitlines()[0][:160]
         raise UsageError(f"storage {url}: cannot be opened ({reason}); give an Optuna storage URL") from error

@@ -1,0 +1,118 @@
+"""Metrics against scikit-learn and SciPy, weights against repetition, intervals against plain resampling."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics as reference
+
+from lidc_xai.annotations import select_cohort
+from lidc_xai.evaluation.statistics import Interval
+from lidc_xai.training import metrics
+from lidc_xai.training.bootstrap import mcnemar, metric_difference, metric_interval, patient_weights
+from lidc_xai.training.noise_floor import reader_noise
+
+
+@pytest.fixture
+def sample() -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Labels, tied probabilities, patients with one to three nodules."""
+    noise = np.random.default_rng(3)
+    y = (noise.random(120) < 0.4).astype(float)
+    probability = np.round(np.clip(0.3 * y + noise.random(120) * 0.7, 0, 1), 2)
+    return y, probability, [f"P{i}" for i in np.sort(noise.integers(0, 60, 120))]
+
+
+def test_classification_figures_equal_scikit_learns(sample: tuple) -> None:
+    y, p, _ = sample
+    assert np.isclose(metrics.auc(y, p), reference.roc_auc_score(y, p))
+    assert np.isclose(metrics.accuracy(y, p), reference.accuracy_score(y, p >= 0.5))
+    assert np.isclose(metrics.sensitivity(y, p), reference.recall_score(y, p >= 0.5))
+    assert np.isclose(metrics.specificity(y, p), reference.recall_score(1 - y, p < 0.5))
+    assert np.isclose(metrics.brier(y, p), reference.brier_score_loss(y, p))
+
+
+def test_calibration_error_by_hand() -> None:
+    y, p = np.array([1.0, 0.0, 1.0, 0.0]), np.array([0.9, 0.95, 0.15, 0.1])
+    assert np.isclose(metrics.expected_calibration_error(y, p), (abs(1.85 - 1) + abs(0.25 - 1)) / 4)
+    assert metrics.expected_calibration_error(np.array([1.0, 1.0]), np.array([1.0, 1.0])) == 0.0
+
+
+def test_regression_figures_equal_references(sample: tuple) -> None:
+    y, p, _ = sample
+    value = y + p
+    assert np.isclose(metrics.mean_squared(y, value), reference.mean_squared_error(y, value))
+    assert np.isclose(metrics.mean_absolute(y, value), reference.mean_absolute_error(y, value))
+    assert np.isclose(metrics.r_squared(p, value), reference.r2_score(p, value))
+    assert np.isclose(metrics.spearman(y, value), stats.spearmanr(y, value).statistic)
+
+
+@pytest.mark.parametrize("name", ["auc", "spearman", "r_squared", "expected_calibration_error", "sensitivity"])
+def test_a_weight_is_a_repetition(name: str, sample: tuple) -> None:
+    y, p, patients = sample
+    weights = patient_weights(patients, resamples=20, seed=1)
+    metric = getattr(metrics, name)
+    found = metric(y, p, weights)
+    for row, value in zip(weights, found, strict=True):
+        times = row.astype(int)
+        assert np.isclose(metric(np.repeat(y, times), np.repeat(p, times)), value)
+
+
+def test_undefined_is_nan() -> None:
+    one_class, p = np.ones(4), np.array([0.1, 0.2, 0.3, 0.4])
+    assert np.isnan(metrics.auc(one_class, p))
+    assert np.isnan(metrics.specificity(one_class, p))
+    assert np.isnan(metrics.r_squared(one_class, p))
+    assert np.isnan(metrics.spearman(one_class, p))
+    assert np.isnan(metrics.auc(np.empty(0), np.empty(0)))
+
+
+def test_interval_draws_patients_not_nodules(sample: tuple) -> None:
+    y, p, patients = sample
+    interval = metric_interval(metrics.auc, y, p, patients, resamples=500)
+    assert isinstance(interval, Interval)
+    assert interval.low < interval.mean < interval.high
+    assert (interval.n, interval.clusters) == (120, len(set(patients)))
+    # the same nodules entered ten times over under their own patients say nothing new; as new patients, they would
+    many, same = np.tile(y, 10), np.tile(p, 10)
+    kept = metric_interval(metrics.auc, many, same, patients * 10, resamples=500)
+    spread = metric_interval(metrics.auc, many, same, [str(i) for i in range(1200)], resamples=500)
+    assert np.isclose(kept.high - kept.low, interval.high - interval.low)
+    assert spread.high - spread.low < 0.5 * (kept.high - kept.low)
+    gaps = metric_interval(metrics.auc, np.append(y, np.nan), np.append(p, 0.5), [*patients, "Q"], resamples=50)
+    assert gaps.undefined == 1
+    assert gaps.mean == interval.mean
+    assert metric_interval(metrics.auc, y[:2], p[:2], ["A", "A"]).note == "no interval from a single patient"
+
+
+def test_paired_difference(sample: tuple) -> None:
+    y, p, patients = sample
+    same = metric_difference(metrics.auc, y, p, p, patients, resamples=200)
+    assert (same.difference, same.low, same.high, same.p) == (0.0, 0.0, 0.0, 1.0)
+    better = metric_difference(metrics.auc, y, y * 0.8 + 0.1, p, patients, resamples=500)
+    assert better.low > 0
+    assert better.p < 0.01
+    assert np.isclose(better.difference, 1 - metrics.auc(y, p))
+
+
+def test_mcnemar_counts_disagreements() -> None:
+    y = np.ones(10)
+    first, second = np.full(10, 0.9), np.array([0.9] * 4 + [0.1] * 6)
+    assert np.isclose(mcnemar(y, first, second), stats.binomtest(6, 6).pvalue)
+    assert mcnemar(y, first, first) == 1.0
+
+
+def test_noise_floor_of_made_up_readers() -> None:
+    noise = np.random.default_rng(0)
+    truth = noise.normal(0, 2.0, 4000)
+    votes = truth[:, None] + noise.normal(0, 1.0, (4000, 4))
+    found = reader_noise(votes.mean(1), votes.std(1, ddof=1), np.full(4000, 4))
+    assert abs(found.icc - 4 / 5) < 0.02
+    assert abs(found.floor_mse_z - 0.25 / 4.25) < 0.004
+
+
+def test_noise_floor_of_the_cohort_is_the_published_table() -> None:
+    cohort = select_cohort("paper854")
+    table = {"malignancy": (0.56, 0.18), "sphericity": (0.26, 0.43), "texture": (0.55, 0.18), "diameter": (0.94, 0.02)}
+    for name, (icc, floor) in table.items():
+        columns = (cohort[column].to_numpy(float) for column in (name, f"{name}_sd", "n_readers"))
+        found = reader_noise(*columns)
+        assert (round(found.icc, 2), round(found.floor_mse_z, 2)) == (icc, floor), name
