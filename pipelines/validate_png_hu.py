@@ -4,9 +4,9 @@
         --dicom ../shared/lidc/dicom/LIDC-IDRI-0001 --volumes ../shared/lidc/volumes51.npz --out runs/png_hu.json
 
 Per nodule: median difference (estimated minus true) over lung (-960 to -700 HU) and over soft tissue (-150 to 250 HU),
-after both were smoothed alike. Beside it the same for one fixed scale for all pictures (-1010 to 1070 HU). ``volumes``:
-cubes of 51 mm at 1 mm, named N_nodM_annK for patient N + 1; a cube counts where a picture of that patient is found in it
-(correlation above 0.97).
+after both were smoothed alike. Beside it the same for one fixed scale for all pictures (-1010 to 1070 HU). The volumes
+are cubes of 51 mm at 1 mm, named N_nodM_annK for patient N + 1; a cube counts where a picture of that patient is found
+in it (correlation above 0.97).
 """
 
 from __future__ import annotations
@@ -52,9 +52,8 @@ def main() -> None:
             errors = np.abs([row[method][tissue] for row in rows if row[method][tissue] is not None])
             median, most, mean = float(np.median(errors)), float(np.percentile(errors, 90)), float(errors.mean())
             summary[f"{method}_{tissue}"] = {"n": len(errors), "median": median, "p90": most, "mean": mean}
-            print(
-                f"{method:9s} {tissue}: n {len(errors)}  |error| median {median:.0f}  90 % {most:.0f}  mean {mean:.0f} HU"
-            )
+            numbers = f"median {median:.0f}  90 % {most:.0f}  mean {mean:.0f} HU"
+            print(f"{method:9s} {tissue}: n {len(errors)}  |error| {numbers}")
     write_json(options.out, {"summary": summary, "nodules": rows})
 
 

@@ -63,9 +63,9 @@ def prepare_png(
     """Turn the nodules of the PNG edition (a zip or a folder) into the store ``out``.
 
     ``cohort``: a name of :data:`~lidc_xai.annotations.COHORTS`, or ``None`` for all. ``jobs``: worker processes. Every
-    nodule of the edition is written, or is a row of ``skipped.csv`` with its reason. The manifest's ``issues`` say where
-    masks and annotations disagree, and where the HU are in doubt. Raises UsageError for a path that is not the edition, an
-    unknown cohort, or a store made by another rule.
+    nodule of the edition is written, or is a row of ``skipped.csv`` with its reason. The manifest's ``issues`` say
+    where masks and annotations disagree, and where the HU are in doubt. Raises UsageError for a path that is not the
+    edition, an unknown cohort, or a store made by another rule.
     """
     voxels_per_side(size_mm, spacing_mm)
     if jobs == 0 or jobs < -1:

@@ -17,8 +17,8 @@ from lidc_xai.errors import DataError
 from lidc_xai.imaging.contours import GridBox, contours_box, contours_mask, mask_bounds
 from lidc_xai.imaging.png_source import PngNodule
 
-CERTAIN = 0.9
-LEAST = 0.5
+CERTAIN = 0.999
+LEAST = 0.75
 """Dice between the edition's masks and the annotations: at once believed, and least that is accepted."""
 
 

@@ -19,7 +19,7 @@ from lidc_xai.imaging.simulate.tissues import Tissues
 
 STRIDE = 4
 AIR, LUMEN, FAT, MUSCLE, WALL, LIVER, TABLE = -1000.0, -985.0, -105.0, 57.0, 30.0, 62.0, -120.0
-CORTEX, MARROW = 620.0, 170.0
+CORTEX, MARROW = 1050.0, 170.0
 TABLE_MM = 3.0
 FIELDS = ("body", "muscles", "cage", "organs", "bones", "airways", "diaphragm", "lungs", "table")
 
