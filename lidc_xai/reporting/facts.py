@@ -105,14 +105,15 @@ def independence(
     if out_of_fold is False or (out_of_fold is None and patient in trained):
         text = "The model was trained on this patient. Its figures here say nothing about how well it does on new ones."
         return {"status": "trained_on", "text": text}
-    if out_of_fold:
-        text = "Out of fold: the model that made this prediction was trained without this patient."
-        if fold is not None:
-            text = f"Out of fold: the model of fold {fold:.0f} was trained without this patient."
+    if out_of_fold and fold is not None:
+        text = f"Out of fold: the model of fold {fold:.0f} was trained without this patient."
         return {"status": "independent", "text": text}
     if trained:
-        return {"status": "independent", "text": f"This patient is not among the {len(trained)} training patients."}
-    return {"status": "unknown", "text": "It is not recorded whether the model was trained on this patient."}
+        text = f"Out of fold: this patient is not among the {len(trained)} that the model was trained and chosen on."
+        return {"status": "independent", "text": text}
+    if out_of_fold and model_info is None:
+        return {"status": "independent", "text": "Out of fold: the model was trained without this patient."}
+    return {"status": "unknown", "text": "The model does not record which patients it was trained on."}
 
 
 def _training_patients(model_info: Mapping[str, Any] | None) -> set[str]:
@@ -161,7 +162,7 @@ def _prediction(name: str, prediction: Mapping[str, Any] | None) -> dict[str, An
         value, sd = number(prediction, name), number(prediction, f"{name}_sd")
         low = high = None
         extra = {}
-        text = words(prediction, f"{name}_words")
+        text = words(prediction, f"{name}_words") if name != "diameter" else ""
         if not text and value is not None and name != "diameter":
             text = SCALES[name].in_words(value)
     if value is None:

@@ -10,6 +10,7 @@ from lidc_xai.reporting.values import number, truth, words
 
 THICK_SLICES_MM = 2.5
 WIDE_DISAGREEMENT = 1.0
+WIDE_VIEWS = 0.2
 
 
 def _flag(level: str, title: str, text: str) -> dict[str, str]:
@@ -90,7 +91,7 @@ def _reader_flags(row: Mapping[str, Any], readings: Mapping[str, Mapping[str, An
 
 def _model_flags(prediction: Mapping[str, Any] | None) -> list[dict[str, str]]:
     low, high = (number(prediction, f"malignancy_probability_{end}") for end in ("low", "high"))
-    if low is None or high is None or not low < 0.5 < high:
+    if low is None or high is None or not low < 0.5 < high or high - low < WIDE_VIEWS:
         return []
     text = f"Read from single planes, the probability runs from {low:.2f} to {high:.2f}, across 0.5."
     return [_flag("note", "Views disagree", text)]

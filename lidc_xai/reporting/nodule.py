@@ -83,6 +83,7 @@ def _page_values(crop: NoduleCrop, parts: NoduleParts, facts: dict[str, Any]) ->
         "methods": methods,
         "primary": next((item for item in methods if item["facts"]["method"] == primary), None),
         "facts_extent": _extent(crop),
+        "context_padded": parts.context is not None and parts.context.padded,
         "has_context": parts.context is not None and not parts.light,
         "unit_of": UNITS,
     }

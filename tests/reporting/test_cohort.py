@@ -57,7 +57,7 @@ def cohort(made, tmp_path_factory):
     store.manifest["label"] = pd.array([place % 2 for place in range(24)], dtype="Int64")
     (root / "store" / "skipped.csv").write_text("nodule_id,stage,reason\nLIDC-IDRI-0900-s1-n0,read,no such series\n")
     predictions = out_of_fold(store)
-    metrics = evaluate_predictions(predictions, resamples=100)
+    metrics = evaluate_predictions(predictions, resamples=20)
     exclusions = pd.DataFrame(
         {
             "nodule_id": [f"X-{k}" for k in range(5)],

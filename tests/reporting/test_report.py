@@ -21,7 +21,8 @@ def written(study, tmp_path_factory):
     """The study as HTML."""
     return study_report(
         study.store, tmp_path_factory.mktemp("report"), study.predictions, study.maps,
-        model_info={"seed": 44, "train_patients": []}, run_info={"argv": ["lidc-xai", "report"]}, pdf=False,
+        model_info={"seed": 44, "train_patients": ["LIDC-IDRI-0999"]},
+        run_info={"argv": ["lidc-xai", "report"]}, pdf=False,
     )  # fmt: skip
 
 
