@@ -1,4 +1,4 @@
-"""``lidc-xai train``, ``cross-validate``, ``evaluate`` and ``predict``: from a store to a model and its figures."""
+"""Verbs from a store to a model and its figures: train, cross-validate, sweep, pretrain, evaluate, predict."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import typer
 from pydantic import Field
 
 from lidc_xai.commands.common import add_verb, need_out, need_path, pick_device, words
-from lidc_xai.config import Config
+from lidc_xai.config import Config, load_config
 from lidc_xai.errors import UsageError
 from lidc_xai.run import Run
-from lidc_xai.training.options import FitOptions
+from lidc_xai.training.options import FitOptions, PretrainOptions
 
 
 class TrainConfig(Config):
@@ -64,6 +64,54 @@ def cross_validate_verb(config: CrossValidateConfig, run: Run) -> None:
     run.results = {"nodules": len(result.predictions)}
     _show(result.metrics)
     print(out / "metrics.json")
+
+
+class SweepConfig(TrainConfig):
+    """Search for training options.
+
+    Optuna over the paper's ranges, judged on a validation part; a killed search goes on with the same command, and
+    several processes or machines may share one --set search.storage=URL. Writes sweep.csv and best.yaml.
+    """
+
+    search: dict[str, object] = Field({}, description="Fields of SweepOptions.")
+
+
+def sweep_verb(config: SweepConfig, run: Run) -> None:
+    """Search and say what was best."""
+    store_path, out = need_path(config.store, "--store"), need_out(config)
+    from lidc_xai.imaging import CropStore
+    from lidc_xai.training import SweepOptions, sweep
+    from lidc_xai.training.parts import split_off_validation
+
+    search = load_config(SweepOptions, None, (), config.search)
+    store, options = CropStore(store_path), _options(config)
+    train_ids, validation_ids = split_off_validation(store.manifest, store.nodule_ids, options)
+    found = sweep(store, out, train_ids=train_ids, validation_ids=validation_ids, options=options, search=search)
+    run.results = {"best_trial": found.number, "value": found.value, "trials": len(found.trials)}
+    print(f"{out / 'best.yaml'} (trial {found.number}: {search.objective} {found.value:.4f})")
+
+
+class PretrainConfig(Config):
+    """Learn a backbone from the crops' own planes, without ratings.
+
+    DINO on the planes of a store: a start for a site that cannot fetch published weights. Use it with
+    --set fit.model.weights=OUT/backbone.safetensors. Only training patients belong into the store.
+    """
+
+    store: Path | None = Field(None, description="A store made by prepare.")
+    pretrain: PretrainOptions = PretrainOptions()
+
+
+def pretrain_verb(config: PretrainConfig, run: Run) -> None:
+    """Pre-train and say where the weights are."""
+    store_path, out = need_path(config.store, "--store"), need_out(config)
+    from lidc_xai.imaging import CropStore
+    from lidc_xai.training import pretrain
+
+    given: dict[str, Any] = {
+        name: getattr(config, name) for name in ("seed", "device") if name in config.model_fields_set
+    }
+    print(pretrain(CropStore(store_path), out, options=config.pretrain.model_copy(update=given)))
 
 
 class EvaluateConfig(Config):
@@ -144,6 +192,8 @@ def register(app: typer.Typer) -> None:
         cross_validate_verb,
         "lidc-xai cross-validate --store runs/store --out runs/cv --folds 5",
     )
+    add_verb(app, "sweep", SweepConfig, sweep_verb, "lidc-xai sweep --store runs/store --out runs/sweep")
+    add_verb(app, "pretrain", PretrainConfig, pretrain_verb, "lidc-xai pretrain --store runs/store --out runs/start")
     add_verb(app, "evaluate", EvaluateConfig, evaluate, "lidc-xai evaluate --predictions runs/cv/predictions.csv")
     add_verb(
         app, "predict", PredictConfig, predict_verb, "lidc-xai predict --store runs/store --model runs/cv --out runs/p"
