@@ -157,3 +157,17 @@ class TestStore:
             simulate_store(tmp_path / "s", [nodule], 5)
         with pytest.raises(UsageError, match="independent"):
             simulate_store(tmp_path / "t", [nodule], independent=True, ratings={nodule.nodule_id: {"texture": 2}})
+
+
+class TestWall:
+    def test_a_nodule_at_the_pleura_stays_in_the_lung(self, by_id: dict[str, Nodule]) -> None:
+        """LIDC-IDRI-0296-s1-n0 reaches the chest wall with seed 5: no ground-glass and no cause inside the wall."""
+        nodule = by_id["LIDC-IDRI-0296-s1-n0"]
+        glass = {"texture": 1, "spiculation": 5, "calcification": 6, "margin": 5, "subtlety": 5}
+        crop, causes = simulate_crop(nodule, 5, ratings=glass)
+        wall = ndimage.binary_opening(
+            simulate_crop(nodule, 5, ratings={**glass, "spiculation": 1})[0].ct > -200, iterations=3
+        )
+        assert wall.sum() > 200
+        assert not (causes["spiculation"] & ndimage.binary_erosion(wall, iterations=2)).any()
+        assert crop.ct[ndimage.binary_erosion(wall, iterations=2)].min() > -250

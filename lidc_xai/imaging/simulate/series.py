@@ -12,7 +12,7 @@ from lidc_xai.annotations.nodule import Nodule
 from lidc_xai.errors import UsageError
 from lidc_xai.imaging.simulate.chest import LUMEN, WALL, ChestSlice, Tissue, draw_tissue, render_chest
 from lidc_xai.imaging.simulate.expression import express, with_ratings
-from lidc_xai.imaging.simulate.grid import IMAGE_PIXELS, Grid, stream
+from lidc_xai.imaging.simulate.grid import IMAGE_PIXELS, Floats, Grid, stream
 from lidc_xai.imaging.simulate.lesion import Drawn, draw_nodule
 from lidc_xai.imaging.simulate.lungs import Branches, branches
 from lidc_xai.imaging.simulate.outline import Outline, nodule_outline
@@ -41,9 +41,9 @@ class CauseMasks(Mapping[str, dict[str, NDArray[np.bool_]]]):
 
     def __getitem__(self, nodule_id: str) -> dict[str, NDArray[np.bool_]]:
         drawn = self.drawn[nodule_id]
-        whole = {name: np.zeros(self.shape, bool) for name in drawn.causes}
-        for name, mask in drawn.causes.items():
-            whole[name][drawn.box] = mask
+        whole = {name: np.zeros(self.shape, bool) for name, mask in drawn.causes.items() if mask.any()}
+        for name, mask in whole.items():
+            mask[drawn.box] = drawn.causes[name]
         return whole
 
     def __iter__(self) -> Iterator[str]:
@@ -179,17 +179,27 @@ def _render_slab(scene: Scene, part: Grid, drawn: Mapping[str, Drawn], start: in
     blood, lumen = (tube_share(part, tubes) for tubes in (scene.branches.blood, scene.branches.bronchi))
     walls = tube_share(part, scene.branches.bronchi.wider(BRONCHUS_WALL_MM))
     for k, chest in enumerate(render_chest(part, scene.thorax, scene.tissue, scene.seed, scene.name)):
-        hu, through = chest.hu, blood[k] * chest.lung
+        hu, through = chest.hu, blood[k] * np.float32(chest.lung)
         hu += walls[k] * (WALL - hu) * chest.lung
         for one in drawn.values():
             slices, rows, columns = one.box
             if slices.start <= start + k < slices.stop:
-                n = start + k - slices.start
-                hu[rows, columns] += one.hu[n] - one.opacity[n] * hu[rows, columns]
-                through[rows, columns] *= 1 - np.minimum(one.solid[n], 1)
+                lung = np.broadcast_to(np.float32(chest.lung), hu.shape)[rows, columns]
+                _add_nodule(one, start + k - slices.start, lung, hu[rows, columns], through[rows, columns])
         hu += through * (scene.tissue.blood - hu)
         hu += lumen[k] * chest.lung * (LUMEN - hu)
         yield chest
+
+
+def _add_nodule(one: Drawn, n: int, lung: Floats, hu: Floats, through: Floats) -> None:
+    """Put slice ``n`` of a nodule into ``hu`` and out of the way of vessels, as far as there is lung.
+
+    What an outline has in the chest wall cannot be seen there, and is no cause.
+    """
+    hu += lung * (one.hu[n] - one.opacity[n] * hu)
+    through *= 1 - lung * np.minimum(one.solid[n], 1)
+    for mask in one.causes.values():
+        mask[n] &= lung > 0.5
 
 
 def as_volume(nodule: Nodule, grid: Grid, array: NDArray[np.float32]) -> CTVolume:
