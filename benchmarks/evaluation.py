@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--models", default="demo,dino_vits16", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--images", type=int, default=4, help="images whose maps are measured")
     parser.add_argument("--batch", type=int, default=32, help="images per forward pass")
+    parser.add_argument("--boxes", type=int, default=100, help="boxes of each of the ten sizes")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each; the median counts")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="write the figures here too")
@@ -60,11 +61,14 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float | str]:
     maps = torch.randn(options.images, size // patch, size // patch, generator=generator)
     ready = torch.randn(options.batch, 3, size, size, generator=generator).to(options.device)
     perturbed = options.images * 2 * 19 + 2 * options.images
-    boxed = options.images * (10 * 100 + 1)
+    boxed = options.images * (10 * options.boxes + 1)
     ways = {
         "ceiling": (perturbed, lambda: plain(model, ready, perturbed)),
         "fidelity": (perturbed, lambda: fidelity(model, images, maps, "malignancy", max_batch=options.batch)),
-        "boxes": (boxed, lambda: box_sensitivity(model, images, maps, "malignancy", max_batch=options.batch)),
+        "boxes": (
+            boxed,
+            lambda: box_sensitivity(model, images, maps, "malignancy", boxes=options.boxes, max_batch=options.batch),
+        ),
         "straightforward": (21 * 2, lambda: straightforward(model, images[:1], maps[:1])),
     }
     for _, run in ways.values():  # warm up

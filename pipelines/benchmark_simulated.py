@@ -1,9 +1,9 @@
 """The benchmark with a right answer: every method on simulated nodules whose causes are known.
 
-Ratings are drawn independently of each other, so that a model cannot read one from another. The model learns from other
+Ratings are drawn independently of each other, so that a model cannot read one from another; it learns from other
 patients. Steps, each kept and not repeated: crops of training and test patients (the test crops once more without each
-cause), the model and its held-out figures, the benchmark, the sanity checks, a control model for which one biomarker was
-switched off, tables and findings.
+cause), the model and its held-out figures, the benchmark, the sanity checks, a control model for which one biomarker
+was switched off, tables and findings.
 
     python pipelines/benchmark_simulated.py --config configs/benchmark_simulated.yaml --out runs/benchmark-simulated
     python pipelines/benchmark_simulated.py --limit 6 --out runs/dry        # a dry run: every step, small
