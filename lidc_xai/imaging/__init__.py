@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from lidc_xai.imaging.nodule_crop import NoduleCrop
     from lidc_xai.imaging.own_ct import prepare_mask, prepare_points
     from lidc_xai.imaging.planes import VIEWS, Plane, extract_plane
+    from lidc_xai.imaging.png_edition import prepare_png
     from lidc_xai.imaging.prepare import PrepareResult, prepare_dicom
     from lidc_xai.imaging.reading import read_ct
     from lidc_xai.imaging.simulate import simulate_ct
@@ -27,6 +28,7 @@ _WHERE = {
     "extract_plane": "planes",
     "prepare_dicom": "prepare",
     "prepare_mask": "own_ct",
+    "prepare_png": "png_edition",
     "prepare_points": "own_ct",
     "read_ct": "reading",
     "simulate_ct": "simulate",
@@ -45,6 +47,7 @@ __all__ = [
     "extract_plane",
     "prepare_dicom",
     "prepare_mask",
+    "prepare_png",
     "prepare_points",
     "read_ct",
     "simulate_ct",
