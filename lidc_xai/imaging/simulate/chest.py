@@ -6,7 +6,7 @@ the surface is oblique, as the part of it that one slice's thickness sees.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,12 +50,12 @@ class ChestSlice:
 def render_chest(grid: Grid, thorax: Thorax, tissue: Tissue, seed: int, name: str) -> Iterator[ChestSlice]:
     """The slices of ``grid``, in order."""
     fields = _coarse_fields(grid, thorax)
-    up = _upsampler(grid)
+    up = _Upsampler(grid)
     fat_grain = _patchwork(grid, 5.0, seed, name, "fat")
     lung_grain = _patchwork(grid, 7.0, seed, name, "lung")
     back = ((grid.y_mm - thorax.centre[1]) / thorax.half[1]).clip(-1, 1)[:, None]
     for k in range(len(grid.z_mm)):
-        share = {name: _share(fields[name][0][k], fields[name][1][k], up) for name in FIELDS if name != "table"}
+        share = {field: _share(*(part[k] for part in fields[field]), up) for field in FIELDS if field != "table"}
         hu = _soft_tissue(share, up(fields["body"][0][k]), tissue, 9 * fat_grain(k))
         hu = _bones(hu, share["bones"], fields["bones"][0][k], up, 25 * fat_grain(k))
         hu = _mix(hu, WALL, _share(fields["airways"][0][k] - 2.0, fields["airways"][1][k], up))
@@ -89,7 +89,7 @@ def _coarse(n: int) -> int:
     return (n - 1) // STRIDE + 2
 
 
-class _upsampler:
+class _Upsampler:
     """Linear interpolation from every fourth pixel to all, as two matrix products."""
 
     def __init__(self, grid: Grid) -> None:
@@ -108,7 +108,7 @@ def _weights(n: int) -> NDArray[np.float32]:
     return weights
 
 
-def _share(distance: Floats, width: Floats, up: _upsampler) -> NDArray[np.float32] | float:
+def _share(distance: Floats, width: Floats, up: _Upsampler) -> NDArray[np.float32] | float:
     """Share of each pixel inside; a plain number where the whole slice is out or in."""
     ratio = distance / width
     if ratio.min() >= 0.5:
@@ -135,21 +135,21 @@ def _soft_tissue(share: dict, body: Floats, tissue: Tissue, grain: Floats) -> Fl
     return _mix(hu, LIVER + 0.5 * grain, below)
 
 
-def _bones(hu: Floats, share: Floats | float, distance: Floats, up: _upsampler, grain: Floats) -> Floats:
+def _bones(hu: Floats, share: Floats | float, distance: Floats, up: _Upsampler, grain: Floats) -> Floats:
     if isinstance(share, float) and share == 0.0:
         return hu
     depth = -up(distance)
     return _mix(hu, CORTEX + (MARROW + grain - CORTEX) * np.clip((depth - 1.4) / 1.2, 0, 1), share)
 
 
-def _patchwork(grid: Grid, pitch_mm: float, seed: int, name: str, what: str):  # type: ignore[no-untyped-def]
+def _patchwork(grid: Grid, pitch_mm: float, seed: int, name: str, what: str) -> Callable[[int], NDArray[np.float32]]:
     """A smooth field of unit SD over the chest, as a function of the slice: the same in every window of a series."""
     rng = stream(seed, name, what)
     lattice = gaussian_filter(rng.normal(size=(24, 48, 48)).astype(np.float32), 0.7, mode="wrap")
     lattice /= lattice.std()
     x = (grid.x0_mm + STRIDE * grid.spacing_mm * np.arange(_coarse(grid.columns))) / pitch_mm
     y = (grid.y0_mm + STRIDE * grid.spacing_mm * np.arange(_coarse(grid.rows))) / pitch_mm
-    up = _upsampler(grid)
+    up = _Upsampler(grid)
 
     def at(k: int) -> NDArray[np.float32]:
         height = np.full((len(y), len(x)), grid.z_mm[k] / pitch_mm)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lidc_xai.imaging.simulate.grid import IMAGE_PIXELS, Floats
+from lidc_xai.imaging.simulate.tissues import Tissues
 
 CHESTS = 120
 """Chests that are tried at most."""
@@ -48,8 +49,6 @@ class Thorax:
 
     def lungs(self, points: Floats) -> Floats:
         """Signed distance to the lungs (mm, negative inside) of points (n, 3)."""
-        from lidc_xai.imaging.simulate.tissues import Tissues
-
         return Tissues(self, *points.T).lungs
 
 

@@ -6,11 +6,14 @@ A template in patient axes. ``u`` is the height along the body: 0 at the top of 
 from __future__ import annotations
 
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lidc_xai.imaging.simulate.grid import Floats
-from lidc_xai.imaging.simulate.thorax import Thorax
+
+if TYPE_CHECKING:
+    from lidc_xai.imaging.simulate.thorax import Thorax
 
 RIB_PITCH_MM = 27.0
 RIB_DROP_MM = 95.0
