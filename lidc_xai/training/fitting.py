@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +12,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lidc_xai.errors import LidcXaiError, UsageError
 from lidc_xai.files import write_json
 from lidc_xai.models.inference import view_outputs
 from lidc_xai.models.nodule_model import NoduleModel, build_model
@@ -26,6 +23,7 @@ from lidc_xai.training.optimiser import choose_trainable
 from lidc_xai.training.options import FitOptions
 from lidc_xai.training.parts import check_parts, split_off_validation
 from lidc_xai.training.planes import PlaneBank, load_planes
+from lidc_xai.training.record import read_record, run_key, without_nan
 from lidc_xai.training.trainer import is_first_process, train
 
 if TYPE_CHECKING:
@@ -73,7 +71,7 @@ def fit(
         train_ids, validation_ids = split_off_validation(store.manifest, train_ids, options)
     validation_ids = list(validation_ids)
     folder = Path(out) if out is not None else None
-    key = _key(store, train_ids, validation_ids, options)
+    key = run_key(store, [train_ids, validation_ids], options)
     if folder is not None:
         finished = _finished(folder, key)
         if finished is not None:
@@ -95,7 +93,7 @@ def fit(
     if folder is not None and is_first_process():
         save_model(model, folder / "model")
         summary = {"best_epoch": best_epoch, "validation": figures, "history": history.to_dict("records")}
-        write_json(folder / RECORD, _without_nan({"key": key, "complete": True, **summary}))
+        write_json(folder / RECORD, without_nan({"key": key, "complete": True, **summary}))
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return FitResult(model.cpu().eval(), folder, history, best_epoch, figures)
 
@@ -150,7 +148,7 @@ def _training_info(
 ) -> dict[str, Any]:
     patients = bank.patient_ids
     simulated = bool(bank.manifest["simulated"].astype(bool).any()) if "simulated" in bank.manifest else False
-    return _without_nan(
+    return without_nan(
         {
             "train_patients": sorted({patients[row] for row in rows.tolist()}),
             "validation_patients": sorted({patients[row] for row in validation_rows.tolist()}),
@@ -168,47 +166,10 @@ def _training_info(
     )
 
 
-def _key(store: CropStore, train_ids: list[str], validation_ids: list[str], options: FitOptions) -> dict[str, Any]:
-    """What makes two calls the same run; where and how fast it runs does not count."""
-    ids = hashlib.sha256(json.dumps([train_ids, validation_ids]).encode()).hexdigest()
-    place = {"device", "devices", "nodes", "logs"}
-    values = options.model_dump(mode="json", exclude=place)
-    return {"options": values, "nodules_sha256": ids, "store_sha256": store.fingerprint.get("sha256")}
-
-
 def _finished(folder: Path, key: dict[str, Any]) -> FitResult | None:
     """The result of a finished run with the same key; None where there is none yet; an error for another run."""
-    path = folder / RECORD
-    if not path.is_file():
-        return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise LidcXaiError(f"{path}: cannot be read ({error}); delete the folder {folder} and start again") from error
-    if record.get("key") != key:
-        differing = _first_difference(record.get("key", {}), key)
-        raise UsageError(f"{folder}: holds a run with another {differing}; choose another --out or delete it")
-    if not record["complete"]:
+    record = read_record(folder / RECORD, key)
+    if record is None or not record["complete"]:
         return None
     model = load_model(folder / "model")
     return FitResult(model, folder, pd.DataFrame(record["history"]), record["best_epoch"], record["validation"])
-
-
-def _first_difference(old: dict[str, Any], new: dict[str, Any], name: str = "") -> str:
-    for field in sorted(set(old) | set(new)):
-        before, after = old.get(field), new.get(field)
-        where = f"{name}.{field}".removeprefix(".").removeprefix("options.")
-        if isinstance(before, dict) and isinstance(after, dict) and before != after:
-            return _first_difference(before, after, where)
-        if before != after:
-            return f"{where} ({before!r}, now {after!r})"
-    return name
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: None stands for a figure that is undefined."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and value != value else value

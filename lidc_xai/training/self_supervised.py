@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,11 +36,13 @@ from lidc_xai.training.callbacks import History
 from lidc_xai.training.optimiser import build_optimiser, build_schedule
 from lidc_xai.training.options import OptimiserOptions, PretrainOptions
 from lidc_xai.training.planes import load_planes
+from lidc_xai.training.record import read_record, run_key, without_nan
 from lidc_xai.training.trainer import is_first_process, run_epochs
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.store import CropStore
 
+RECORD = "pretrain.json"
 LOCAL_SHARE = 96 / 224
 """Side of a small view as a share of a large one, as in the paper."""
 
@@ -58,9 +61,12 @@ def pretrain(
     """
     options, folder = options or PretrainOptions(), Path(out)
     ids = list(nodule_ids) if nodule_ids is not None else store.nodule_ids
-    weights = folder / "backbone.safetensors"
-    if weights.is_file() and (folder / "pretrain.json").is_file():
+    weights, key = folder / "backbone.safetensors", run_key(store, [ids], options)
+    record = read_record(folder / RECORD, key)
+    if record is not None and record["complete"]:
         return weights
+    if is_first_process():
+        write_json(folder / RECORD, {"key": key, "complete": False})
     bank = load_planes(store, ids, (), options.slices)
     module = DinoModule(bank.planes, options)
     history = History(folder / "history.csv")
@@ -69,15 +75,16 @@ def pretrain(
         tensors = {name: tensor.cpu().contiguous() for name, tensor in module.teacher.state_dict().items()}
         with atomic_path(weights) as temporary:
             save_file(tensors, temporary)
-        record = {
-            "options": options.model_dump(mode="json"),
+        done = {
+            "key": key,
+            "complete": True,
             "patients": sorted(set(bank.patient_ids)),
             "nodules": len(ids),
-            "store_sha256": store.fingerprint.get("sha256"),
             "sha256": sha256_of(weights),
             "history": history.rows,
         }
-        write_json(folder / "pretrain.json", record)
+        write_json(folder / RECORD, without_nan(done))
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return weights
 
 

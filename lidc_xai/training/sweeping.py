@@ -26,6 +26,7 @@ from lidc_xai.training.augment import mixed_seed
 from lidc_xai.training.fitting import fit
 from lidc_xai.training.options import FitOptions, Options
 from lidc_xai.training.planes import PlaneBank, load_planes
+from lidc_xai.training.record import run_key
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.store import CropStore
@@ -115,7 +116,7 @@ def sweep(
     if bank is None:
         wanted = list(dict.fromkeys([*train_ids, *validation_ids]))
         bank = load_planes(store, wanted, base.model.outputs, base.augment.slices)
-    study = _open_study(store, folder, base, search)
+    study = _open_study(store, folder, base, search, [list(train_ids), list(validation_ids)])
 
     def judge(trial: Trial) -> float:
         # A generator per trial: a search that goes on, or that several processes share, does not repeat itself.
@@ -145,7 +146,9 @@ def sweep(
     return _write(study, base, folder)
 
 
-def _open_study(store: CropStore, folder: Path, base: FitOptions, search: SweepOptions) -> optuna.Study:
+def _open_study(
+    store: CropStore, folder: Path, base: FitOptions, search: SweepOptions, parts: list[list[str]]
+) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     url = search.storage or f"sqlite:///{folder / 'study.db'}"
     direction: Literal["minimize", "maximize"] = "minimize" if search.objective == "loss" else "maximize"
@@ -163,18 +166,12 @@ def _open_study(store: CropStore, folder: Path, base: FitOptions, search: SweepO
     except Exception as error:  # the storage's driver decides what it raises
         reason = str(error).splitlines()[0][:160]
         raise UsageError(f"storage {url}: cannot be opened ({reason}); give an Optuna storage URL") from error
-    place = {"device", "devices", "nodes", "logs"}
-    key = json.dumps(
-        {
-            "store": store.fingerprint.get("sha256"),
-            "objective": search.objective,
-            "space": {name: one.model_dump() for name, one in sorted(search.space.items())},
-            "options": base.model_dump(mode="json", exclude=place),
-        },
-        sort_keys=True,
-    )
+    space = {name: one.model_dump() for name, one in sorted(search.space.items())}
+    key = json.dumps({**run_key(store, parts, base), "objective": search.objective, "space": space}, sort_keys=True)
     if study.user_attrs.setdefault("key", key) != key:
-        raise UsageError(f"study {search.study!r} in {url} is of another store, space or options; give another name")
+        raise UsageError(
+            f"study {search.study!r} in {url} is of another store, parts, space or options; give another name"
+        )
     study.set_user_attr("key", key)
     return study
 
