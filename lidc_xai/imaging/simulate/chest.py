@@ -55,7 +55,7 @@ def render_chest(grid: Grid, thorax: Thorax, tissue: Tissue, seed: int, name: st
     lung_grain = _patchwork(grid, 7.0, seed, name, "lung")
     back = ((grid.y_mm - thorax.centre[1]) / thorax.half[1]).clip(-1, 1)[:, None]
     for k in range(len(grid.z_mm)):
-        share = {field: _share(*(part[k] for part in fields[field]), up) for field in FIELDS if field != "table"}
+        share = {f: _share(fields[f][0][k], fields[f][1][k], up) for f in FIELDS if f != "table"}
         hu = _soft_tissue(share, up(fields["body"][0][k]), tissue, 9 * fat_grain(k))
         hu = _bones(hu, share["bones"], fields["bones"][0][k], up, 25 * fat_grain(k))
         hu = _mix(hu, WALL, _share(fields["airways"][0][k] - 2.0, fields["airways"][1][k], up))
