@@ -177,8 +177,8 @@ def _known(figures: dict[str, float]) -> dict[str, float]:
 def _show(metrics: dict[str, Any]) -> None:
     print(f"{metrics['nodules']} nodules of {metrics['patients']} patients, split by {metrics['split']}")
     print(metrics["meaning"])
-    for name, figure in metrics.get("malignancy", {}).get("overall", metrics.get("malignancy", {})).items():
-        if isinstance(figure, dict) and {"value", "low", "high"} <= set(figure):
+    for name, figure in metrics.get("malignancy", {}).get("all", {}).items():
+        if isinstance(figure, dict) and None not in (figure["value"], figure["low"], figure["high"]):
             print(f"  {name:12} {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]")
 
 
