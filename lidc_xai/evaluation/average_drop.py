@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from lidc_xai.errors import UsageError
 from lidc_xai.evaluation.forward import Forward, Precision, Scored, scored_for_one
-from lidc_xai.evaluation.maps import NOT_FINITE, broken, constant
+from lidc_xai.evaluation.maps import NOT_FINITE, broken, constant, spanning
 from lidc_xai.evaluation.results import Result, first_reason
 from lidc_xai.evaluation.statistics import Floats, pearson
 from lidc_xai.explain import targets as target_module
@@ -181,7 +181,7 @@ def explainer_of(model: nn.Module, method: str | Explainer, max_batch: int, opti
         options = {"max_batch": max_batch, **options}
 
     def explained(images: Tensor, target: Target) -> Tensor:
-        return explain(model, images, target, method, **options).relevance[:, 0]
+        return spanning(explain(model, images, target, method, **options))[:, 0]
 
     return explained
 

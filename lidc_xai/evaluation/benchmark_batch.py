@@ -20,7 +20,7 @@ from lidc_xai.evaluation.cases import Case
 from lidc_xai.evaluation.curves import replaced_outputs
 from lidc_xai.evaluation.forward import Forward, Scored, scored
 from lidc_xai.evaluation.geometry import centred_disc
-from lidc_xai.evaluation.maps import resampled
+from lidc_xai.evaluation.maps import resampled, spanning
 from lidc_xai.evaluation.replacement import Replacement, ReplacementName
 from lidc_xai.evaluation.results import Result
 from lidc_xai.evaluation.statistics import Floats
@@ -140,23 +140,16 @@ class Batch:
             if plain:
                 usable = {k: v for k, v in seeds.items() if any(k in find_method(label).options for label in plain)}
                 for label, found in explain(model, some, asked, plain, **usable).items():
-                    parts[label].append(self._as_covered(found.relevance, found.covered))
+                    parts[label].append(spanning(found).double())
             for label, (method, given) in self.variants.items():
                 if label not in plain:
                     own = {k: v for k, v in seeds.items() if k in find_method(method).options}
                     found = explain(model, some, asked, method, **{**given, **own})
-                    parts[label].append(self._as_covered(found.relevance, found.covered))
+                    parts[label].append(spanning(found).double())
         return {label: torch.cat(several) for label, several in parts.items()}
 
     def _rows(self, rows: slice) -> TargetsLike:
         return self.wanted[rows] if isinstance(self.wanted, Tensor) else self.wanted
-
-    def _as_covered(self, relevance: Tensor, covered: tuple[int, int]) -> Tensor:
-        """Float64; token maps of a padded image are cut to the image first, so that a grid always spans it."""
-        relevance = relevance.double()
-        if covered == self.size or tuple(relevance.shape[-2:]) == self.size:
-            return relevance
-        return resampled(relevance, covered)[..., : self.size[0], : self.size[1]]
 
     def _to_pixels(self, maps: Tensor) -> Tensor:
         return maps if tuple(maps.shape[-2:]) == self.size else resampled(maps, self.size)

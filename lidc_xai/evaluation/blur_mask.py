@@ -13,12 +13,13 @@ probability when the positive pixels are kept and lowers it when the negative on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import ClassVar, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ from lidc_xai.evaluation.forward import Forward, Precision
 from lidc_xai.evaluation.maps import NOT_FINITE, MapLike, as_pixels, broken, pixel_ranks
 from lidc_xai.evaluation.replacement import gaussian_blur
 from lidc_xai.evaluation.results import Result, first_reason
-from lidc_xai.evaluation.statistics import Floats
+from lidc_xai.evaluation.statistics import Floats, bootstrap_mean
 
 Mode = Literal["positive", "negative"]
 SIGMA = 15.0
@@ -51,6 +52,15 @@ class BlurMaskResult(Result):
 
     figures: ClassVar[tuple[str, ...]] = ("before",)
     shared: ClassVar[tuple[str, ...]] = ("methods",)
+
+    def table(self, clusters: Sequence[Hashable] | None = None, *, seed: int = 0) -> pd.DataFrame:
+        """Columns method, map ("first" or "second" class), mean, low, high, n of after − before."""
+        rows = []
+        for m, method in enumerate(self.methods):
+            for k, which in enumerate(("first", "second")):
+                one = bootstrap_mean(self.after[:, m, k] - self.before, clusters, seed=seed)
+                rows.append((method, which, one.mean, one.low, one.high, one.n))
+        return pd.DataFrame(rows, columns=["method", "map", "mean", "low", "high", "n"])
 
 
 def two_probable(logits: Tensor, threshold: float = THRESHOLD) -> tuple[Tensor, Tensor]:

@@ -10,18 +10,19 @@ is the log-odds: one backward pass, no underflow.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from lidc_xai.errors import UsageError
 from lidc_xai.evaluation.forward import Forward
 from lidc_xai.evaluation.results import Result, first_reason
-from lidc_xai.evaluation.statistics import Floats
+from lidc_xai.evaluation.statistics import Floats, bootstrap_mean
 from lidc_xai.explain.manners import borrowed
 from lidc_xai.explain.targets import (
     Logit,
@@ -60,19 +61,16 @@ class EpsilonResult(Result):
     figures: ClassVar[tuple[str, ...]] = ("correct_before",)
     shared: ClassVar[tuple[str, ...]] = ("contrasts", "steps")
 
-    def table(self) -> list[dict[str, Any]]:
-        """One row per contrast and number of steps: means over the images where they are defined."""
+    def table(self, clusters: Sequence[Hashable] | None = None, *, seed: int = 0) -> pd.DataFrame:
+        """Columns contrast, steps, figure, mean, low, high, n: intervals over images (clusters: a patient each)."""
+        found = {"delta_logit": self.delta_logit, "delta_probability": self.delta_probability, "accuracy": self.correct}
         rows = []
         for c, contrast in enumerate(self.contrasts):
             for s, steps in enumerate(self.steps):
-                use = np.isfinite(self.delta_logit[:, c, s])
-                figures = (self.delta_logit, self.delta_probability, self.correct)
-                means = [float(values[use, c, s].mean()) if use.any() else float("nan") for values in figures]
-                names = ("delta_logit", "delta_probability", "accuracy")
-                rows.append(
-                    {"contrast": contrast, "steps": steps, **dict(zip(names, means, strict=True)), "n": int(use.sum())}
-                )
-        return rows
+                for figure, values in found.items():
+                    one = bootstrap_mean(values[:, c, s], clusters, seed=seed)
+                    rows.append((contrast, steps, figure, one.mean, one.low, one.high, one.n))
+        return pd.DataFrame(rows, columns=["contrast", "steps", "figure", "mean", "low", "high", "n"])
 
 
 class _Windowed(Protocol):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lidc_xai.errors import DataError
+from lidc_xai.explain.explanation import Explanation
 
 MapLike: TypeAlias = Tensor | NDArray[np.floating]
 
@@ -58,6 +59,13 @@ def patch_means(relevance: Tensor, grid: tuple[int, int]) -> Tensor:
     if height % grid[0] or width % grid[1]:
         raise DataError(f"a grid of {grid[0]}×{grid[1]} does not divide a map of {height}×{width}")
     return relevance.unflatten(-2, (grid[0], -1)).unflatten(-1, (grid[1], -1)).mean((-3, -1))
+
+
+def spanning(explanation: Explanation) -> Tensor:
+    """(B,T,h,w) relevance whose grid spans exactly the image: a map of a padded image is cut to it, on its pixels."""
+    if explanation.covered == explanation.image_size:
+        return explanation.relevance
+    return explanation.to_pixels()
 
 
 def broken(maps: Tensor) -> Tensor:

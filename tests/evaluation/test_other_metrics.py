@@ -105,8 +105,11 @@ def test_epsilon_perturbation_equals_the_definition(vit: nn.Module, images: Tens
         assert found.correct[b, c, s] == float(after.argmax() == b)
     assert (found.delta_logit[:, 0] > 0).all()
     table = found.table()
-    assert len(table) == 12
-    assert table[0]["n"] == 4
+    assert len(table) == 4 * 3 * 3
+    assert (table["n"] == 4).all()
+    first = table[(table.contrast == "max") & (table.steps == 10) & (table.figure == "delta_logit")].iloc[0]
+    assert first["mean"] == pytest.approx(found.delta_logit[:, 2, 2].mean())
+    assert first["low"] <= first["mean"] <= first["high"]
     assert all(parameter.grad is None for parameter in vit.parameters())
 
 
@@ -156,6 +159,8 @@ def test_blur_mask_removes_equally_many_pixels_of_the_other_sign(on_patch: nn.Mo
     np.testing.assert_array_equal(found.removed, positive)
     # The oracle's positive pixels for class 0 are all that class 0 reads: without them y_0 = 0.
     oracle = found.methods.index("oracle")
+    table = found.table().set_index(["method", "map"])
+    assert table.loc[("oracle", "second"), "mean"] == pytest.approx((found.after[:, oracle, 1] - found.before).mean())
     assert found.after[0, oracle, 0] < found.before[0]
     assert abs(found.after[:, 0] - found.before[:, None]).mean() > abs(found.after[:, 1] - found.before[:, None]).mean()
 
