@@ -16,7 +16,7 @@ from pydicom.uid import generate_uid
 from lidc_xai import __version__
 from lidc_xai.ratings import OUTPUTS, READER_RATINGS, SCALES
 from lidc_xai.reporting import dicom_codes as code
-from lidc_xai.reporting.facts import UNITS, method_title
+from lidc_xai.reporting.facts import UNITS
 from lidc_xai.reporting.values import number
 
 _MANUFACTURER = "lidc-xai"
@@ -147,7 +147,7 @@ def parametric_map(
         voi_lut_transformations=[
             hd.VOILUTTransformation(0.0, 2 * largest, voi_lut_function=hd.VOILUTFunctionValues.LINEAR_EXACT)
         ],
-        content_description=f"{method_title(method)} relevance for {output}, {UNITS[output]}"[:64],
+        content_description=f"{method} relevance for {output}, {UNITS[output]}"[:64],
         content_label="RELEVANCE",
         pixel_measures=hd.PixelMeasuresSequence(
             pixel_spacing=(rows_mm, columns_mm), slice_thickness=float(first.get("SliceThickness") or 1.0)

@@ -28,6 +28,7 @@ READER_COLOURS = ("#56B4E9", "#F0E442", "#CC79A7", "#2FBF8F", "#E8A33D", "#B9B9F
 READER_DASHES = ("none", "2.2 0.9", "0.7 0.9", "2.6 0.8 0.6 0.8", "1.2 1.6", "4 1")
 CONSENSUS_COLOUR = "#FFFFFF"
 
+MOST_CELLS = 64
 _LEVELS = 127  # steps on each side of zero
 _NEGATIVE = ((120, 200, 255), (0, 92, 230))  # weak and strong
 _POSITIVE = ((255, 196, 100), (236, 84, 0))
@@ -86,11 +87,28 @@ def photograph(image: NDArray, pixels: int = 224) -> dict[str, Any]:
     return {"uri": uri, "width": picture.width, "height": picture.height}
 
 
+def pooled(scores: NDArray, most: int = MOST_CELLS) -> NDArray[np.float32]:
+    """Maps (..., h, w) of more than ``most`` cells a side as means over blocks; others as they are.
+
+    A pixel map has more cells than a panel has room for. Block means keep its sign and never exceed its largest score.
+    """
+    found: NDArray[np.float32] = np.asarray(scores, dtype=np.float32)
+    for axis in (-2, -1):
+        cells = found.shape[axis]
+        if cells > most:
+            edges = np.linspace(0, cells, most + 1).round().astype(int)
+            sums: NDArray[np.float32] = np.add.reduceat(found, edges[:-1], axis=axis)
+            widths = np.diff(edges).astype(np.float32)
+            found = (sums / (widths[:, None] if axis == -2 else widths)).astype(np.float32)
+    return found
+
+
 def map_picture(scores: NDArray, limit: float, size_mm: tuple[float, float], pixels: int = 112) -> str:
     """Signed scores (gh, gw) in display order over a plane of ``size_mm``: bilinear (for display only), see-through.
 
     ``limit`` is the absolute score of full strength; it must be at least ``max |scores|``.
     """
+    scores = pooled(scores)
     token_mm = (size_mm[0] / scores.shape[0], size_mm[1] / scores.shape[1])
     smooth = _resized(scores, token_mm, pixels, order=1)
     strength = smooth / limit if limit > 0 else np.zeros_like(smooth)

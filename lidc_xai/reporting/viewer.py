@@ -18,7 +18,7 @@ from lidc_xai.reporting.contours import outline_path
 from lidc_xai.reporting.facts import UNITS, method_title
 from lidc_xai.reporting.geometry import DisplayPlane, display_plane
 from lidc_xai.reporting.payload import differences, pack
-from lidc_xai.reporting.pictures import WINDOWS, palette
+from lidc_xai.reporting.pictures import WINDOWS, palette, pooled
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.nodule_crop import NoduleCrop
@@ -43,7 +43,7 @@ def viewer_payload(
     methods = {}
     for name, item in maps.items():
         methods[name] = _method(name, item, limits[name])
-        arrays[f"map:{name}"] = np.asarray(item.relevance, dtype=np.float32)
+        arrays[f"map:{name}"] = pooled(item.relevance)
     header = {
         "volumes": volumes,
         "methods": methods,

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lidc_xai.reporting.payload import differences, pack, unpack
-from lidc_xai.reporting.pictures import ct_picture, map_picture, palette, signed_colour, windowed
+from lidc_xai.reporting.pictures import ct_picture, map_picture, palette, pooled, signed_colour, windowed
 
 
 def decode(uri: str) -> Image.Image:
@@ -51,6 +51,18 @@ def test_map_picture_shows_sign_and_strength_in_place():
     assert picture[60, 60, 2] > picture[60, 60, 0]
     assert picture[4, 4, 3] == pytest.approx(2 * picture[60, 60, 3], abs=4)
     assert picture[4, 60, 3] == 0
+
+
+def test_pooled_maps_are_block_means():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(2, 128, 100))
+    small = pooled(scores, most=64)
+    assert small.shape == (2, 64, 64)
+    assert np.abs(small).max() <= np.abs(scores).max()
+    rows = pooled(scores[:, :, :64], most=64)
+    assert np.allclose(rows, scores[:, :, :64].reshape(2, 64, 2, 64).mean(axis=2), atol=1e-6)
+    assert np.array_equal(pooled(scores[0, :8, :8]), scores[0, :8, :8].astype(np.float32))
+    assert np.allclose(pooled(np.full((224, 224), 0.3)), 0.3)
 
 
 def test_map_without_any_score_is_clear():

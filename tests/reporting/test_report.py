@@ -313,6 +313,12 @@ def test_cross_validated_predictions_and_the_leaking_split(study, tmp_path):
         assert "old 2" in facts["independence"]["text"]
 
 
+def test_pixel_maps_keep_the_page_small(study, made, tmp_path):
+    maps = made.maps(study.ids[0], "saliency", grid=224)
+    nodule_report(study.store, study.ids[0], tmp_path, pdf=False, maps={"saliency": [maps], "smoothgrad": [maps]})
+    assert (tmp_path / f"{study.ids[0]}.html").stat().st_size < 3_000_000
+
+
 def test_light_pages_leave_the_context_out(study, made, tmp_path):
     def context(nodule_id):
         return made.crop(nodule_id, size=64)
