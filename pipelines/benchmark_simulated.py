@@ -51,7 +51,7 @@ CONTROL_METRICS = ("causes",)
 class Study(Config):
     """Fields of ``configs/benchmark_simulated.yaml``."""
 
-    test_nodules: int = Field(120, ge=2, description="Simulated test nodules.")
+    test_nodules: int = Field(100, ge=2, description="Simulated test nodules.")
     test_patients: int = Field(40, ge=2, description="At least so many test patients.")
     train_nodules: int = Field(700, ge=8, description="Simulated nodules of other patients, to train on.")
     size_mm: float = Field(32.0, gt=0, description="Side of the crops.")
@@ -60,7 +60,7 @@ class Study(Config):
     fit: FitOptions = FitOptions()
     benchmark: BenchmarkOptions = BenchmarkOptions()
     sanity: BenchmarkOptions = BenchmarkOptions(metrics=("randomisation", "noise", "runs"), disc=False)
-    sanity_nodules: int = Field(20, ge=1, description="Test nodules for the sanity checks.")
+    sanity_nodules: int = Field(10, ge=1, description="Test nodules for the sanity checks.")
     switched_off: str = Field("spiculation", description="Biomarker of the control model; empty: none.")
 
 
@@ -171,7 +171,11 @@ def held_out_figures(model: NoduleModel, store: CropStore) -> pd.DataFrame:
 
 def about_text(study: Study, training: CropStore, testing: CropStore, held_out: pd.DataFrame) -> list[str]:
     """What the tables stand on."""
-    learned = ", ".join(f"{row.output} {row.value:.2f}" for row in held_out.itertuples())
+    told = {
+        row.output: f"{row.value:.2f}" if np.isfinite(row.value) else "undefined (constant)"
+        for row in held_out.itertuples()
+    }
+    learned = ", ".join(f"{name} {value}" for name, value in told.items())
     patients = [store.manifest["patient_id"].nunique() for store in (training, testing)]
     return [
         "SIMULATED CT around real LIDC-IDRI annotations; ratings drawn independently of each other, so that what "
