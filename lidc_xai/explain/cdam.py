@@ -14,7 +14,7 @@ differentiation of the blocks from ``layer`` on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ def _exact_paths(context: Context) -> dict[str, Tensor]:
     """S by path and head, (B, C, H, T), from the closed form. A patch is no query, so that path is zero."""
     block = context.run.last
     row = block.row
-    u = block.pull(row.mixed, context.targets)
+    u = block.pull(context.targets)
     with torch.no_grad():
         value = block.value_scores(row.t, u)
         attention, logits = row.attention.unsqueeze(1), row.logits.unsqueeze(1)
@@ -108,8 +108,13 @@ def smooth_cdam(
     x, f = (context.run.last.t, None) if exact else _function(context, layer, tokens)
     noise_scale = sigma * x.flatten(1).std(1) if relative else x.new_full((len(x),), sigma)
     total = x.new_zeros(())
-    for noise in _noise(context, samples, tuple(x.shape[1:])):
+    # the closed form holds two buffers of a copy, and a copy is a quarter of an MLP's hidden layer
+    at_once = max(1, context.copies // 2) if exact else context.copies
+    generator = context.generator()
+    for start in range(0, samples, at_once):
+        noise = context.noise(min(at_once, samples - start), tuple(x.shape[1:]), generator)
         noisy = torch.addcmul(x.unsqueeze(1), noise, noise_scale.view(-1, 1, 1, 1))
+        del noise
         total = total + (_exact_scores(context, noisy) if f is None else _autograd_scores(context, noisy, f))
     scores = vit.to_grid(total / samples, context.images)
     return Result(scores, "exact" if exact else "autograd", {"sigma": noise_scale})
@@ -126,18 +131,11 @@ def _exact_scores(context: Context, t: Tensor) -> Tensor:
     block = context.run.last
     with torch.no_grad():
         row = block.row_of(t)
-    u = block.pull(row.mixed, context.targets)
+    u = block.pull(context.targets, row.mixed)
     with torch.no_grad():
         value = block.value_scores(t, u)
         score = value + row.logits.unsqueeze(-3) * (value + block.bias_score(row, u))
         return torch.einsum("bkht,bkcht->bct", row.attention, score)
-
-
-def _noise(context: Context, samples: int, shape: tuple[int, ...]) -> Iterator[Tensor]:
-    """Chunks (k, T, D) of standard normal noise, k as many as ``max_batch`` allows."""
-    generator = context.generator()
-    for start in range(0, samples, context.copies):
-        yield context.noise(min(context.copies, samples - start), shape, generator)
 
 
 def integrated_cdam(
@@ -165,7 +163,7 @@ def _integrate_exact(context: Context, nodes: list[float], weights: list[float])
         S_i = Σ_h ∫ A_i [(1 + λ_i) v⁰_i·u − λ_i m·u] dα,      m = Σ_i A_i v⁰_i
         S_cls also has the query's ∫ Σ_i α² a_i A_i (v⁰_i − m)·u dα
 
-    A step needs (C, H, T) numbers; as many steps go at once as fill ``max_batch`` hidden layers (T, 4D).
+    A step needs (C, H, T) numbers; as many steps go at once as fill one hidden layer (T, 4D) of the block's MLP.
     """
     block, t = context.run.last, context.run.last.t
     with torch.no_grad():
@@ -175,7 +173,7 @@ def _integrate_exact(context: Context, nodes: list[float], weights: list[float])
             block.scale * torch.einsum("hed,...he->...hd", block.w_k, q) @ t.transpose(-1, -2) for q in (q0, block.b_q)
         )
         a, b = a.unsqueeze(2), b.unsqueeze(2)
-    size = max(1, context.copies * 4 * t.shape[-1] // (len(context.targets) * v0.shape[1]))
+    size = max(1, 4 * t.shape[-1] // (len(context.targets) * v0.shape[1]))
     total = t.new_zeros(())
     for start in range(0, len(nodes), size):
         alpha = t.new_tensor(nodes[start : start + size]).view(1, 1, -1, 1)
@@ -183,7 +181,7 @@ def _integrate_exact(context: Context, nodes: list[float], weights: list[float])
         logits = alpha.square() * a + alpha * b
         attention = logits.softmax(-1)
         m = attention @ v0
-        u = block.pull((alpha * m).transpose(1, 2) + block.b_v, context.targets).movedim(-2, 1)
+        u = block.pull(context.targets, (alpha * m).transpose(1, 2) + block.b_v).movedim(-2, 1)
         with torch.no_grad():
             weighted = weight * attention
             value = torch.einsum("bhte,bhkce->bhkct", v0, u)

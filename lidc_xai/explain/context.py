@@ -71,7 +71,7 @@ class Pass:
                 if self.vit is None:
                     self.record(plain_forward(self.model, self.images))
                 elif self.vit.no_closed_form is None:
-                    self.record(self.last.tail(self.last.row.mixed))
+                    self.record(self.last.here[1])
                 else:
                     self.record(self.vit.finish(-1, self.tokens(-1)))
         assert self._outputs is not None

@@ -16,6 +16,7 @@ So keys and values need never be formed: W_K and W_V are absorbed into κ and ω
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from lidc_xai.explain.outputs import Outputs
 from lidc_xai.explain.targets import TargetSet
 from lidc_xai.explain.vit import ViT
 
-_ROWS_AT_ONCE = 512
+_ROWS_AT_ONCE = 200
 """Rows (copies × targets) of one backward pass through the tail: enough to fill a matrix product, small in memory."""
 
 
@@ -76,11 +77,22 @@ class LastBlock:
         joined = self.mix(mixed.unsqueeze(-2), z.unsqueeze(-2)).squeeze(-2)
         return self.head(self.block.finish(z, joined))
 
-    def pull(self, mixed: Tensor, targets: TargetSet) -> Tensor:
-        """u = ∂f/∂o for every target, (B, ..., C, H, d): backward passes through one token per row."""
+    @cached_property
+    def here(self) -> tuple[Tensor, Outputs]:
+        """(o, outputs) at t itself, with the graph between them: the model's own outputs."""
+        return self._graph(self.row.mixed)
+
+    def _graph(self, mixed: Tensor) -> tuple[Tensor, Outputs]:
         with torch.enable_grad():
             mixed = mixed.detach().requires_grad_()
-            scores = targets.scores(self.tail(mixed))
+            return mixed, self.tail(mixed)
+
+    def pull(self, targets: TargetSet, mixed: Tensor | None = None) -> Tensor:
+        """u = ∂f/∂o for every target, (B, ..., C, H, d), at t or at other ``mixed`` o: backward passes through one
+        token per row."""
+        mixed, outputs = self.here if mixed is None else self._graph(mixed)
+        with torch.enable_grad():
+            scores = targets.scores(outputs)
         count = scores.shape[-1]
         size = max(1, _ROWS_AT_ONCE * count // scores.numel())
         one = torch.eye(count, dtype=scores.dtype, device=scores.device).view(count, *[1] * (scores.ndim - 1), count)

@@ -85,4 +85,4 @@ def _rows_at_once(context: Context, exact: bool) -> int:
     if not exact:
         return context.copies
     assert context.vit is not None
-    return 4 * context.vit.blocks[-1].softmax.head_dim
+    return 2 * context.vit.blocks[-1].softmax.head_dim

@@ -23,7 +23,7 @@ def norm1_cam(context: Context, kind: str) -> Tensor:
     assert vit is not None
     block, row = context.run.last, context.run.last.row
     t = row.t
-    u = block.pull(row.mixed, context.targets)
+    u = block.pull(context.targets)
     with torch.no_grad():
         gamma = block.value_scores(t, u) + block.bias_score(row, u)
         attention = row.attention.unsqueeze(1)

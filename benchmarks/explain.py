@@ -1,0 +1,237 @@
+"""What every explanation costs on a ViT, in units of one plain forward pass of the same model, in the same run.
+
+    python benchmarks/explain.py --models s16 --targets 8 --out runs/benchmark-explain
+
+Beside each method of ``lidc_xai.explain``: the usual way (hooks and whole backward passes, ``usual_ways.py``), captum
+and grad-cam where they have the method. A figure is the median over ``--repeats`` pairs (a plain forward pass, then the
+method), so that the machine's other work falls on both. Ways that would take minutes run with 5 of 50 samples or steps
+and are extrapolated (marked ×10). Memory is the peak above the loaded model, in a process of its own: on a CPU of
+resident pages, on a GPU of the allocator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+from usual_ways import REPEATED, WAYS
+
+from lidc_xai.explain import explain
+
+MODELS = {"s16": "vit_small_patch16_224", "s8": "vit_small_patch8_224", "b16": "vit_base_patch16_224"}
+LAST_BLOCK = ["cdam", "smooth_cdam", "integrated_cdam", "gradcam", "reciprocam", "attention"]
+OURS: dict[str, tuple[str | list[str], dict[str, Any]]] = {
+    **{name: (name, {}) for name in LAST_BLOCK},
+    "all six": (LAST_BLOCK, {}),
+    "xgradcam": ("xgradcam", {}),
+    "token_ablation, last": ("token_ablation", {"at": "last"}),
+    "partial_lrp": ("partial_lrp", {}),
+    "attention_rollout": ("attention_rollout", {}),
+    "relevance_propagation": ("relevance_propagation", {}),
+    "gradient_rollout": ("gradient_rollout", {}),
+    "transformer_attribution": ("transformer_attribution", {}),
+    "saliency": ("saliency", {}),
+    "fullgrad": ("fullgrad", {}),
+    "smoothgrad": ("smoothgrad", {}),
+    "integrated_gradients": ("integrated_gradients", {}),
+    "token_ablation": ("token_ablation", {}),
+}
+SLOW = ("token_ablation", "smoothgrad", "integrated_gradients")
+Call = Callable[[], Any]
+
+
+def others(name: str, model: Any, x: Tensor, classes: list[int]) -> dict[str, tuple[Call, int]]:
+    """The same by other people's code: label → (call, factor by which its time is extrapolated)."""
+    found: dict[str, tuple[Call, int]] = {}
+    if name in WAYS:
+        extra = {REPEATED[name]: 5} if name in REPEATED else {}
+        found["usual way"] = (lambda: WAYS[name](model, x, classes, **extra), 10 if extra else 1)
+    import captum.attr as captum
+
+    def each(attribution: Any, **options: Any) -> Call:
+        return lambda: [attribution.attribute(x, target=c, **options) for c in classes]
+
+    if name == "cdam":
+        found["captum"] = (each(captum.LayerGradientXActivation(model, model.blocks[-1].norm1)), 1)
+    if name == "saliency":
+        found["captum"] = (each(captum.Saliency(model), abs=False), 1)
+    if name == "integrated_gradients":
+        found["captum"] = (each(captum.IntegratedGradients(model), n_steps=5), 10)
+    if name == "smoothgrad":
+        tunnel = captum.NoiseTunnel(captum.Saliency(model))
+        found["captum"] = (each(tunnel, nt_samples=5, nt_samples_batch_size=1, stdevs=0.5, abs=False), 10)
+    if name in ("gradcam", "xgradcam"):
+        found["grad-cam"] = (_grad_cam(name, model, x, classes), 1)
+    return found
+
+
+def _grad_cam(name: str, model: Any, x: Tensor, classes: list[int]) -> Call:
+    from pytorch_grad_cam import GradCAM, XGradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    rows, columns = model.patch_embed.grid_size
+
+    def to_maps(t: Tensor) -> Tensor:
+        return t[:, model.num_prefix_tokens :].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
+
+    made = {"gradcam": GradCAM, "xgradcam": XGradCAM}[name](model, [model.blocks[-1].norm1], to_maps)
+    return lambda: [made(x, [ClassifierOutputTarget(c)]) for c in classes]
+
+
+def in_forwards(call: Call, forward: Call, repeats: int, clock: Callable[[], float], wait: Call) -> float:
+    """Median over pairs of time(call) / time(forward)."""
+    ratios = []
+    for _ in range(repeats):
+        marks = []
+        for step in (forward, call):
+            wait()
+            start = clock()
+            step()
+            wait()
+            marks.append(clock() - start)
+        ratios.append(marks[1] / marks[0])
+    return median(ratios)
+
+
+def build(name: str, device: str) -> tuple[Any, Tensor]:
+    torch.manual_seed(0)
+    model = timm.create_model(MODELS[name], num_classes=8).eval().to(device)
+    return model, torch.randn(1, 3, 224, 224, device=device)
+
+
+def plain_forward(model: Any, x: Tensor) -> None:
+    with torch.inference_mode():
+        model(x)
+
+
+def times(args: argparse.Namespace, name: str, targets: int) -> list[dict[str, Any]]:
+    model, x = build(name, args.device)
+    classes = list(range(targets))
+    clock = time.process_time if args.clock == "cpu" else time.perf_counter
+    wait = torch.cuda.synchronize if args.device == "cuda" else lambda: None
+    rows = []
+    for label in args.methods or OURS:
+        method, options = OURS[label]
+        calls: dict[str, tuple[Call, int]] = {
+            "ours": (lambda m=method, o=options: explain(model, x, classes, m, **o), 1)  # type: ignore[misc]
+        }
+        calls |= {} if args.only_ours else others(label, model, x, classes)
+        for who, (call, factor) in calls.items():
+            repeats = args.repeats if who == "ours" and label not in SLOW else max(1, args.repeats // 5)
+            if repeats > 1:
+                call()
+            value = factor * in_forwards(call, lambda: plain_forward(model, x), repeats, clock, wait)
+            rows.append({"model": name, "targets": targets, "method": label, "who": who, "forwards": value})
+            rows[-1]["extrapolated"] = factor
+            print(
+                f"{name} {targets} targets  {label:24s} {who:10s} {value:9.2f}{' ×10' if factor > 1 else ''}",
+                flush=True,
+            )
+    return rows
+
+
+def peak_bytes(name: str, targets: int, label: str, device: str) -> int:
+    """Peak memory above the loaded model of one call (of a plain forward pass for the label "forward")."""
+    model, x = build(name, device)
+    run: Call = lambda: plain_forward(model, x)  # noqa: E731
+    if label != "forward":
+        method, options = OURS[label]
+        run = lambda: explain(model, x, list(range(targets)), method, **options)  # noqa: E731
+    run()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew at what is resident now
+    before = _status("VmRSS")
+    run()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def memory(args: argparse.Namespace, name: str, targets: int) -> dict[str, int]:
+    """Each label in a process of its own, whose malloc gives pages back at once."""
+    found = {}
+    for label in ["forward", *(args.methods or [label for label in OURS if label not in SLOW])]:
+        command = [sys.executable, __file__, "--peak", name, str(targets), label, "--device", args.device]
+        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+        ran = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        found[label] = int(ran.stdout.split()[-1])
+        print(f"{name} {targets} targets  {label:24s} {found[label] / 2**20:9.1f} MiB", flush=True)
+    return found
+
+
+def markdown(rows: list[dict[str, Any]], peaks: dict[str, dict[str, int]], title: str) -> str:
+    lines = [title, "", "| model | targets | method | ours | usual way | captum | grad-cam | peak / forward's |"]
+    lines.append("|" + "---|" * 8)
+    for model, targets, label in dict.fromkeys((row["model"], row["targets"], row["method"]) for row in rows):
+        mine = [row for row in rows if (row["model"], row["targets"], row["method"]) == (model, targets, label)]
+        cells = {row["who"]: f"{row['forwards']:.2f}" + (" (×10)" if row["extrapolated"] > 1 else "") for row in mine}
+        peak = peaks.get(f"{model} {targets}", {})
+        ratio = f"{peak[label] / peak['forward']:.2f}" if label in peak else ""
+        who = [cells.get(name, "") for name in ("ours", "usual way", "captum", "grad-cam")]
+        lines.append(f"| {model} | {targets} | {label} | " + " | ".join(who) + f" | {ratio} |")
+    return "\n".join(lines) + "\n"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["s16", "s8"])
+    parser.add_argument("--targets", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--methods", nargs="+", choices=list(OURS))
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="cpu: for a machine that others use")
+    parser.add_argument("--only-ours", action="store_true")
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--out", type=Path, help="folder for explain.json and explain.md")
+    parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(args.threads)
+    if args.peak:
+        print(peak_bytes(args.peak[0], int(args.peak[1]), args.peak[2], args.device))
+        return
+    rows, peaks = [], {}
+    for name in args.models:
+        for targets in args.targets:
+            rows += times(args, name, targets)
+            if not args.no_memory:
+                peaks[f"{name} {targets}"] = memory(args, name, targets)
+    where = (
+        torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {args.threads} thread(s), {args.clock} clock"
+    )
+    title = f"In plain forward passes; {where}; torch {torch.__version__}, timm {timm.__version__}; 224 px, 1 image"
+    print(markdown(rows, peaks, title))
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "explain.json").write_text(
+            json.dumps({"title": title, "times": rows, "peak_bytes": peaks}, indent=1)
+        )
+        (args.out / "explain.md").write_text(markdown(rows, peaks, title))
+
+
+if __name__ == "__main__":
+    main()
