@@ -125,6 +125,13 @@ class MachineOptions(Options):
     seed: int = Field(default=0, ge=0, description="Seed of weights, order and augmentation.")
     logs: bool = Field(default=True, description="TensorBoard logs in the run's folder (history.csv is always there).")
 
+    @model_validator(mode="after")
+    def _even_shares(self) -> Self:
+        processes = self.devices * self.nodes
+        if self.batch_size % processes:
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of devices × nodes ({processes})")
+        return self
+
 
 class PretrainOptions(MachineOptions):
     """Self-supervised learning (DINO) on the crops' own planes: no rating is read."""

@@ -26,6 +26,7 @@ PLAIN = AugmentOptions(rotate90=False, flip=False, shift_pixels=0, shift_hu=0)
         ({"optimiser": {"lr": -1}}, "optimiser.lr"),
         ({"augment": {"slices": 4}}, "odd"),
         ({"trainable_tensors": 3, "trainable_blocks": 1}, "not both"),
+        ({"devices": 3, "batch_size": 16}, "multiple of devices"),
         ({"monitor": "auc", "model": {"outputs": ["margin"]}}, "needs the output malignancy"),
     ],
 )
