@@ -137,6 +137,7 @@ def run_demo(
         maps=maps,
         model_info=model.training_info,
         run_info={"argv": current_argv(), "seed": seed, "versions": versions()},
+        dicom=out / "dicom",
         performance={"malignancy": {name: figures[name] for name in ("auc", "accuracy", "diameter_auc")}},
         title="Demo: simulated lung nodules, and why the model rates them as it does",
         pdf=pdf,

@@ -17,7 +17,7 @@ import numpy as np
 
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.files import atomic_path, write_json
-from lidc_xai.imaging.planes import VIEWS, Plane, extract_plane
+from lidc_xai.imaging.planes import VIEWS, extract_plane
 from lidc_xai.progress import track
 
 if TYPE_CHECKING:
@@ -153,9 +153,10 @@ def maps_of_store(
     nodule_ids: Sequence[str],
     methods: Sequence[str],
     device: str = "cpu",
+    **options: Any,
 ) -> dict[str, dict[str, NoduleMaps]]:
     """Method -> nodule id -> maps, read from ``folder/maps``; what is not there yet is computed into it."""
-    explain_store(model, store, folder, nodule_ids, methods, device)
+    explain_store(model, store, folder, nodule_ids, methods, device, **options)
     return {name: {key: load_maps(Path(folder) / "maps", key, name) for key in nodule_ids} for name in methods}
 
 
@@ -174,37 +175,6 @@ def _check_same(path: Path, made_with: dict[str, Any]) -> None:
         write_json(path, json.loads(text))
     elif json.loads(path.read_text(encoding="utf-8")) != json.loads(text):
         raise UsageError(f"{path.parent}: holds maps of another model, store or options; choose another --out")
-
-
-def write_nifti_maps(maps: NoduleMaps, crop: NoduleCrop, folder: Path | str) -> list[Path]:
-    """Write ``folder/<nodule_id>/<method>_<output>_<view>.nii.gz``: each map as one slice in its true place.
-
-    One cell is one voxel; the slice is as thick as the crop's voxels, so that it lies over the plane that was
-    evaluated and no other.
-    """
-    from lidc_xai.imaging.nifti import write_nifti
-
-    paths = []
-    for v, (view, index) in enumerate(zip(maps.views, maps.indices, strict=True)):
-        plane = extract_plane(crop.ct, crop.affine, view, index)
-        affine = cell_affine(plane, maps.relevance.shape[-2:])
-        for t, output in enumerate(maps.output_names):
-            path = Path(folder) / maps.nodule_id / f"{maps.method}_{output}_{view}.nii.gz"
-            with atomic_path(path) as temporary:
-                write_nifti(temporary, maps.relevance[v, t][None].astype(np.float32), affine)
-            paths.append(path)
-    return paths
-
-
-def cell_affine(plane: Plane, grid: Sequence[int]) -> np.ndarray:
-    """4x4, (cell column, cell row, 0, 1) -> LPS mm of cell centres, for a ``grid`` (gh, gw) over the whole plane."""
-    height, width = plane.image.shape
-    across, down = width / grid[1], height / grid[0]
-    affine = plane.affine.copy()
-    affine[:3, 0] *= across
-    affine[:3, 1] *= down
-    affine[:3, 3] += plane.affine[:3, 0] * (across - 1) / 2 + plane.affine[:3, 1] * (down - 1) / 2
-    return affine
 
 
 def _cell_mm(shape: Sequence[int], spacing_mm: Sequence[float], grid: Sequence[int]) -> tuple[float, float]:

@@ -2,20 +2,16 @@
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.explain import explain
-from lidc_xai.imaging import NoduleCrop, StoreWriter, extract_plane
+from lidc_xai.imaging import NoduleCrop, StoreWriter
 from lidc_xai.models import build_model
 from lidc_xai.nodule_maps import (
-    NoduleMaps,
-    cell_affine,
     explain_nodules,
     explain_store,
     load_maps,
     nodule_images,
-    write_nifti_maps,
 )
 
 
@@ -54,34 +50,6 @@ def test_a_map_survives_its_file(crop, model, tmp_path):
     (tmp_path / crop.nodule_id / "random.npz").write_bytes(b"not an archive")
     with pytest.raises(DataError, match="is not a map"):
         load_maps(tmp_path, crop.nodule_id, "random")
-
-
-@pytest.mark.parametrize("view", ["axial", "coronal", "sagittal"])
-def test_cells_lie_over_their_pixels(crop, view):
-    """The middle of a cell is the mean place of the pixels that it covers."""
-    plane = extract_plane(crop.ct, crop.affine, view)
-    height, width = plane.image.shape
-    grid = (4, 8)
-    affine = cell_affine(plane, grid)
-    for row, column in [(0, 0), (3, 7), (1, 5)]:
-        rows = np.arange(row * height / grid[0], (row + 1) * height / grid[0])
-        columns = np.arange(column * width / grid[1], (column + 1) * width / grid[1])
-        place = plane.affine @ [columns.mean(), rows.mean(), 0, 1]
-        assert np.allclose(affine @ [column, row, 0, 1], place)
-
-
-def test_nifti_maps_hold_the_score_at_its_place_in_the_patient(crop, tmp_path):
-    relevance = np.zeros((1, 1, 4, 8), np.float32)
-    relevance[0, 0, 2, 5] = -3.5
-    maps = NoduleMaps(
-        crop.nodule_id, "cdam", ("axial",), (8,), ("margin",), relevance, np.zeros((1, 1)), (4.5, 2.0), "exact", {}
-    )
-    (path,) = write_nifti_maps(maps, crop, tmp_path)
-    image = sitk.ReadImage(str(path))
-    place = crop.affine @ [5 * 4 + 1.5, 2 * 6 + 2.5, 8, 1]
-    index = image.TransformPhysicalPointToIndex([float(value) for value in place[:3]])
-    assert image[index] == pytest.approx(-3.5)
-    assert image.GetSpacing() == pytest.approx((2.0, 4.5, 1.25))
 
 
 def test_a_folder_holds_maps_of_one_model_and_one_set_of_options(crop, model, tmp_path):

@@ -3,56 +3,71 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from pydantic import Field
 
-from lidc_xai.commands.common import add_verb, need_out, need_path, pick_device, words
+from lidc_xai.commands.common import add_verb, need_model, need_out, need_path, pick_device, words
 from lidc_xai.config import Config
+from lidc_xai.errors import UsageError
 from lidc_xai.run import Run
+
+if TYPE_CHECKING:
+    from lidc_xai.models import NoduleModel
 
 
 class ExplainConfig(Config):
     """Explain every output of a model on the nodules of a store.
 
-    Maps are raw and signed, of the middle axial, coronal and sagittal planes. Writes
-    maps/<nodule>/<method>.npz, with --nifti also one NIfTI a view and output that opens over the CT, and
-    predictions.csv. Nodules whose maps are there already are kept.
+    Maps are raw and signed, of the middle axial, coronal and sagittal planes. Writes maps/<nodule>/<method>.npz and
+    predictions.csv; on request NIfTI that opens over the CT, and PNG sheets. Maps that are there already are kept.
     """
 
     store: Path | None = Field(None, description="A store made by prepare.")
     model: str | None = Field(None, description="A model folder made by train (or a shipped model's name).")
     nodule: list[str] = Field([], description="Nodule ids; repeat it or separate by commas. All by default.")
-    method: list[str] = Field(["cdam"], description="Methods, separated by commas; see lidc-xai info methods.")
+    method: list[str] = Field(["cdam"], description="Methods, separated by commas, or all; see lidc-xai info methods.")
     options: dict[str, object] = Field({}, description="Options of the method, by --set options.samples=20.")
-    nifti: bool = Field(False, description="Also write NIfTI maps in scanner space.")
+    format: list[str] = Field(["npz"], description="npz is always written; also nifti and png, separated by commas.")
 
 
 def explain(config: ExplainConfig, run: Run) -> None:
     """Load, explain, write."""
-    store_path = need_path(config.store, "--store")
-    out = need_out(config)
-    from lidc_xai.commands.common import need_model
+    store_path, out = need_path(config.store, "--store"), need_out(config)
+    formats = words(config.format)
+    unknown = sorted(set(formats) - {"npz", "nifti", "png"})
+    if unknown:
+        raise UsageError(f"--format {','.join(unknown)}: choose from npz, nifti, png")
     from lidc_xai.files import atomic_path
     from lidc_xai.imaging import CropStore
-    from lidc_xai.nodule_maps import explain_store, load_maps, write_nifti_maps
+    from lidc_xai.nodule_maps import maps_of_store
     from lidc_xai.predict import predict
+    from lidc_xai.reporting import export_nifti
+    from lidc_xai.reporting.panels import draw_nodule_panels
 
-    store = CropStore(store_path)
-    model = need_model(config.model)
-    wanted = words(config.nodule) or store.nodule_ids
-    methods = words(config.method)
-    device = pick_device(config.device)
-    ids = explain_store(model, store, out, wanted, methods, device, **config.options)
-    if config.nifti:
+    store, model = CropStore(store_path), need_model(config.model)
+    ids = words(config.nodule) or store.nodule_ids
+    methods = list_methods_of(model) if config.method == ["all"] else words(config.method)
+    maps = maps_of_store(model, store, out, ids, methods, pick_device(config.device), **config.options)
+    if "nifti" in formats:
+        run.skipped += export_nifti(store, out / "nifti", maps, ids).skipped
+    if "png" in formats:
         for nodule_id in ids:
-            for method in methods:
-                write_nifti_maps(load_maps(out / "maps", nodule_id, method), store.load(nodule_id), out / "nifti")
+            found = {method: by_id[nodule_id] for method, by_id in maps.items()}
+            draw_nodule_panels(found, store.load(nodule_id), out / "png", bool(store.row(nodule_id)["simulated"]))
     predictions = predict(model, store, nodule_ids=ids)
     with atomic_path(out / "predictions.csv") as temporary:
         predictions.to_csv(temporary, index=False)
     run.results = {"nodules": len(ids), "methods": methods, "outputs": list(model.output_names)}
     print(f"{out / 'maps'}: {len(ids)} nodules × {len(methods)} methods × {len(model.output_names)} outputs")
+
+
+def list_methods_of(model: NoduleModel) -> list[str]:
+    """All methods that this model can be explained with."""
+    from lidc_xai.explain import list_methods
+
+    return list(list_methods(model))
 
 
 def register(app: typer.Typer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import typer
 from pydantic import Field
@@ -24,6 +25,8 @@ class ReportConfig(Config):
     maps: Path | None = Field(None, description="The folder that explain wrote to.")
     nodule: list[str] = Field([], description="Nodule ids; repeat it or separate by commas. All by default.")
     method: list[str] = Field(["cdam", "attention"], description="Methods to show, separated by commas.")
+    dicom: Path | None = Field(None, description="The DICOM folder of the store: shows 72 mm around each nodule.")
+    paper: Literal["A4", "Letter"] = Field("A4", description="Of the PDF: A4 or Letter.")
     pdf: bool = Field(True, description="Also write PDF; off with --set pdf=false.")
     jobs: int = Field(1, ge=1, description="Processes.")
     title: str = Field("Lung nodules: what the model reads and why", description="Title of the study page.")
@@ -50,7 +53,9 @@ def report(config: ReportConfig, run: Run) -> None:
         maps=maps,
         model_info=model.training_info,
         run_info={"argv": run.argv, "seed": config.seed, "versions": versions()},
+        dicom=need_path(config.dicom, "--dicom") if config.dicom else None,
         nodule_ids=ids,
+        paper=config.paper,
         title=config.title,
         pdf=config.pdf,
         jobs=config.jobs,

@@ -47,6 +47,8 @@ class CrossValidateConfig(TrainConfig):
     splits: Path | None = Field(None, description="A file that split wrote; else made from --folds and --kind.")
     folds: int = Field(5, ge=2, description="Number of folds.")
     kind: Literal["patient", "paper"] = Field("patient", description="patient or paper (leaks).")
+    permute_labels: bool = Field(False, description="Negative control: deal the ratings out anew among the nodules.")
+    search: dict[str, object] = Field({}, description="Fields of SweepOptions: search the options inside every fold.")
 
 
 def cross_validate_verb(config: CrossValidateConfig, run: Run) -> None:
@@ -55,11 +57,19 @@ def cross_validate_verb(config: CrossValidateConfig, run: Run) -> None:
     splits_path = need_path(config.splits, "--splits") if config.splits else None
     from lidc_xai.data import load_splits
     from lidc_xai.imaging import CropStore
-    from lidc_xai.training import cross_validate
+    from lidc_xai.training import SweepOptions, cross_validate
 
+    search = load_config(SweepOptions, None, (), config.search) if config.search else None
     splits = load_splits(splits_path) if splits_path else None
     result = cross_validate(
-        CropStore(store_path), out, options=_options(config), splits=splits, n_folds=config.folds, kind=config.kind
+        CropStore(store_path),
+        out,
+        options=_options(config),
+        splits=splits,
+        n_folds=config.folds,
+        kind=config.kind,
+        search=search,
+        permute_labels=config.permute_labels,
     )
     run.results = {"nodules": len(result.predictions)}
     _show(result.metrics)

@@ -5,19 +5,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lidc_xai.reporting.benchmark import benchmark_report, image_sheet
     from lidc_xai.reporting.cohort import cohort_report
-    from lidc_xai.reporting.export_dicom import export_dicom
-    from lidc_xai.reporting.export_nifti import ExportResult, export_nifti
+    from lidc_xai.reporting.dicom_files import export_dicom
+    from lidc_xai.reporting.volume_files import ExportResult, export_nifti
     from lidc_xai.reporting.nodule import nodule_report
     from lidc_xai.reporting.reader_study import export_reader_study, score_reader_study
     from lidc_xai.reporting.study import ReportResult, study_report
 
 _WHERE = {
-    "ExportResult": "export_nifti",
+    "ExportResult": "volume_files",
     "ReportResult": "study",
     "benchmark_report": "benchmark",
     "cohort_report": "cohort",
-    "export_dicom": "export_dicom",
-    "export_nifti": "export_nifti",
+    "export_dicom": "dicom_files",
+    "export_nifti": "volume_files",
     "export_reader_study": "reader_study",
     "image_sheet": "benchmark",
     "nodule_report": "nodule",
