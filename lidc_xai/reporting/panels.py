@@ -39,6 +39,6 @@ def draw_nodule_panels(
         path = Path(folder) / crop.nodule_id / f"{view}.png"
         shown = {name: item.relevance[v][:, turned] for name, item in maps.items()}
         title = f"{crop.nodule_id}, {view} slice {index}, lung window. Research use only."
-        draw_panel(path, pixels, shown, rows, title, "simulated CT" if simulated else None)
+        draw_panel(path, pixels, shown, rows, title, "simulated CT" if simulated else None, "CT")
         paths.append(path)
     return paths
