@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from lidc_xai.imaging.store import CropStore
 
 CHANCE = 0.5
+SHOWN = {
+    "auc": "AUC on held-out patients",
+    "diameter_auc": "AUC of the readers' diameter alone",
+    "difference": "difference of the two (paired)",
+    "accuracy": "accuracy",
+}
 MOST_NODULES = 3
 """DICOM patients have at most this many nodules, so that their series stay short."""
 
@@ -138,7 +144,7 @@ def run_demo(
         model_info=model.training_info,
         run_info={"argv": current_argv(), "seed": seed, "versions": versions()},
         dicom=out / "dicom",
-        performance={"malignancy": {name: figures[name] for name in ("auc", "accuracy", "diameter_auc")}},
+        performance={"malignancy": {words: figures[name] for name, words in SHOWN.items()}},
         title="Demo: simulated lung nodules, and why the model rates them as it does",
         pdf=pdf,
         jobs=jobs,

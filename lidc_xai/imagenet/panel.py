@@ -55,7 +55,8 @@ def draw_panel(
     warning: str | None = None,
     picture: str = "photograph",
 ) -> None:
-    """Write a PNG. ``picture``: heading of the first column. ``maps``: method → (T, h, w) raw scores; ``rows``: T labels; ``warning``: a line in red on top."""
+    """Write a PNG. ``maps``: method → (T, h, w) raw scores; ``rows``: T labels; ``warning``: a line in red on top;
+    ``picture``: heading of the first column."""
     columns = [picture, *maps]
     figure = Figure(
         figsize=(_CELL_INCHES * len(columns) + 0.3, (_CELL_INCHES * 1.08) * len(rows) + (1.0 if warning else 0.7)),
