@@ -10,6 +10,7 @@ from typing import Any
 import lightning
 import pandas as pd
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -63,7 +64,7 @@ def run_epochs(
     rng = torch.get_rng_state()
     try:
         with quiet_lightning():
-            trainer = lightning.Trainer(**_arguments(options, folder), gradient_clip_val=clip, callbacks=callbacks)
+            trainer = _build_trainer(options, folder, clip, callbacks)
             resume = str(last) if last is not None and last.is_file() else None
             trainer.fit(module, ckpt_path=resume, weights_only=True)
     except OSError as error:
@@ -78,6 +79,16 @@ def run_epochs(
         raise KeyboardInterrupt from error
     finally:
         torch.set_rng_state(rng)
+
+
+def _build_trainer(
+    options: MachineOptions, folder: Path | None, clip: float | None, callbacks: list[lightning.Callback]
+) -> lightning.Trainer:
+    try:
+        return lightning.Trainer(**_arguments(options, folder), gradient_clip_val=clip, callbacks=callbacks)
+    except (MisconfigurationException, ValueError) as error:
+        machine = f"device {options.device}, devices {options.devices}, precision {options.precision}"
+        raise UsageError(f"{machine}: not possible here ({str(error).splitlines()[0]})") from error
 
 
 def is_first_process() -> bool:

@@ -167,6 +167,8 @@ def test_wrong_parts_are_refused(toy_store: CropStore, quick: Quick) -> None:
         fit(toy_store, None, train_ids=ids, validation_ids=[], options=quick())
     with pytest.raises(UsageError, match="no CUDA device"):
         fit(toy_store, None, options=quick(device="cuda:7"))
+    with pytest.raises(UsageError, match="wanted auto, cpu, cuda"):
+        fit(toy_store, None, options=quick(device="tpu"))
 
 
 def test_a_full_disk_is_one_line(
