@@ -21,6 +21,7 @@ _TAGS = [
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "Rows", "Columns",
     "BitsAllocated", "SamplesPerPixel", "PixelRepresentation", "NumberOfFrames", "RescaleSlope", "RescaleIntercept",
     "RescaleType", "PixelPaddingValue", "PixelPaddingRangeLimit", "SeriesDescription", "ImageComments", "Manufacturer",
+    "ManufacturerModelName",
     "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", "SOPClassUID",
 ]  # fmt: skip
 _SHORT_TAG, _LONG_TAG = 8, 12  # bytes before the pixels: tag and length, with explicit VR also that
@@ -54,12 +55,19 @@ class SliceHeader:
     patient_id: str
     study_uid: str
     simulated: bool
+    scanner: str = ""
     frame: int = 0
 
     @property
     def normal(self) -> NDArray[np.float64]:
         """(3,) unit vector across the slice: right-handed with the row and column directions."""
         return np.cross(self.along_row, self.along_column)
+
+
+def _scanner(header: pydicom.Dataset) -> str:
+    """Manufacturer and model, as far as they are recorded."""
+    parts = (str(header.get(name, "") or "").strip() for name in ("Manufacturer", "ManufacturerModelName"))
+    return " ".join(part for part in parts if part)
 
 
 def read_header(path: Path) -> pydicom.Dataset:
@@ -146,6 +154,7 @@ def common_fields(path: Path, header: pydicom.Dataset) -> dict[str, Any]:
         "padding": _padding(path, header),
         "localizer": "LOCALIZER" in image_type,
         "patient_id": str(header.get("PatientID", "") or ""),
+        "scanner": _scanner(header),
         "study_uid": str(header.get("StudyInstanceUID", "") or ""),
         "simulated": "SIMULATED" in marks.upper(),
     }

@@ -138,6 +138,7 @@ def _row(ct: CTVolume) -> dict[str, Any]:
         "slice_thickness_mm": ct.slice_thickness_mm,
         "pixel_spacing_mm": between_rows,
         "simulated": ct.simulated,
+        "scanner": ct.scanner,
     }
 
 

@@ -153,7 +153,9 @@ def _prepare_scan(writer: StoreWriter, options: CropOptions, scan: _Scan) -> Pre
             done.skipped.append(Skipped(nodule.nodule_id, "crop", str(error)))
             continue
         middle = perf_counter()
-        writer.write(crop, {**nodule_row(nodule), "simulated": ct.simulated}, nodule_votes(nodule))
+        writer.write(
+            crop, {**nodule_row(nodule), "simulated": ct.simulated, "scanner": ct.scanner}, nodule_votes(nodule)
+        )
         done.written.append(nodule.nodule_id)
         done.seconds["resample"] += middle - start
         done.seconds["write"] += perf_counter() - middle

@@ -146,6 +146,7 @@ def _as_volume(geometry: SeriesGeometry, stored: np.ndarray, issues: list[str], 
         patient_id=first.patient_id,
         study_uid=first.study_uid,
         slice_thickness_mm=first.slice_thickness_mm,
+        scanner=first.scanner,
         simulated=any(one.simulated for one in geometry.slices),
         source=str(found.paths[0].parent),
     )

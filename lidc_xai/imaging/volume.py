@@ -23,7 +23,8 @@ class CTVolume:
     spaced, else ``array`` is interpolated from them. ``positions_mm``: (n,) ascending places of the stored slices along
     the normal of the image plane. ``slice_z_mm``: (n,) z of each stored slice's ImagePositionPatient (what contours
     refer to). ``sop_instance_uids``: one per stored slice, empty for a volume file. ``slice_thickness_mm``: NaN where
-    not recorded. ``outside_view``: those of ``issues`` that concern only pixels outside the scanner's field of view.
+    not recorded. ``scanner``: manufacturer and model. ``outside_view``: those of ``issues`` that concern only pixels
+    outside the scanner's field of view.
     """
 
     array: NDArray[np.float32]
@@ -37,6 +38,7 @@ class CTVolume:
     patient_id: str = ""
     study_uid: str = ""
     slice_thickness_mm: float = float("nan")
+    scanner: str = ""
     simulated: bool = False
     outside_view: list[str] = field(default_factory=list)
     source: str = ""
