@@ -6,10 +6,10 @@ if TYPE_CHECKING:
     from lidc_xai.reporting.benchmark import benchmark_report, image_sheet
     from lidc_xai.reporting.cohort import cohort_report
     from lidc_xai.reporting.dicom_files import export_dicom
-    from lidc_xai.reporting.volume_files import ExportResult, export_nifti
     from lidc_xai.reporting.nodule import nodule_report
     from lidc_xai.reporting.reader_study import export_reader_study, score_reader_study
     from lidc_xai.reporting.study import ReportResult, study_report
+    from lidc_xai.reporting.volume_files import ExportResult, export_nifti
 
 _WHERE = {
     "ExportResult": "volume_files",

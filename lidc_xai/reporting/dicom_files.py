@@ -17,10 +17,10 @@ from lidc_xai.imaging.contours import consensus_mask
 from lidc_xai.imaging.volume import CTVolume
 from lidc_xai.progress import track
 from lidc_xai.reporting.dicom_objects import Source, parametric_map, segmentation, structured_report
-from lidc_xai.reporting.volume_files import ExportResult
 from lidc_xai.reporting.map_grid import map_on_grid
 from lidc_xai.reporting.parts import MapsByMethod, ReportParts
 from lidc_xai.reporting.scans import Scans, box_corners, slices_near, stored_points
+from lidc_xai.reporting.volume_files import ExportResult
 from lidc_xai.skipped import Skipped, write_skipped
 
 if TYPE_CHECKING:

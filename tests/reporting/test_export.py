@@ -16,9 +16,9 @@ from lidc_xai.imaging import crop_nodule, read_ct
 from lidc_xai.imaging.store import StoreWriter
 from lidc_xai.nodule_maps import NoduleMaps
 from lidc_xai.ratings import OUTPUTS, RESEARCH_USE_ONLY
-from lidc_xai.reporting.export_dicom import export_dicom
-from lidc_xai.reporting.export_nifti import export_nifti
+from lidc_xai.reporting.dicom_files import export_dicom
 from lidc_xai.reporting.map_grid import map_on_grid
+from lidc_xai.reporting.volume_files import export_nifti
 
 SPACING, STEP = (0.7, 0.7), 2.5
 POINT = np.array([30.0, -12.0, -45.0])  # LPS mm: middle of the nodule
