@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -42,6 +43,11 @@ class Row:
     logits: Tensor
     attention: Tensor
     mixed: Tensor
+
+
+def even_parts(count: int, most: int) -> int:
+    """The size of the fewest equal parts of ``count`` things that hold at most ``most``."""
+    return ceil(count / ceil(count / most))
 
 
 class LastBlock:
@@ -94,7 +100,7 @@ class LastBlock:
         with torch.enable_grad():
             scores = targets.scores(outputs)
         count = scores.shape[-1]
-        size = max(1, _ROWS_AT_ONCE * count // scores.numel())
+        size = even_parts(count, max(1, _ROWS_AT_ONCE * count // scores.numel()))
         one = torch.eye(count, dtype=scores.dtype, device=scores.device).view(count, *[1] * (scores.ndim - 1), count)
         parts = [
             torch.autograd.grad(

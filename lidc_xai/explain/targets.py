@@ -71,10 +71,15 @@ class Target(ABC):
         return f"{self.label}({output})" if self.label else output
 
 
+def _gather(values: Tensor, columns: Tensor) -> Tensor:
+    """values (B, ..., C) at each image's columns (B, T): (B, ..., T)."""
+    index = columns.view(len(columns), *[1] * (values.ndim - 2), -1)
+    return values.gather(-1, index.expand(*values.shape[:-1], columns.shape[1]))
+
+
 def _pick(values: Tensor, column: Tensor) -> Tensor:
     """values (B, ..., C) at each image's column (B,): (B, ...)."""
-    index = column.view(-1, *[1] * (values.ndim - 1)).expand(*values.shape[:-1], 1)
-    return values.gather(-1, index).squeeze(-1)
+    return _gather(values, column.unsqueeze(1)).squeeze(-1)
 
 
 def _others(values: Tensor, column: Tensor) -> Tensor:
@@ -228,17 +233,14 @@ class TargetSet:
         """(B, ..., T) scores, differentiable, of outputs (B, ..., C): the middle axes are copies of an image."""
         if isinstance(outputs, Tensor):
             outputs = Outputs(outputs)
-        return torch.stack(
-            [
-                target.score(outputs, self.columns[:, t].to(outputs.values.device), target.uses_sigmoid(self.spec))
-                for t, target in enumerate(self.targets)
-            ],
-            dim=-1,
-        )
-
-    def select(self, rows: slice) -> TargetSet:
-        """The same targets for some of the images."""
-        return replace(self, columns=self.columns[rows])
+        columns = self.columns.to(outputs.values.device)
+        if all(type(target) is Logit for target in self.targets):  # the usual case, in one operation
+            return _gather(outputs.values, columns)
+        scores = [
+            target.score(outputs, columns[:, t], target.uses_sigmoid(self.spec))
+            for t, target in enumerate(self.targets)
+        ]
+        return torch.stack(scores, dim=-1)
 
 
 def as_targets(targets: TargetsLike, spec: OutputSpec, default: type[Target] = Logit) -> tuple[Target, ...]:
