@@ -8,10 +8,11 @@ benchmark.md/.html   the tables; curves-*.svg, shown in the page
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -68,10 +69,12 @@ def write_benchmark(
         with atomic_path(folder / f"{name}.parquet") as temporary:
             frame.to_parquet(temporary, index=False)
     write_text(folder / "summary.csv", summary.to_csv(index=False))
-    tested = _all_comparisons(per_case, summary, resamples, seed)
+    best = _all_best(summary)
+    tested = _all_comparisons(per_case, best, resamples, seed)
     write_text(folder / "comparisons.csv", tested.to_csv(index=False))
+    cells = Cells.of(summary, tested, best)
     tables = [
-        _text_table(layout, summary, tested, output, known)
+        _text_table(layout, cells, output, known)
         for first in (True, False)  # the joined tables first, then the same by output
         for layout in LAYOUTS
         for place, output in enumerate(_outputs_shown(layout, summary))
@@ -106,17 +109,30 @@ def _outputs_shown(layout: Layout, summary: pd.DataFrame) -> list[str]:
     return sorted(names, key=lambda name: name != ALL_OUTPUTS)
 
 
-def _all_comparisons(per_case: pd.DataFrame, summary: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
-    """Each method against the best of its column, for every column that has a better and a worse."""
-    parts = []
-    ranked = per_case[~per_case["method"].map(is_control)]
+def _all_best(summary: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """(metric, output) → the best method, for every column that has a better and a worse."""
+    found = {}
     for layout in LAYOUTS:
         for metric, _, higher in layout.columns:
-            for output in _outputs_shown(layout, summary) if higher is not None else ():
+            for output in _outputs_shown(layout, summary):
                 best = _best(summary, metric, output, higher)
                 if best is not None:
-                    found = comparisons(ranked, metric, output, reference=best, resamples=resamples, seed=seed)
-                    parts.append(found.assign(metric=metric, output=output))
+                    found[metric, output] = best
+    return found
+
+
+def _all_comparisons(
+    per_case: pd.DataFrame, best: dict[tuple[str, str], str], resamples: int, seed: int
+) -> pd.DataFrame:
+    """Each method against the best of its column."""
+    ranked = per_case[~per_case["method"].map(is_control)]
+    by_metric = dict(iter(ranked.groupby("metric")))
+    parts = [
+        comparisons(by_metric[metric], metric, output, reference=name, resamples=resamples, seed=seed).assign(
+            metric=metric, output=output
+        )
+        for (metric, output), name in best.items()
+    ]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["a", "b", "metric", "output"])
 
 
@@ -129,32 +145,51 @@ def _best(summary: pd.DataFrame, metric: str, output: str, higher: bool | None) 
     return str(own["method"].to_numpy()[int(np.argmax(order.to_numpy()))])
 
 
-def _text_table(
-    layout: Layout, summary: pd.DataFrame, tested: pd.DataFrame, output: str, known: pd.DataFrame | None
-) -> TextTable:
-    metrics = [metric for metric, _, _ in layout.columns]
-    own = summary[summary["metric"].isin(metrics) & summary["output"].isin([output, ""])]
-    shown = [column for column in layout.columns if (own["metric"] == column[0]).any()]
-    joined = output in (ALL_OUTPUTS, TARGET)
-    beside = (
-        pd.DataFrame()
-        if known is None or not joined
-        else known[known["metric"].isin([metric for metric, _, _ in shown])]
-    )
-    methods = _ordered(own, shown)
+@dataclass(frozen=True)
+class Cells:
+    """The summary by (metric, output, method), the best method of each column, and p-values against it."""
+
+    rows: dict[tuple[str, str, str], Any]
+    best: dict[tuple[str, str], str]
+    p: dict[tuple[str, str, str], float]
+
+    @classmethod
+    def of(cls, summary: pd.DataFrame, tested: pd.DataFrame, best: dict[tuple[str, str], str]) -> Cells:
+        rows = {_place(row, "method"): row for row in summary.itertuples()}
+        p = {_place(row, "b"): float(getattr(row, "p_holm", np.nan)) for row in tested.itertuples()}
+        return cls(rows, best, p)
+
+    def get(self, metric: str, output: str, method: str) -> Any:
+        """The row of one cell, or None; a row that belongs to no output (the readers) stands in every table."""
+        return self.rows.get((metric, output, method)) or self.rows.get((metric, "", method))
+
+
+def _place(row: Any, method: str) -> tuple[str, str, str]:
+    return str(row.metric), str(row.output), str(getattr(row, method))
+
+
+def _text_table(layout: Layout, cells: Cells, output: str, known: pd.DataFrame | None) -> TextTable:
+    present = {(metric, where) for metric, where, _ in cells.rows}
+    shown = [column for column in layout.columns if (column[0], output) in present]
+    metrics = [metric for metric, _, _ in shown]
+    names = {name for metric, where, name in cells.rows if metric in metrics and where in (output, "")}
+    methods = _ordered(names, cells, output, shown)
+    joined = known is not None and output in (ALL_OUTPUTS, TARGET)
+    beside = known[known["metric"].isin(metrics)] if known is not None and joined else pd.DataFrame()
     rows, best, notes = [], set(), []
     for r, method in enumerate(methods):
-        cells = [method]
-        for c, (metric, _, higher) in enumerate(shown):
-            cell = own[(own["metric"] == metric) & (own["method"] == method)]
-            cells.append(_cell(cell, tested, metric, output, method))
-            if _best(summary, metric, output, higher) == method:
+        texts = [method]
+        for c, metric in enumerate(metrics):
+            row = cells.get(metric, output, method)
+            texts.append(_cell(row, cells.p.get((metric, output, method))))
+            if cells.best.get((metric, output)) == method:
                 best.add((r, c + 1))
-            notes += [f"{method}, {metric}: {note}" for note in cell["note"] if note]
+            if row is not None and row.note:
+                notes.append((method, row.note))
         if len(beside):
             told = beside[beside["method"] == method]
-            cells.append("; ".join(f"{row.metric} {row.value:g} ({row.note})" for row in told.itertuples()))
-        rows.append(tuple(cells))
+            texts.append("; ".join(f"{row.metric} {row.value:g} ({row.note})" for row in told.itertuples()))
+        rows.append(tuple(texts))
     arrows = {True: " ↑", False: " ↓", None: ""}
     headings = ["method", *(heading + arrows[higher] for _, heading, higher in shown)]
     headings += ["published"] if len(beside) else []
@@ -162,32 +197,31 @@ def _text_table(
     return TextTable(title, layout.about, tuple(headings), tuple(rows), frozenset(best), tuple(_gathered(notes)))
 
 
-def _ordered(own: pd.DataFrame, shown: list[tuple[str, str, bool | None]]) -> list[str]:
+def _ordered(
+    names: Iterable[str], cells: Cells, output: str, shown: Sequence[tuple[str, str, bool | None]]
+) -> list[str]:
     """Methods by the table's main column, best first; controls behind them."""
     if not shown:
         return []
     metric, _, higher = next((column for column in shown if column[2]), shown[0])
-    means = own[own["metric"] == metric].set_index("method")["mean"]
-    names = list(dict.fromkeys(own["method"]))
 
     def place(name: str) -> tuple[bool, float, str]:
-        mean = float(means.get(name, np.nan))
+        row = cells.get(metric, output, name)
+        mean = np.nan if row is None else float(row.mean)
         return is_control(name), np.inf if np.isnan(mean) else (-mean if higher else mean), name
 
     return sorted(names, key=place)
 
 
-def _cell(cell: pd.DataFrame, tested: pd.DataFrame, metric: str, output: str, method: str) -> str:
-    if cell.empty:
+def _cell(row: Any, p: float | None) -> str:
+    if row is None:
         return "–"
-    row = cell.iloc[0]
-    if not np.isfinite(row["mean"]):
-        return f"undefined (n− {row['undefined']})"
-    interval = "" if not np.isfinite(row["low"]) else f" [{_number(row['low'])}, {_number(row['high'])}]"
-    missing = f" (n− {row['undefined']})" if row["undefined"] else ""
-    p = tested.loc[(tested["metric"] == metric) & (tested["output"] == output) & (tested["b"] == method), "p_holm"]
-    tie = " †" if len(p) and np.isfinite(p.iloc[0]) and p.iloc[0] >= 0.05 else ""
-    return f"{_number(row['mean'])}{interval}{missing}{tie}"
+    if not np.isfinite(row.mean):
+        return f"undefined (n− {row.undefined})"
+    interval = "" if not np.isfinite(row.low) else f" [{_number(row.low)}, {_number(row.high)}]"
+    missing = f" (n− {row.undefined})" if row.undefined else ""
+    tie = " †" if p is not None and np.isfinite(p) and p >= 0.05 else ""
+    return f"{_number(row.mean)}{interval}{missing}{tie}"
 
 
 def _number(value: float) -> str:
@@ -195,15 +229,15 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.3f}"
 
 
-def _gathered(notes: list[str]) -> list[str]:
-    """One line per reason, naming the methods and metrics it stands for."""
+def _gathered(notes: list[tuple[str, str]]) -> list[str]:
+    """One line per reason, naming the methods that it stands for."""
     found: dict[str, list[str]] = {}
-    for note in notes:
-        where, _, reason = note.partition(": ")
-        found.setdefault(reason, []).append(where)
+    for method, reason in notes:
+        places = found.setdefault(reason, [])
+        if method not in places:
+            places.append(method)
     lines = []
-    for reason, places in found.items():
-        methods = list(dict.fromkeys(place.split(", ")[0] for place in places))
+    for reason, methods in found.items():
         who = ", ".join(methods) if len(methods) <= 6 else f"{', '.join(methods[:5])} and {len(methods) - 5} more"
         lines.append(f"{who}: {reason}")
     return lines

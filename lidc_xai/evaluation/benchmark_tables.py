@@ -75,7 +75,9 @@ def _summary_of(own: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
     wide = own.pivot_table(
         index=["case", "cluster"], columns=columns, values="value", aggfunc="mean", sort=False, dropna=False
     )
-    rows = own.groupby(columns, sort=False).agg(rows=("value", "size"), note=("note", _most_frequent))
+    noted = own.assign(note=own["note"].where(own["note"] != "", None))
+    rows = noted.groupby(columns, sort=False).agg(rows=("value", "size"), note=("note", "first"))
+    rows["note"] = rows["note"].fillna("")
     wide = wide.reindex(columns=rows.index)
     clusters = _labels(wide.index.get_level_values("case"), wide.index.get_level_values("cluster"))
     found = bootstrap_curve(wide.to_numpy(), clusters, resamples=resamples, seed=seed)
@@ -90,11 +92,6 @@ def _summary_of(own: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
     names.insert(0, "metric", own["metric"].iloc[0])
     names["group"] = own["group"].iloc[0]
     return pd.concat([names, found], axis=1)[SUMMARY_COLUMNS]
-
-
-def _most_frequent(notes: pd.Series) -> str:
-    told = notes[notes != ""]
-    return str(told.mode().iloc[0]) if len(told) else ""
 
 
 def comparisons(
@@ -136,16 +133,16 @@ def curves(rows: pd.DataFrame, metric: str, *, outputs: Iterable[str] | None = N
     own = rows[(rows["metric"] == metric) & rows["x"].notna()]
     if outputs is not None:
         own = own[own["output"].isin(list(outputs))]
+    keys = [own[name].astype(str) for name in ("method", "output", "case", "cluster")]
+    wide = own.groupby([*keys, "x"], sort=False)["value"].mean().unstack("x").sort_index(axis="columns")
     parts = []
-    for names, some in own.groupby(["method", "output"], observed=True, sort=False):
-        wide = some.pivot_table(
-            index=["case", "cluster"], columns="x", values="value", aggfunc="mean", observed=True, dropna=False
-        ).dropna(how="all")
-        if wide.empty:
+    for names, some in wide.groupby(level=["method", "output"], sort=False):
+        some = some.dropna(axis="columns", how="all")
+        if some.empty:
             continue
-        clusters = _labels(wide.index.get_level_values("case"), wide.index.get_level_values("cluster"))
-        table = bootstrap_curve(wide.to_numpy(), clusters, seed=seed)
-        table.insert(0, "x", wide.columns.to_numpy(dtype=np.float64))
+        clusters = _labels(some.index.get_level_values("case"), some.index.get_level_values("cluster"))
+        table = bootstrap_curve(some.to_numpy(), clusters, seed=seed)
+        table.insert(0, "x", some.columns.to_numpy(dtype=np.float64))
         table.insert(0, "output", str(names[1]))
         table.insert(0, "method", str(names[0]))
         parts.append(table)

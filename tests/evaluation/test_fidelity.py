@@ -290,3 +290,24 @@ def test_summary_by_group_and_by_patient(vit: nn.Module, images: Tensor) -> None
     assert table.loc["area", "low"] <= table.loc["area", "mean"] <= table.loc["area", "high"]
     groups = found.by_group(["small", "large", "small", "large"], clusters=["a", "a", "b", "c"])
     assert groups.loc[("small", "area"), "mean"] == pytest.approx(found.area[[0, 2]].mean())
+
+
+def test_concepts_are_judged_on_their_similarity(vit: nn.Module, images: Tensor) -> None:
+    from lidc_xai.explain import ConceptSimilarity
+
+    vector = torch.randn(24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    relevance = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(6))
+    found = fidelity(vit, images, relevance, ConceptSimilarity(vector), points=3)
+    features = vit.forward_head(vit.forward_features(images), pre_logits=True).detach()
+    np.testing.assert_allclose(found.score, features @ vector, atol=1e-9)
+    assert np.isfinite(found.area).all()
+
+
+def test_mixed_precision_is_close_and_leaves_no_trace(vit: nn.Module, images: Tensor) -> None:
+    single = deepcopy(vit).float()
+    relevance = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(6))
+    full = fidelity(single, images, relevance, 0)
+    mixed = fidelity(single, images, relevance, 0, precision="bfloat16")
+    scale = np.abs(full.mif).max()
+    assert 0 < np.abs(full.mif - mixed.mif).max() < 0.05 * scale
+    assert not torch.is_autocast_enabled("cpu")
