@@ -144,8 +144,8 @@ def integrated_cdam(
 ) -> Result:
     """Tokens times their mean gradient between zero and themselves. The sum over all tokens approaches f(t) − f(0).
 
-    extras, each (B, T): ``residual`` = f(t) − f(0) − Σ over all tokens, and ``residual_patches``, the same with the
-    patches' sum alone (what the prefix tokens hold is missing there).
+    extras, each (B, T): ``residual`` = Σ over all tokens − (f(t) − f(0)), what the quadrature misses, and
+    ``residual_patches``, the same with the patches' sum alone (what the prefix tokens hold is missing there as well).
     """
     vit = _vit(context)
     nodes, weights = quadrature(rule, steps)
@@ -153,7 +153,7 @@ def integrated_cdam(
     compute = _integrate_exact if exact else _integrate_autograd
     scores, change = compute(context, nodes, weights, *(() if exact else (layer, tokens)))
     patches = scores[..., vit.prefix :]
-    extras = {"residual": change - scores.sum(-1), "residual_patches": change - patches.sum(-1)}
+    extras = {"residual": scores.sum(-1) - change, "residual_patches": patches.sum(-1) - change}
     return Result(vit.to_grid(scores, context.images), "exact" if exact else "autograd", extras)
 
 

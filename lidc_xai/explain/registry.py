@@ -8,38 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from numbers import Integral, Real
 from typing import Any
 
 from lidc_xai.errors import UsageError
-
-
-@dataclass(frozen=True)
-class Option:
-    """An option: its default, what it may be ("count", "integer", "number", "flag", "any" or a tuple of words)."""
-
-    default: Any
-    kind: str | tuple[str, ...]
-    words: str
-
-    def check(self, name: str, value: Any) -> None:
-        """``UsageError`` where ``value`` is not one that this option can take."""
-        if value is None and self.default is None:
-            return
-        whole = isinstance(value, Integral) and not isinstance(value, bool)
-        fits = {
-            "count": whole and value >= 1,
-            "integer": whole,
-            "number": isinstance(value, Real) and not isinstance(value, bool) and float(value) >= 0,
-            "flag": isinstance(value, bool),
-            "any": True,
-        }
-        if isinstance(self.kind, tuple):
-            if value not in self.kind:
-                raise UsageError(f"option {name} is one of {', '.join(map(repr, self.kind))}, not {value!r}")
-        elif not fits[self.kind]:
-            wanted = {"count": "a whole number from 1", "integer": "a whole number", "number": "a number from 0"}
-            raise UsageError(f"option {name} is {wanted.get(self.kind, 'True or False')}, not {value!r}")
+from lidc_xai.explain.options import Option
 
 
 @dataclass(frozen=True)
@@ -341,3 +313,19 @@ def method_options(methods: Sequence[Method], given: Mapping[str, Any]) -> list[
             method.options[name].check(name, value)
         filled.append(options)
     return filled
+
+
+def options_table() -> str:
+    """The methods with their options, defaults and meaning as a Markdown table (docs/explain.md holds it)."""
+    lines = ["| method | option | default | meaning |", "|---|---|---|---|"]
+    for method in METHODS.values():
+        name = f"**{method.name}**<br>{method.summary}"
+        for option, row in method.options.items() or [("", None)]:
+            default = "" if row is None else f"`{row.default!r}`"
+            words = "" if row is None else row.words
+            if row is not None and isinstance(row.kind, tuple):
+                words += ": " + ", ".join(f"`{choice!r}`" for choice in row.kind)
+            cells = (name, f"`{option}`" if option else "", default, words.replace("|", "\\|"))
+            lines.append("| " + " | ".join(cells) + " |")
+            name = ""
+    return "\n".join(lines)

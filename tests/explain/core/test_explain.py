@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from lidc_xai.errors import ModelError, UsageError
 from lidc_xai.explain import Logit, explain, list_methods, refusals
-from lidc_xai.explain.registry import METHODS
+from lidc_xai.explain.registry import METHODS, options_table
 
 
 def count_images(module: nn.Module) -> list[int]:
@@ -273,3 +274,8 @@ def test_the_table_and_the_functions_agree() -> None:
         assert own.keys() == table.keys(), name
         shared = {"layer"}  # the cam family's layer is None or -1 alike
         assert {k: v for k, v in own.items() if k not in shared} == {k: v for k, v in table.items() if k not in shared}
+
+
+def test_the_documentation_holds_the_table_of_options() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "explain.md").read_text(encoding="utf-8")
+    assert options_table() in page, "docs/explain.md is behind lidc_xai.explain.registry: write the table anew"

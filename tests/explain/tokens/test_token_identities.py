@@ -103,8 +103,8 @@ def test_integrated_cdam_is_complete_with_its_residual_reported(
     for b in range(2):
         for t, score in enumerate(scores):
             change = score(*other.run(x[b : b + 1])) - other.value(x[b : b + 1], score, torch.zeros_like)
-            missing = change.detach() - smooth.relevance[b, t].sum()
-            assert smooth.extras["residual_patches"][b, t].item() == pytest.approx(missing.item(), abs=1e-10)
+            excess = smooth.relevance[b, t].sum() - change.detach()
+            assert smooth.extras["residual_patches"][b, t].item() == pytest.approx(excess.item(), abs=1e-10)
 
 
 LINEAR = ("cdam", "gradcam", "xgradcam", "linear_approximation", "saliency")
