@@ -102,7 +102,7 @@ def run_demo(
 ) -> DemoResult:
     """Run every step into ``out``. Steps that are done already are not repeated."""
     from lidc_xai.models import load_model
-    from lidc_xai.nodule_maps import maps_of_store
+    from lidc_xai.nodule_maps import maps_of_store, random_weights_maps
     from lidc_xai.predict import predict
     from lidc_xai.reporting import study_report
     from lidc_xai.run import current_argv, versions
@@ -134,6 +134,8 @@ def run_demo(
 
     say("4/5 explaining every output")
     maps = maps_of_store(model, study, out, study.nodule_ids, plan.methods)
+    first = plan.methods[0]
+    maps[f"{first}@random_weights"] = random_weights_maps(model, study, study.nodule_ids, first, seed)
 
     say("5/5 writing the report")
     result = study_report(

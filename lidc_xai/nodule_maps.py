@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -158,6 +158,18 @@ def maps_of_store(
     """Method -> nodule id -> maps, read from ``folder/maps``; what is not there yet is computed into it."""
     explain_store(model, store, folder, nodule_ids, methods, device, **options)
     return {name: {key: load_maps(Path(folder) / "maps", key, name) for key in nodule_ids} for name in methods}
+
+
+def random_weights_maps(
+    model: NoduleModel, store: CropStore, nodule_ids: Sequence[str], method: str, seed: int = 0, device: str = "cpu"
+) -> dict[str, NoduleMaps]:
+    """Nodule id -> maps of the same model with random weights: what a map looks like that has learned nothing."""
+    from lidc_xai.evaluation.randomisation import randomised
+
+    control, name = cast("NoduleModel", randomised(model, seed)), f"{method}@random_weights"
+    crops = (store.load(nodule_id) for nodule_id in nodule_ids)
+    found = track(explain_nodules(control, crops, [method], device=device), "control maps", len(nodule_ids))
+    return {maps[method].nodule_id: replace(maps[method], method=name) for maps in found}
 
 
 def weights_digest(model: torch.nn.Module) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 from pydantic import Field
@@ -12,16 +12,25 @@ from lidc_xai.commands.common import add_verb, need_model, need_out, need_path, 
 from lidc_xai.config import Config
 from lidc_xai.run import Run, versions
 
+if TYPE_CHECKING:
+    from lidc_xai.imaging import CropStore
+    from lidc_xai.reporting import ReportResult
+
 
 class ReportConfig(Config):
     """Write the report of a store.
 
-    index.html is the study; each nodule has a page (HTML, PDF, JSON). Maps that explain wrote are taken from
-    --maps; without it they are computed.
+    index.html is the study; each nodule has a page (HTML, PDF, JSON). Maps that explain wrote are taken from --maps;
+    without it they are computed. With --predictions of a cross-validation it is a cohort report: flow, performance with
+    intervals and strata, calibration, baselines, galleries.
     """
 
     store: Path | None = Field(None, description="A store made by prepare.")
     model: str | None = Field(None, description="A model folder made by train (or a shipped model's name).")
+    predictions: Path | None = Field(None, description="predictions.csv of cross-validate: a cohort report.")
+    cohort: str | None = Field(None, description="Of a cohort report: the named cohort, for the flow of exclusions.")
+    benchmark: Path | None = Field(None, description="Of a cohort report: the folder of a finished benchmark.")
+    controls: bool = Field(True, description="Show maps of the same model with random weights; off with --set.")
     maps: Path | None = Field(None, description="The folder that explain wrote to.")
     nodule: list[str] = Field([], description="Nodule ids; repeat it or separate by commas. All by default.")
     method: list[str] = Field(["cdam", "attention"], description="Methods to show, separated by commas.")
@@ -29,7 +38,7 @@ class ReportConfig(Config):
     paper: Literal["A4", "Letter"] = Field("A4", description="Of the PDF: A4 or Letter.")
     pdf: bool = Field(True, description="Also write PDF; off with --set pdf=false.")
     jobs: int = Field(1, ge=1, description="Processes.")
-    title: str = Field("Lung nodules: what the model reads and why", description="Title of the study page.")
+    title: str | None = Field(None, description="Title of the first page.")
 
 
 def report(config: ReportConfig, run: Run) -> None:
@@ -37,32 +46,50 @@ def report(config: ReportConfig, run: Run) -> None:
     store_path = need_path(config.store, "--store")
     out = need_out(config)
     from lidc_xai.imaging import CropStore
-    from lidc_xai.nodule_maps import maps_of_store
+    from lidc_xai.nodule_maps import maps_of_store, random_weights_maps
     from lidc_xai.predict import predict
     from lidc_xai.reporting import study_report
 
     store = CropStore(store_path)
     model = need_model(config.model)
     ids, methods = words(config.nodule) or store.nodule_ids, words(config.method)
+    device = pick_device(config.device)
     maps_folder = need_path(config.maps, "--maps") if config.maps else out
-    maps = maps_of_store(model, store, maps_folder, ids, methods, pick_device(config.device))
-    result = study_report(
-        store,
-        out,
-        predictions=predict(model, store, nodule_ids=ids),
-        maps=maps,
-        model_info=model.training_info,
-        run_info={"argv": run.argv, "seed": config.seed, "versions": versions()},
-        dicom=need_path(config.dicom, "--dicom") if config.dicom else None,
-        nodule_ids=ids,
-        paper=config.paper,
-        title=config.title,
-        pdf=config.pdf,
-        jobs=config.jobs,
-    )
+    maps = maps_of_store(model, store, maps_folder, ids, methods, device)
+    if config.controls and methods:
+        maps[f"{methods[0]}@random_weights"] = random_weights_maps(model, store, ids, methods[0], config.seed, device)
+    shared: dict[str, Any] = {
+        "maps": maps,
+        "model_info": model.training_info,
+        "run_info": {"argv": run.argv, "seed": config.seed, "versions": versions()},
+        "dicom": need_path(config.dicom, "--dicom") if config.dicom else None,
+        "nodule_ids": ids,
+        "paper": config.paper,
+        "pdf": config.pdf,
+        "jobs": config.jobs,
+        **({"title": config.title} if config.title else {}),
+    }
+    if config.predictions:
+        result = _cohort_report(config, store, out, shared)
+    else:
+        result = study_report(store, out, predictions=predict(model, store, nodule_ids=ids), **shared)
     run.skipped = result.skipped
     run.results = {"pages": len(result.paths)}
     print(result.index)
+
+
+def _cohort_report(config: ReportConfig, store: CropStore, out: Path, shared: dict[str, Any]) -> ReportResult:
+    import pandas as pd
+
+    from lidc_xai.annotations import cohort_exclusions
+    from lidc_xai.reporting import cohort_report
+    from lidc_xai.training import evaluate_predictions
+
+    path = need_path(config.predictions, "--predictions")
+    metrics = evaluate_predictions(path, seed=config.seed)
+    exclusions = cohort_exclusions(config.cohort) if config.cohort else None
+    benchmark = need_path(config.benchmark, "--benchmark") if config.benchmark else None
+    return cohort_report(store, out, pd.read_csv(path), metrics, exclusions=exclusions, benchmark=benchmark, **shared)
 
 
 def register(app: typer.Typer) -> None:
