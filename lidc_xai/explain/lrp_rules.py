@@ -26,15 +26,20 @@ def quotient(r: Tensor, z: Tensor) -> Tensor:
     return torch.where(z == 0, torch.zeros_like(z), r / (z + 1e-9 * z.sign()).masked_fill(z == 0, 1))
 
 
-def linear_rule(weight: Tensor, x: Tensor, r: Tensor, *, joint: bool = True) -> Tensor:
-    """R at x (B, ..., in) of y = x Wᵀ from R at y (C, B, ..., out); ``weight`` (out, in)."""
-    positive, negative = weight.clamp(min=0), weight.clamp(max=0)
-    x_positive, x_negative = x.clamp(min=0), x.clamp(max=0)
-    z_positive, z_negative = x_positive @ positive.T, x_negative @ negative.T
-    if joint:
-        share = quotient(r, z_positive + z_negative)
-        return x_positive * (share @ positive) + x_negative * (share @ negative)
-    return x_positive * (quotient(r, z_positive) @ positive) + x_negative * (quotient(r, z_negative) @ negative)
+class LinearRule:
+    """R at the input x (B, ..., in) of y = x Wᵀ from R at y; the denominators are formed once, for any number of R."""
+
+    def __init__(self, weight: Tensor, x: Tensor, *, joint: bool = True) -> None:
+        """``weight`` (out, in). ``joint=False``: the public code's separate denominators."""
+        self.weight, self.positive, self.negative = weight, x.clamp(min=0), x.clamp(max=0)
+        z_positive, z_negative = self.positive @ weight.clamp(min=0).T, self.negative @ weight.clamp(max=0).T
+        self.z = (z_positive + z_negative,) if joint else (z_positive, z_negative)
+
+    def relevance(self, r: Tensor) -> Tensor:
+        """(C, B, ..., out) → (C, B, ..., in)."""
+        shares = [quotient(r, z) for z in self.z]
+        at_positive = self.positive * (shares[0] @ self.weight.clamp(min=0))
+        return at_positive + self.negative * (shares[-1] @ self.weight.clamp(max=0))
 
 
 def sum_rule(a: Tensor, b: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,37 +56,37 @@ def product_rule(a: Tensor, v: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Chain:
-    """Linear layers and element-wise ones in a row, with what entered each linear layer on the way forward."""
+    """Linear layers and element-wise ones in a row, as they ran forward on some x."""
 
-    linear: tuple[tuple[nn.Linear, Tensor], ...]
+    rules: tuple[LinearRule, ...]
     output: Tensor
 
-    def relevance(self, r: Tensor, *, joint: bool = True) -> Tensor:
+    def relevance(self, r: Tensor) -> Tensor:
         """R at the chain's input from R at its output."""
-        for layer, x in reversed(self.linear):
-            r = linear_rule(layer.weight, x, r, joint=joint)
+        for rule in reversed(self.rules):
+            r = rule.relevance(r)
         return r
 
 
-def run_chain(module: nn.Module, x: Tensor) -> Chain:
+def run_chain(module: nn.Module, x: Tensor, *, joint: bool = True) -> Chain:
     """``module`` applied to x, remembered. ``chain_refusal(module)`` must be None."""
-    seen = []
+    rules = []
     for layer in _layers(module):
         if isinstance(layer, nn.Linear):
-            seen.append((layer, x))
+            rules.append(LinearRule(layer.weight, x, joint=joint))
         x = layer(x)
-    return Chain(tuple(seen), x)
+    return Chain(tuple(rules), x)
 
 
 def head_rule(head: nn.Module, features: Tensor, r: Tensor, *, joint: bool = True) -> Tensor:
     """R at the vector that a head reads, from R at its outputs (C, B, outputs)."""
     if not isinstance(head, BottleneckHead):
-        return run_chain(head, features).relevance(r, joint=joint)
+        return run_chain(head, features, joint=joint).relevance(r)
     names = head.output_names
-    concepts = head.concepts(features)
-    at_concepts = linear_rule(head.verdict.weight, concepts, r[..., [names.index("malignancy")]], joint=joint)
+    verdict = LinearRule(head.verdict.weight, head.concepts(features), joint=joint)
+    at_concepts = verdict.relevance(r[..., [names.index("malignancy")]])
     at_concepts = at_concepts + r[..., [names.index(name) for name in head.concept_names]]
-    return linear_rule(head.concepts.weight, features, at_concepts, joint=joint)
+    return LinearRule(head.concepts.weight, features, joint=joint).relevance(at_concepts)
 
 
 def chain_refusal(module: nn.Module) -> str | None:

@@ -6,6 +6,8 @@ stands in the way. Gradients, if wanted, begin at the first block's matrix: noth
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,9 +16,11 @@ from lidc_xai.explain.outputs import Outputs
 from lidc_xai.explain.vit import ViT
 
 
-def attention_pass(context: Context, *, differentiable: bool, all_rows: bool = False) -> tuple[list[Tensor], Outputs]:
+def attention_pass(
+    context: Context, *, differentiable: bool, all_rows: bool = False, keep: Callable[[Tensor], Tensor] = lambda a: a
+) -> tuple[list[Tensor], Outputs]:
     """([A_l (B, H, T, T)] from first to last block, outputs). The last block of a CLS-pooled model keeps the CLS row
-    alone, (B, H, 1, T), unless ``all_rows`` are wanted."""
+    alone, (B, H, 1, T), unless ``all_rows`` are wanted. ``keep``: what is kept of each matrix."""
     vit = context.vit
     assert vit is not None
     with torch.no_grad():
@@ -31,7 +35,7 @@ def attention_pass(context: Context, *, differentiable: bool, all_rows: bool = F
             a = block.softmax.matrix(q[..., rows, :], k)
             if differentiable and not a.requires_grad:
                 a.requires_grad_()
-            matrices.append(a)
+            matrices.append(keep(a))
             z = block.finish(z[:, rows], block.softmax.mix(a @ v, t[:, rows]))
         outputs = vit.head(z) if vit.cls_head is None else vit.cls_head(z[:, 0])
     context.run.record(outputs)

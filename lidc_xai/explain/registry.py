@@ -33,6 +33,7 @@ class Method:
 
 
 MAX_BATCH = Option(8, "count", "images, or copies of an image, in one pass")
+MATRICES = Option(2, "count", "images in one pass, which keeps every attention matrix and its gradient")
 SEED = Option(0, "integer", "seed of the noise; the same seed gives every image the same draws")
 ENGINE = Option(
     "auto",
@@ -91,7 +92,7 @@ _METHODS = (
             "discard_ratio": DISCARD,
             "clamp": Option(True, "flag", "drop negative entries and normalise rows; False: signed, not normalised"),
             "start_layer": START,
-            "max_batch": MAX_BATCH,
+            "max_batch": MATRICES,
         },
     ),
     Method(
@@ -149,7 +150,7 @@ _METHODS = (
         "R ← R + Ā R with Ā the mean over heads of the positive attention times gradient (ICCV 2021)",
         "all_attention",
         "rollout:relevance_propagation",
-        {"max_batch": MAX_BATCH},
+        {"max_batch": MATRICES},
     ),
     Method(
         "transformer_attribution",
@@ -157,7 +158,7 @@ _METHODS = (
         "attention gradients times LRP relevance of the attention, multiplied over blocks (CVPR 2021)",
         "lrp",
         "transformer_attribution:transformer_attribution",
-        {"start_layer": START, "max_batch": MAX_BATCH},
+        {"start_layer": START, "max_batch": MATRICES},
     ),
     Method(
         "partial_lrp",

@@ -34,10 +34,11 @@ def attention_rollout(
     """Rollout with rows normalised after the identity is added. ``discard_ratio`` drops the lowest entries of each
     image's fused matrix. Does not look at the target."""
     vit = _vit(context)
-    matrices, _ = attention_pass(context, differentiable=False, all_rows=discard_ratio > 0)
-    row = first_row(vit, matrices)
-    for a in reversed(matrices[vit.layer(start_layer) :]):
-        row = _through(row, _discard(_FUSE[fusion](a), discard_ratio), normalise=True)
+    start = vit.layer(start_layer)
+    fused, _ = attention_pass(context, differentiable=False, all_rows=discard_ratio > 0, keep=_FUSE[fusion])
+    row = first_row(vit, fused)
+    for a in reversed(fused[start:]):
+        row = _through(row, _discard(a, discard_ratio), normalise=True)
     return Result(vit.to_grid(row, context.images).unsqueeze(1), "forward")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lidc_xai.errors import ModelError
 from lidc_xai.explain import LogOdds, MeanContrast, Probability, explain
-from lidc_xai.explain.lrp_rules import linear_rule, product_rule, sum_rule
+from lidc_xai.explain.lrp_rules import LinearRule, product_rule, sum_rule
 from lidc_xai.models import build_model
 
 EPSILON = 1e-9
@@ -151,14 +151,14 @@ def test_transformer_attribution_equals_whole_model_lrp(
 def test_rules_conserve_relevance() -> None:
     generator = torch.Generator().manual_seed(0)
     x, w, r = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((4, 7), (5, 7), (2, 4, 5)))
-    assert torch.allclose(linear_rule(w, x, r).sum(-1), r.sum(-1), atol=1e-6)
-    assert not torch.allclose(linear_rule(w, x, r, joint=False).sum(-1), r.sum(-1), atol=1e-2)
+    assert torch.allclose(LinearRule(w, x).relevance(r).sum(-1), r.sum(-1), atol=1e-6)
+    assert not torch.allclose(LinearRule(w, x, joint=False).relevance(r).sum(-1), r.sum(-1), atol=1e-2)
     a, b = x[:, :5], w[:4, :5]
     parts = sum_rule(a, b, r)
     assert torch.allclose(parts[0] + parts[1], r, atol=1e-6)
     factors = product_rule(a, b.T.contiguous(), torch.randn(2, 4, 4, generator=generator, dtype=torch.float64))
     assert torch.allclose(factors[0].sum((1, 2)), factors[1].sum((1, 2)), atol=1e-6)
-    assert not linear_rule(torch.zeros(5, 7, dtype=torch.float64), x, r).any(), "0/0 is 0"
+    assert not LinearRule(torch.zeros(5, 7, dtype=torch.float64), x).relevance(r).any(), "0/0 is 0"
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "torchvision"])
