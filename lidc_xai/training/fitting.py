@@ -60,7 +60,8 @@ def fit(
     Without ids, every nodule of the store is used; without validation ids, a share of the training patients is set
     aside. ``out=None`` writes nothing. The same call on a run that was killed continues it, on a finished one loads it.
     ``bank``: planes already read (5 slices, at least these nodules). ``patients_apart=False`` allows a patient in both
-    parts (the paper's split). ``info`` is added to the model's ``training_info``.
+    parts (the paper's split). ``info`` (plain values) is added to the model's ``training_info`` and makes it another
+    run.
 
     Raises ``UsageError``, ``DataError`` (an empty class, one patient only, an output without ratings) or ``ModelError``
     (the loss became NaN), one line each.
@@ -71,7 +72,7 @@ def fit(
         train_ids, validation_ids = split_off_validation(store.manifest, train_ids, options)
     validation_ids = list(validation_ids)
     folder = Path(out) if out is not None else None
-    key = run_key(store, [train_ids, validation_ids], options)
+    key = run_key(store, [train_ids, validation_ids], options) | {"info": info or {}}
     if folder is not None:
         finished = _finished(folder, key)
         if finished is not None:

@@ -96,6 +96,8 @@ def test_a_finished_run_is_loaded_and_another_one_is_refused(
     assert again.validation == first.validation
     with pytest.raises(UsageError, match=r"another epochs \(1, now 2\)"):
         fit(toy_store, tmp_path / "run", options=quick(epochs=2))
+    with pytest.raises(UsageError, match=r"another info\.permute_labels"):
+        fit(toy_store, tmp_path / "run", options=quick(epochs=1), info={"permute_labels": True})
     (tmp_path / "run" / "fit.json").write_text("{")
     with pytest.raises(LidcXaiError, match="cannot be read"):
         fit(toy_store, tmp_path / "run", options=quick(epochs=1))
