@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from lidc_xai.annotations import load_nodules
 from lidc_xai.reporting.agreement import FIGURES, evaluated_masks
 from lidc_xai.reporting.values import number
 from lidc_xai.skipped import Skipped, read_skipped
@@ -35,10 +36,14 @@ def flow(
         outside = [Skipped(str(row.nodule_id), str(row.stage), str(row.reason)) for row in exclusions.itertuples()]
         named = {item.nodule_id for item in outside}
         lost_later = [item for item in left_out if item.nodule_id not in named]
-        selected = len(store) + len({item.nodule_id for item in lost_later})
-        steps.append(_step("Groups of readings in the annotation database", selected + len(named), []))
-        steps.append(_step("Nodules of the cohort", selected, outside))
-        left_out = lost_later
+        met = set(store.nodule_ids) | {item.nodule_id for item in lost_later}
+        every = {nodule.nodule_id for nodule in load_nodules()} | met
+        cohort = every - named
+        never = cohort - met
+        steps.append(_step("Groups of readings in the annotation database", len(every), []))
+        steps.append(_step("Nodules of the cohort", len(cohort), outside))
+        reason = "not among the data that the store was made from"
+        left_out = [*lost_later, *(Skipped(name, "source", reason) for name in never)]
     steps.append(_step("Nodules in the store, with their CT", len(store), left_out))
     if len(shown) < len(store):
         gone = [Skipped(name, "choice", "not chosen for this report") for name in set(store.nodule_ids) - set(shown)]

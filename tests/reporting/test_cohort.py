@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lidc_xai.annotations import load_nodules
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.ratings import BIOMARKERS, OUTPUTS
 from lidc_xai.reporting import (
@@ -60,7 +61,7 @@ def cohort(made, tmp_path_factory):
     metrics = evaluate_predictions(predictions, resamples=20)
     exclusions = pd.DataFrame(
         {
-            "nodule_id": [f"X-{k}" for k in range(5)],
+            "nodule_id": [nodule.nodule_id for nodule in load_nodules()[-5:]],
             "stage": "cohort",
             "reason": ["two readers"] * 3 + ["<b>late</b>"] * 2,
         }
@@ -94,11 +95,13 @@ def test_cohort_page_says_what_the_metrics_say(cohort):
 def test_flow_adds_up_and_names_every_loss(cohort):
     facts = json.loads((cohort.root / "out" / "cohort.json").read_text(encoding="utf-8"))
     counts = [(step["title"], step["count"], len(step["rows"])) for step in facts["flow"]]
-    assert counts[0][1] == 24 + 1 + 5
+    every = len({nodule.nodule_id for nodule in load_nodules()} | {*cohort.store.nodule_ids, "LIDC-IDRI-0900-s1-n0"})
+    assert [count for _, count, _ in counts[:3]] == [every, every - 5, 24]
     for (_, before, _), (_, after, lost) in pairwise(counts):
         assert before - lost == after
     assert facts["flow"][1]["lost"] == [{"reason": "two readers", "count": 3}, {"reason": "<b>late</b>", "count": 2}]
-    assert facts["flow"][2]["lost"] == [{"reason": "no such series", "count": 1}]
+    never = {"reason": "not among the data that the store was made from", "count": every - 5 - 24 - 1}
+    assert facts["flow"][2]["lost"] == [never, {"reason": "no such series", "count": 1}]
     assert [item["number"] for item in facts["claim"]] == list(range(1, 43))
     assert any(item["open"] for item in facts["claim"])
     assert "3 folds" in next(item["answer"] for item in facts["claim"] if item["topic"] == "How data were divided")
