@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
 
@@ -63,8 +64,6 @@ class AttentionLayer:
 
 def as_attention(module: nn.Module) -> AttentionLayer | str:
     """The layer as softmax attention, or the reason why it cannot be read as one."""
-    from timm.layers import Attention
-
     if type(module) is Attention:
         return _from_timm(module)
     if isinstance(module, nn.MultiheadAttention):

@@ -15,12 +15,14 @@ differentiation of the blocks from ``layer`` on.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lidc_xai.errors import UsageError
+from lidc_xai.explain.checks import check_gradient
 from lidc_xai.explain.context import Context, Result, gradients
 from lidc_xai.explain.last_block import even_parts
 from lidc_xai.explain.outputs import Outputs
@@ -50,17 +52,17 @@ def cdam(
     elif wanted is None and not per_head:
         x, f = _function(context, layer, tokens)
         x = x.requires_grad_()
-        g = gradients(context.targets.scores(f(x)), x).movedim(0, 1)
+        g = check_gradient(gradients(context.targets.scores(f(x)), x)).movedim(0, 1)
         return Result(vit.to_grid((x.detach().unsqueeze(1) * g).sum(-1), context.images), "autograd")
     else:
         by_path, engine = _autograd_paths(context, layer, tokens), "autograd"
-    heads = torch.stack([path for name, path in by_path.items() if wanted is None or name in wanted]).sum(0)
+    heads = reduce(torch.add, [path for name, path in by_path.items() if wanted is None or name in wanted])
     heads = vit.to_grid(heads, context.images)
     return Result(heads.sum(2), engine, {"per_head": heads} if per_head else {})
 
 
 def _exact_paths(context: Context) -> dict[str, Tensor]:
-    """S by path and head, (B, C, H, T), from the closed form. A patch is no query, so that path is zero."""
+    """S by path and head, (B, C, H, T), from the closed form. A patch is no query: that path is zero."""
     block = context.run.last
     row = block.row
     u = block.pull(context.targets)
@@ -68,7 +70,7 @@ def _exact_paths(context: Context) -> dict[str, Tensor]:
         value = block.value_scores(row.t, u)
         attention, logits = row.attention.unsqueeze(1), row.logits.unsqueeze(1)
         key = attention * logits * (value + block.bias_score(row, u))
-        return {"value": attention * value, "key": key, "query": torch.zeros_like(key)}
+        return {"value": attention * value, "key": key, "query": key.new_zeros(()).expand_as(key)}
 
 
 def _autograd_paths(context: Context, layer: int, tokens: str) -> dict[str, Tensor]:
@@ -90,6 +92,7 @@ def _autograd_paths(context: Context, layer: int, tokens: str) -> dict[str, Tens
     for name, x, bias in zip(("query", "key", "value"), joined, zero, strict=True):
         g = gradients(scores, x, keep=True).movedim(0, 1)
         paths[name] = ((x.detach() - bias).unsqueeze(1) * g).sum(-1)
+    check_gradient(paths["value"] + paths["key"])
     return paths
 
 
@@ -124,7 +127,8 @@ def smooth_cdam(
 def _autograd_scores(context: Context, x: Tensor, f: Callable[[Tensor], Outputs]) -> Tensor:
     """Σ over copies of S: (B, C, T) from tokens x (B, k, T, D)."""
     x.requires_grad_()
-    return torch.einsum("bktd,cbktd->bct", x.detach(), gradients(context.targets.scores(f(x)), x))
+    g = check_gradient(gradients(context.targets.scores(f(x)), x))
+    return torch.einsum("bktd,cbktd->bct", x.detach(), g)
 
 
 def _exact_scores(context: Context, t: Tensor) -> Tensor:
@@ -208,7 +212,7 @@ def _integrate_autograd(
         alpha = x.new_tensor(nodes[start : start + context.copies]).view(1, -1, 1, 1)
         weight = x.new_tensor(weights[start : start + context.copies])
         scaled = (alpha * x.unsqueeze(1)).requires_grad_()
-        g = gradients(context.targets.scores(f(scaled)), scaled)
+        g = check_gradient(gradients(context.targets.scores(f(scaled)), scaled))
         total = total + torch.einsum("k,btd,cbktd->bct", weight, x, g)
     with torch.no_grad():
         zero = context.targets.scores(f(torch.zeros_like(x)))

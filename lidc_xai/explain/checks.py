@@ -59,3 +59,13 @@ def check_outputs(model: nn.Module, outputs: Tensor) -> None:
         if torch.is_tensor(tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
             raise ModelError(f"the model's weight {name} holds NaN or infinite values; load it again")
     raise ModelError("the model's outputs are NaN or infinite for these images, though its weights are finite")
+
+
+def check_gradient(gradient: Tensor) -> Tensor:
+    """``gradient`` as it is; ``ModelError`` where it is zero everywhere, since a map of zeros would say nothing."""
+    if not gradient.any():
+        raise ModelError(
+            "the targets' gradient is zero at every token of this block: the head's weights are zero, or the score is "
+            "saturated (explain LogOdds or Logit instead of Probability)"
+        )
+    return gradient

@@ -22,7 +22,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from lidc_xai.errors import ModelError
+from lidc_xai.explain.checks import check_gradient
 from lidc_xai.explain.outputs import Outputs
 from lidc_xai.explain.targets import TargetSet
 from lidc_xai.explain.vit import ViT
@@ -109,12 +109,7 @@ class LastBlock:
             for some in one.split(size)
         ]
         u = torch.cat(parts).movedim(0, -3)
-        if not u.any():
-            raise ModelError(
-                "the targets' gradient is zero at the last block: the head's weights are zero, or the score is "
-                "saturated (explain LogOdds or Logit instead of Probability)"
-            )
-        return u
+        return check_gradient(u)
 
     def value_scores(self, t: Tensor, u: Tensor) -> Tensor:
         """v⁰_i·u = t_i·(W_Vᵀ u): (..., C, H, T), by the cheaper of the two orders."""

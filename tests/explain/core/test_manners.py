@@ -132,3 +132,16 @@ def test_images_come_to_the_models_precision(vit: nn.Module, images: Tensor, dty
     found = explain(vit.to(dtype), images).relevance
     assert found.dtype == (torch.float32 if dtype is torch.bfloat16 else torch.float64)
     assert torch.allclose(found.float(), expected, atol=0.1 * float(expected.abs().max()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gpu_gives_what_the_cpu_gives(vit: nn.Module, images: Tensor, method: str) -> None:
+    vit, images = vit.double(), images.double()
+    options = QUICK.get(method, {}) | ({"sigma": 0.0} if "smooth" in method else {})  # its noise is the device's own
+    expected = explain(vit, images, [1, 3], method, **options)
+    before = torch.cuda.get_rng_state()
+    found = explain(vit.cuda(), images, [1, 3], method, **options)
+    assert found.relevance.is_cuda
+    assert torch.cuda.get_rng_state().equal(before)
+    assert torch.allclose(found.relevance.cpu(), expected.relevance, rtol=1e-6, atol=1e-9)
