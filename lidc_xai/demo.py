@@ -40,10 +40,10 @@ class DemoPlan:
     """How much of everything; the default takes a few minutes on two cores."""
 
     dicom_patients: int = 12
-    held_out: int = 120
-    validation: int = 80
-    training: int = 400
-    epochs: int = 24
+    held_out: int = 110
+    validation: int = 60
+    training: int = 320
+    epochs: int = 20
     methods: tuple[str, ...] = ("cdam", "attention")
 
     def tiny(self) -> DemoPlan:
