@@ -40,10 +40,10 @@ class DemoPlan:
     """How much of everything; the default takes a few minutes on two cores."""
 
     dicom_patients: int = 12
-    held_out: int = 110
-    validation: int = 60
-    training: int = 320
-    epochs: int = 20
+    held_out: int = 100
+    validation: int = 50
+    training: int = 280
+    epochs: int = 16
     methods: tuple[str, ...] = ("cdam", "attention")
 
     def tiny(self) -> DemoPlan:
