@@ -31,9 +31,7 @@ def read_real_labels(path: Path | str | None = None, *, images: int = VALIDATION
     if not isinstance(found, list):
         raise DataError(f"{file}: wanted one list of classes per image, got a {type(found).__name__}")
     if len(found) != images:
-        raise DataError(
-            f"{file}: has labels of {len(found)} images, the folder has {images}; give the file of this set"
-        )
+        raise DataError(f"{file}: has labels of {len(found)} images, the set has {images}; give the file of this set")
     for number, labels in enumerate(found, start=1):
         if not isinstance(labels, list) or not all(type(label) is int and 0 <= label < classes for label in labels):
             raise DataError(f"{file}: image {number} has {str(labels)[:60]}; wanted class numbers 0 to {classes - 1}")
