@@ -84,12 +84,13 @@ def write_benchmark(
     for figure in FIGURES:
         drawn = {metric: curves(rows, metric, outputs=outputs, seed=seed) for metric in figure.metrics}
         if any(len(curve) for curve in drawn.values()):
-            pictures[figure.name] = draw_curves(figure, drawn)
-            write_text(folder / f"curves-{figure.name}.svg", pictures[figure.name])
+            heading = f"Curves: {figure.name}"
+            pictures[heading] = draw_curves(figure, drawn)
+            write_text(folder / f"curves-{figure.name}.svg", pictures[heading])
     counts = f"{per_case['case'].nunique()} cases of {_patients(per_case)} patients."
     head = [*about, counts, READING]
-    write_text(folder / "benchmark.md", _markdown(title, head, tables))
-    write_text(folder / "benchmark.html", _html(title, head, tables, pictures))
+    write_text(folder / "benchmark.md", markdown_page(title, head, tables))
+    write_text(folder / "benchmark.html", html_page(title, head, tables, pictures))
     return summary
 
 
@@ -243,7 +244,8 @@ def _gathered(notes: list[tuple[str, str]]) -> list[str]:
     return lines
 
 
-def _markdown(title: str, head: Sequence[str], tables: Sequence[TextTable]) -> str:
+def markdown_page(title: str, head: Sequence[str], tables: Sequence[TextTable]) -> str:
+    """A title, paragraphs and tables as Markdown."""
     lines = [f"# {title}", "", *(f"{text}\n" for text in (*head, RESEARCH_USE_ONLY))]
     for table in tables:
         lines += [f"## {table.title}", "", table.about, ""]
@@ -255,7 +257,8 @@ def _markdown(title: str, head: Sequence[str], tables: Sequence[TextTable]) -> s
     return "\n".join(lines)
 
 
-def _html(title: str, head: Sequence[str], tables: Sequence[TextTable], pictures: dict[str, str]) -> str:
+def html_page(title: str, head: Sequence[str], tables: Sequence[TextTable], pictures: dict[str, str]) -> str:
+    """The same as one HTML page, followed by ``pictures``: heading → SVG."""
     parts = [_PAGE_TOP.format(title=escape(title)), *(f"<p>{escape(text)}</p>" for text in (*head, RESEARCH_USE_ONLY))]
     for table in tables:
         headings = "".join(f'<th scope="col">{escape(text)}</th>' for text in table.headings)
@@ -272,7 +275,7 @@ def _html(title: str, head: Sequence[str], tables: Sequence[TextTable], pictures
         if table.notes:
             parts.append("<ul>" + "".join(f"<li>{escape(note)}</li>" for note in table.notes) + "</ul>")
     for name, picture in pictures.items():
-        parts.append(f"<h2>Curves: {escape(name)}</h2><figure>{picture[picture.index('<svg') :]}</figure>")
+        parts.append(f"<h2>{escape(name)}</h2><figure>{picture[picture.index('<svg') :]}</figure>")
     return "\n".join([*parts, "</main></body></html>\n"])
 
 

@@ -14,6 +14,9 @@ from lidc_xai.errors import DataError
 
 COLUMNS = ("source", "table", "method", "metric", "value", "note")
 
+MODEL = "model"
+"""An optional column: the model that a figure belongs to; empty where the table has one model."""
+
 CDAM_PAPER = "arXiv 2312.02364"
 
 _KNOWN = (
@@ -25,12 +28,12 @@ _KNOWN = (
 
 
 def published() -> pd.DataFrame:
-    """What is known without the papers at hand: source, table, method, metric, value, note."""
-    return pd.DataFrame(_KNOWN, columns=list(COLUMNS))
+    """What is known without the papers at hand: source, table, method, metric, value, note, model."""
+    return pd.DataFrame(_KNOWN, columns=list(COLUMNS)).assign(**{MODEL: ""})
 
 
 def read_published(path: Path | str) -> pd.DataFrame:
-    """A CSV of published figures with the same columns (``note`` may be absent); ``DataError`` where it is not one."""
+    """A CSV with the same columns, of which ``note`` and ``model`` may be absent; ``DataError`` where it is not one."""
     try:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:
@@ -40,4 +43,5 @@ def read_published(path: Path | str) -> pd.DataFrame:
         raise DataError(f"{path}: has no column {missing[0]!r}; wanted {', '.join(COLUMNS)}")
     if not pd.api.types.is_numeric_dtype(table["value"]):
         raise DataError(f"{path}: column 'value' holds text; give numbers")
-    return table.assign(note=table.get("note", "")).reindex(columns=list(COLUMNS))
+    texts = {name: table[name].fillna("") if name in table else "" for name in ("note", MODEL)}
+    return table.assign(**texts).reindex(columns=[*COLUMNS, MODEL])

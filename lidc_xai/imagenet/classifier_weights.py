@@ -64,7 +64,7 @@ def fetch_published(library: str, name: str, model: nn.Module) -> dict[str, Any]
 
     ``ModelError``, without a wait for a network that is not there, says which file to bring.
     """
-    address, cached = _published(library, name)
+    address, cached = published_address(library, name)
     if address is None:
         raise UsageError(f"model {name!r} has no published weights; give a file as --weights, or --weights random")
     origin = {"source": address, "sha256": None}
@@ -87,7 +87,7 @@ def fetch_published(library: str, name: str, model: nn.Module) -> dict[str, Any]
     return origin
 
 
-def _published(library: str, name: str) -> tuple[str | None, Path | None]:
+def published_address(library: str, name: str) -> tuple[str | None, Path | None]:
     """(address, cached file) of the publisher's weights, either None where there is none."""
     if library == "torchvision":
         address = str(torchvision.models.get_model_weights(name).DEFAULT.url)

@@ -4,9 +4,10 @@ Each class has a shape, a texture and a range of colours of its own. Training im
 test show two of different classes that do not touch, with the mask of each. Everything follows from the seed.
 
 FOLDER/classes.txt            a class per line
-       train/<00_class>/*.png one object each, to train on; val/ likewise, to measure accuracy on
-       pairs/pair-00000.png   two objects each; pairs/real.json lists the classes of each in the form of ReaL labels
-       masks/pair-00000-<class number>.png   255 where the object of that class is
+       train/<class>/*.png    one object each, to train on; val/ likewise, to measure accuracy on
+       pairs/pair_00000001.png …   two objects each; val.txt names the class of one of them,
+       real.json               the classes of both, in the form of ReaL labels
+       masks/pair_00000001-<class number>.png   255 where the object of that class is
        about.json             the options that all of it was made with
 """
 
@@ -104,12 +105,12 @@ class MadePhotos:
 
     def singles(self, part: str) -> list[tuple[Path, int]]:
         """Images of "train" or "val" with their class, in a fixed order."""
-        folders = sorted((self.folder / part).iterdir())
-        return [(path, int(folder.name[:2])) for folder in folders for path in sorted(folder.glob("*.png"))]
+        folders = [(label, self.folder / part / _folder_name(label)) for label in range(len(CLASSES))]
+        return [(path, label) for label, folder in folders for path in sorted(folder.glob("*.png"))]
 
     def pairs(self) -> list[tuple[Path, tuple[int, int]]]:
         """Images of two objects with their classes, in the order of real.json."""
-        labels = json.loads((self.folder / "pairs" / "real.json").read_text(encoding="utf-8"))
+        labels = json.loads((self.folder / "real.json").read_text(encoding="utf-8"))
         paths = sorted((self.folder / "pairs").glob("*.png"))
         if len(labels) != len(paths):
             raise DataError(f"{self.folder}: {len(paths)} pairs but {len(labels)} labels; delete it and make it again")
@@ -169,8 +170,8 @@ def make_photos(
     rng = np.random.default_rng(seed)
     with atomic_path(folder) as temporary:
         for part, count in (("train", train), ("val", val)):
-            for label, name in track(list(enumerate(CLASSES)), f"make {part} images"):
-                inside = temporary / part / f"{label:02d}_{name.replace(' ', '_')}"
+            for label in track(range(len(CLASSES)), f"make {part} images", len(CLASSES)):
+                inside = temporary / part / _folder_name(label)
                 inside.mkdir(parents=True)
                 for k in range(count):
                     Image.fromarray(make_photo([label], rng, size).pixels).save(inside / f"{part}-{label}-{k:04d}.png")
@@ -190,18 +191,24 @@ def read_made_photos(folder: Path | str) -> MadePhotos:
     return MadePhotos(folder, about)
 
 
+def _folder_name(label: int) -> str:
+    return CLASSES[label].replace(" ", "_")
+
+
 def _write_pairs(folder: Path, count: int, size: int, rng: np.random.Generator) -> None:
     (folder / "pairs").mkdir()
     (folder / "masks").mkdir()
     labels = []
-    for k in track(range(count), "make images of two objects", count):
+    for k in track(range(1, count + 1), "make images of two objects", count):
         shown = [int(label) for label in rng.choice(len(CLASSES), 2, replace=False)]
         photo = make_photo(shown, rng, size)
-        Image.fromarray(photo.pixels).save(folder / "pairs" / f"pair-{k:05d}.png")
+        Image.fromarray(photo.pixels).save(folder / "pairs" / f"pair_{k:08d}.png")
         for label, mask in zip(shown, photo.masks, strict=True):
-            Image.fromarray(np.uint8(255) * mask).save(folder / "masks" / f"pair-{k:05d}-{label:02d}.png")
+            Image.fromarray(np.uint8(255) * mask).save(folder / "masks" / f"pair_{k:08d}-{label:02d}.png")
         labels.append(shown)
-    write_json(folder / "pairs" / "real.json", labels)
+    write_json(folder / "real.json", labels)
+    lines = [f"pair_{k:08d}.png {shown[0]}" for k, shown in enumerate(labels, start=1)]
+    write_text(folder / "pairs" / "val.txt", "\n".join(lines) + "\n")
 
 
 def _background(side: int, rng: np.random.Generator) -> Floats:
