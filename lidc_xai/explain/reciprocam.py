@@ -3,7 +3,8 @@
 For patch i the normalised tokens of a block are masked, t_j ← m_ij t_j, with m_i the 3×3 kernel [1 2 1]ᵀ[1 2 1]/16
 around i (not renormalised at the border), or i alone ("dirac"), and 0 elsewhere; CLS is kept or zeroed, other prefix
 tokens are kept; the residual stream is not masked. S_i is the score of the masked model: the class probability by
-default.
+default. ``tokens="block_input"`` masks what enters the block instead (the output of the block before), and with it the
+residual stream; behind norm1 a masked token is then the norm's bias.
 
 In the last block a masked token's logit is m_ij l_j and its value m_ij v⁰_j + b_V, so that all N masks are one
 (N, T)·(T, d) product per head, without an N-fold batch.
@@ -22,12 +23,16 @@ from lidc_xai.explain.outputs import Outputs
 from lidc_xai.explain.vit import ViT
 
 
-def reciprocam(context: Context, *, kernel: str = "gaussian", cls: bool = True, layer: int = -1) -> Result:
+def reciprocam(
+    context: Context, *, kernel: str = "gaussian", cls: bool = True, layer: int = -1, tokens: str = "norm1"
+) -> Result:
     """Scores of the model with all patches but one neighbourhood masked, raw."""
     vit = context.vit
     assert vit is not None
     index = vit.layer(layer)
     no_closed_form = vit.no_closed_form if index == len(vit.blocks) - 1 else "it holds in the last block only"
+    if tokens == "block_input":
+        no_closed_form = "it holds for masked norm1 tokens only"
     exact = context.use_exact(no_closed_form)
     masks = _masks(vit, context.images, kernel, cls)
     with torch.no_grad():
@@ -38,6 +43,8 @@ def reciprocam(context: Context, *, kernel: str = "gaussian", cls: bool = True, 
             t = vit.blocks[index].norm1(z)
 
             def outputs(mask: Tensor) -> Outputs:
+                if tokens == "block_input":
+                    return vit.finish(index, z.unsqueeze(1) * mask.unsqueeze(-1))
                 masked = t.unsqueeze(1) * mask.unsqueeze(-1)
                 return vit.finish(index, z.unsqueeze(1).expand_as(masked), masked)
 

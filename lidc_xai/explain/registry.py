@@ -254,6 +254,9 @@ _METHODS = (
         {
             "kernel": Option("gaussian", ("gaussian", "dirac"), "3×3 Gaussian, or the token alone"),
             "cls": Option(True, "flag", "keep the CLS token in the masked block"),
+            "tokens": Option(
+                "norm1", ("norm1", "block_input"), "masked: normalised tokens (the paper's), or what enters the block"
+            ),
             "layer": VIT_LAYER,
             "engine": ENGINE,
             "max_batch": MAX_BATCH,
