@@ -10,6 +10,7 @@ from typing import Any
 import timm
 import torch
 import torchvision
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 import lidc_xai.imagenet.small_models  # noqa: F401  adds made_vit and made_vgg to timm's register
@@ -80,7 +81,7 @@ def load_classifier(
     elif str(weights) == "pretrained":
         origin = fetch_published(library, short, model)
     model.eval()
-    spec = _spec(library, short, model, size)
+    spec = input_spec(library, short, model, size)
     with torch.no_grad():
         outputs = model(torch.zeros(1, 3, *spec.size))
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] == 0:
@@ -135,7 +136,7 @@ def _classes_in(model: nn.Module, content: dict[str, Tensor] | None) -> int | No
     return None if key is None else int(content[key].shape[0])
 
 
-def _spec(library: str, name: str, model: nn.Module, size: int | None) -> InputSpec:
+def input_spec(library: str, name: str, model: nn.Module, size: int | None) -> InputSpec:
     """How photographs are prepared for this model; ImageNet's usual way where it does not say."""
     if library == "torchvision":
         preset: Any = torchvision.models.get_model_weights(name).DEFAULT.transforms()
@@ -143,11 +144,23 @@ def _spec(library: str, name: str, model: nn.Module, size: int | None) -> InputS
         ratio = preset.resize_size[0] / preset.crop_size[0]
         short = round(side * ratio)
         return InputSpec((side, side), short, tuple(preset.mean), tuple(preset.std), _kind(preset.interpolation.value))
-    config = timm.data.resolve_model_data_config(model)
+    config = _data_config(name, model)
     own = getattr(getattr(model, "patch_embed", None), "img_size", None) or config["input_size"][1:]
     rows, columns = (size, size) if size is not None else (int(own[0]), int(own[1]))
     short = int(min(rows, columns) / (config.get("crop_pct") or 0.875))
     return InputSpec((rows, columns), short, config["mean"], config["std"], _kind(config.get("interpolation", "")))
+
+
+def _data_config(name: str, model: nn.Module) -> dict[str, Any]:
+    """timm's, and for a backbone of the table that of its published weights: one architecture has several."""
+    config: dict[str, Any] = timm.data.resolve_model_data_config(model)
+    entry = BACKBONES.get(name)
+    if entry is None or entry.official_url is None:
+        return config
+    if entry.pretrained is None:  # SWAG is torchvision's, evaluated without cutting a border off
+        return config | {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "crop_pct": 1.0}
+    published = timm.get_pretrained_cfg(entry.pretrained)
+    return config | {field: getattr(published, field) for field in ("mean", "std", "crop_pct", "interpolation")}
 
 
 def _kind(interpolation: str) -> str:

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from lidc_xai.errors import ModelError, UsageError
 from lidc_xai.imagenet import classifier_weights, load_classifier
-from lidc_xai.imagenet.classifier import find_architecture
+from lidc_xai.imagenet.classifier import find_architecture, input_spec
+from lidc_xai.models.nodule_model import build_backbone
 
 
 def test_weights_of_a_file_are_those_of_the_model(vit_file: Path) -> None:
@@ -133,3 +134,11 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path, vit_file: Path) -> No
         load_classifier("test_vit", tmp_path / "short.safetensors")
     with pytest.raises(UsageError, match="features but no classifier"):
         load_classifier("dino_vits16", "random")
+
+
+@pytest.mark.parametrize("name", ["dino_vits16", "swag_vitb16"])
+def test_a_backbone_of_the_table_gets_the_normalisation_of_its_own_weights(name: str) -> None:
+    """timm's default for these architectures is another publisher's: mean 0.5."""
+    spec = input_spec("timm", name, build_backbone(name), 64)
+    assert spec.mean == pytest.approx((0.485, 0.456, 0.406))
+    assert spec.std == pytest.approx((0.229, 0.224, 0.225))
