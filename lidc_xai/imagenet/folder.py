@@ -77,7 +77,7 @@ def own_classes(folder: Path | str) -> ClassNames:
     names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
         raise DataError(f"{root}: holds no class folder")
-    return ClassNames(tuple(names))
+    return ClassNames(tuple(name.replace("_", " ") for name in names))
 
 
 def _ground_truth_file(root: Path, given: Path | str | None) -> Path:

@@ -1,0 +1,143 @@
+"""A linear classifier on a frozen backbone: how much of the classes the backbone's features tell.
+
+    logits = W l(x) + b,      l(x) the vector that the head reads; W and b alone are learned, by cross entropy
+
+The defaults are the CDAM paper's: random resized crop, flip, Adam at 3e-4, 128 images a step, 10 epochs. Without
+augmentation the features of the training images are computed once and kept, as those of the test images always are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lidc_xai.errors import UsageError
+from lidc_xai.files import remove_half_written
+from lidc_xai.imagenet.classifier import input_spec
+from lidc_xai.imagenet.epochs import EpochOptions, train_epochs
+from lidc_xai.imagenet.features import cached_features, features_of, in_batches, read_features
+from lidc_xai.imagenet.image_sets import ImageSet
+from lidc_xai.imagenet.photo_batches import LabelledPhotos, batches
+from lidc_xai.imagenet.photographs import InputSpec
+from lidc_xai.imagenet.trained_classifier import TrainedClassifier, fingerprint_of, write_classifier
+from lidc_xai.models.nodule_model import build_backbone
+from lidc_xai.models.weights import load_weights
+
+PUBLISHED_TOP1 = {"dino_vits8": 0.770}
+"""Accuracy on ImageNet's validation images that the CDAM paper gives for its linear classifier."""
+
+
+@dataclass(frozen=True)
+class FrozenBackbone:
+    """A timm network without classifier, and what its weights and inputs are."""
+
+    name: str
+    network: Any
+    origin: dict[str, Any]
+    spec: InputSpec
+
+
+def train_probe(
+    backbone: str,
+    weights: str | Path,
+    images: ImageSet,
+    out: Path | str,
+    options: EpochOptions | None = None,
+    *,
+    size: int | None = None,
+    device: str = "cpu",
+) -> TrainedClassifier:
+    """Train the linear classifier and write the whole network to ``out`` (see ``trained_classifier``).
+
+    ``backbone``: of ``list_backbones()`` or any timm name; ``weights``: "pretrained", a file, or "random". The same
+    command goes on where a killed one stopped. Raises ``UsageError`` for a wrong name or another run's folder,
+    ``ModelError`` for weights of another model.
+    """
+    options = options or EpochOptions()
+    folder = Path(out)
+    remove_half_written(folder)
+    frozen = load_backbone(backbone, weights, size=size, seed=options.seed)
+    frozen.network.to(device)
+    of = fingerprint_of(frozen.origin, backbone, frozen.spec)
+    kept = {"of": of, "batch": options.batch, "workers": options.workers, "device": device}
+    test = cached_features(
+        frozen.network, LabelledPhotos(images.test, frozen.spec), folder / "features", "test", **kept
+    )
+    plain = None
+    if not options.augment:
+        photos = LabelledPhotos(images.train, frozen.spec)
+        plain = cached_features(frozen.network, photos, folder / "features", "train", **kept)
+
+    def epoch_of(epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
+        if plain is not None:
+            return in_batches(*plain, options.batch, seed=options.seed * 1_000_003 + epoch)
+        photos = LabelledPhotos(
+            images.train, frozen.spec, smallest_crop=options.smallest_crop, seed=options.seed, epoch=epoch
+        )
+        found = batches(photos, options.batch, shuffle=True, workers=options.workers)
+        return ((features_of(frozen.network, some.to(device)), labels) for some, labels in found)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        head = nn.Linear(test[0].shape[1], len(images.names))
+    nn.init.zeros_(head.bias)
+    record = train_epochs(
+        head, options, folder / "checkpoint.safetensors", fingerprint_of(of, options, images.train, images.names),
+        epoch_of, lambda: in_batches(*test, 4096),
+        steps=-(-len(images.train) // options.batch) if options.augment else None, device=device, title=f"linear probe on {backbone}",
+    )  # fmt: skip
+    network = with_classifier(frozen.network, head.cpu(), backbone)
+    about = {"model": f"timm:{backbone}", "kind": "linear probe", "backbone_weights": frozen.origin, "size": size}
+    return write_classifier(folder, network.cpu(), about, images, record, options)
+
+
+def load_backbone(name: str, weights: str | Path, *, size: int | None = None, seed: int = 0) -> FrozenBackbone:
+    """A backbone in evaluation mode whose parameters do not learn."""
+    if str(weights) not in ("pretrained", "random") and not Path(weights).exists():
+        raise UsageError(f"{weights}: no such weights file; give a file, 'pretrained' or 'random'")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build_backbone(name, size=size)
+    origin: dict[str, Any] = {"source": "random", "seed": seed}
+    if str(weights) != "random":
+        origin = load_weights(network, weights, name)
+    network.eval().requires_grad_(False)
+    return FrozenBackbone(name, network, origin, input_spec("timm", name, network, size))
+
+
+def with_classifier(network: Any, head: nn.Linear, name: str) -> nn.Module:
+    """The timm network with ``head`` as its classifier (both heads of a distilled one)."""
+    network.reset_classifier(head.out_features)
+    classifiers = network.get_classifier()
+    for own in classifiers if isinstance(classifiers, tuple) else (classifiers,):
+        if not isinstance(own, nn.Linear) or own.weight.shape != head.weight.shape:
+            raise UsageError(f"backbone {name!r} has no linear classifier on the vector that is read")
+        own.load_state_dict(head.state_dict())
+    done: nn.Module = network
+    return done.eval()
+
+
+def predictions(folder: Path | str) -> NDArray[np.intp]:
+    """(n,) most probable class of each test image by the probe in ``folder``, after its last epoch."""
+    checkpoint = load_file(Path(folder) / "checkpoint.safetensors")
+    logits = read_features(Path(folder) / "features", "test") @ checkpoint["model.weight"].T + checkpoint["model.bias"]
+    return np.asarray(logits.argmax(-1).numpy())
+
+
+def logistic_regression(folder: Path | str, images: ImageSet, weight_decay: float = 0.0) -> NDArray[np.intp]:
+    """(n,) classes of the test images by scikit-learn's logistic regression on the kept features, with the probe's own
+    L2 penalty (1e-7 where it has none), for a probe that was trained without augmentation."""
+    from sklearn.linear_model import LogisticRegression
+
+    train, test = (read_features(Path(folder) / "features", part).numpy() for part in ("train", "test"))
+    inverse = 1 / (len(train) * max(weight_decay, 1e-7))
+    fitted = LogisticRegression(C=inverse, max_iter=5000).fit(train, [label for _, label in images.train])
+    return np.asarray(fitted.predict(test))

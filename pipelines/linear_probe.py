@@ -1,0 +1,109 @@
+"""A linear classifier on frozen backbones, as the CDAM paper trains it (DINO ViT-S/8 on ImageNet: 77.0 %).
+
+Runs on photographs made for it, with a small backbone that is trained here and with the same one at random weights, and
+on an image set (--images: ImageNet with train/ and val/, CUB-200, Food-101, or class folders) with the backbones whose
+weights are there. What was learned is kept in OUT/<data>-<backbone>: weights.safetensors, which the other studies take,
+classes.txt and training.json.
+
+    python pipelines/linear_probe.py --config configs/linear_probe.yaml --images imagenet \\
+        --weights dino_vits8=dino_deitsmall8_pretrain.pth --out runs/linear-probe
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from lidc_xai.evaluation.statistics import bootstrap_mean
+from lidc_xai.imagenet.epochs import EpochOptions
+from lidc_xai.imagenet.image_sets import ImageSet, read_image_set
+from lidc_xai.imagenet.linear_probe import PUBLISHED_TOP1, logistic_regression, predictions, train_probe
+from lidc_xai.imagenet.study import Study, StudyConfig, main
+from lidc_xai.imagenet.study_arms import IMAGES, find_weights, what_to_bring
+from lidc_xai.imagenet.study_table import Finding, Row
+from lidc_xai.imagenet.trained_classifier import accuracy_interval
+
+MADE = "made singles"
+METRIC = "accuracy"
+ALIKE = "at most 1 % below scikit-learn's logistic regression on the same features"
+NO_IMAGES = "no images: give --images FOLDER with train/ and val/ (a folder per class in each), CUB-200 or Food-101"
+
+
+class ProbeConfig(StudyConfig):
+    """Options of the linear probe."""
+
+    backbones: list[str] = Field(["dino_vits8"], description="Names of `info backbones`, or timm's.")
+    small: list[str] = Field(["made_vit"], description="Small models for the made photographs.")
+    size: int | None = Field(None, ge=16, description="Side of the input (none: the backbone's own).")
+    kind: str = Field("auto", description="Of the images: auto, cub200, food101, parts, classes.")
+    fit: EpochOptions = EpochOptions()
+    made_fit: EpochOptions = EpochOptions(
+        epochs=300, learning_rate=1e-2, weight_decay=1e-3, schedule="cosine", augment=False
+    )
+
+
+def work(study: Study[ProbeConfig]) -> None:
+    """All backbones on all images, and the table."""
+    config = study.config
+    if config.small:
+        made = read_image_set(study.made_photos().folder, limit=config.limit)
+        for name in config.small:
+            study.small(name)
+            trained = study.made_folder / "models" / f"{name}-seed0.safetensors"
+            for weights in (str(trained), "random"):
+                _probe(study, name, weights, made, MADE, config.made_fit)
+    if config.images is None:
+        study.skip("the paper's images", "images", NO_IMAGES)
+    images = None if config.images is None else read_image_set(config.images, config.kind, limit=config.limit)
+    study.run.skipped += images.skipped if images else ()
+    for name in config.backbones:
+        weights = find_weights(name, config.weights)
+        if weights is None:
+            study.skip(name, "weights", what_to_bring(name))
+        elif images is not None:
+            _probe(study, name, weights, images, IMAGES, config.fit)
+    about = [
+        "Share of test images whose most probable class is theirs, by a linear classifier on what a frozen backbone "
+        "says of them. Published: top-1 on ImageNet's validation images, with the paper's settings (random resized "
+        "crop, flip, Adam 3e-4, batch 128, 10 epochs).",
+    ]
+    study.finish("Linear classifiers on frozen backbones", about, {METRIC: "accuracy"})
+
+
+def _probe(study: Study[ProbeConfig], name: str, weights: str, images: ImageSet, data: str, fit: EpochOptions) -> None:
+    random = " (random weights)" if weights == "random" else ""
+    folder = study.out / f"{data}-{name}{random}".replace(" ", "-").replace("(", "").replace(")", "")
+    done = train_probe(name, weights, images, folder, fit, size=study.config.size, device=study.device)
+    ours = accuracy_interval(done.accuracy, done.tested, study.config.seed)
+    paper = data == IMAGES and len(images.names) == 1000 and not random
+    published = PUBLISHED_TOP1.get(name, float("nan")) if paper else float("nan")
+    note = f"{len(images.train)} training images, {len(images.names)} classes"
+    row = Row.of(data, name + random, "linear probe", METRIC, ours, paper=paper, published=published, note=note)
+    study.rows.append(row)
+    study.arms.append({"data": data, "model": name + random, "images": len(images.train) + done.tested, "paper": paper})
+    if fit.augment:
+        return
+    right = {
+        "linear probe": predictions(folder) == images.test_labels,
+        "logistic regression": logistic_regression(folder, images, fit.weight_decay) == images.test_labels,
+    }
+    other = bootstrap_mean(right["logistic regression"].astype(float), seed=study.config.seed)
+    study.rows.append(Row.of(data, name + random, "logistic regression", METRIC, other, paper=False, note=note))
+    gap = right["linear probe"].astype(float) - right["logistic regression"].astype(float)
+    found = bootstrap_mean(gap + 0.01, seed=study.config.seed)
+    told = f"accuracy {ours.mean:.3f} against {other.mean:.3f}; the effect is the difference plus 0.01"
+    study.findings.append(Finding.of(ALIKE, data, name + random, found, note=told))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return main(
+        ProbeConfig, work, name=Path(__file__).stem, about=__doc__ or "", source="arXiv 2312.02364",
+        models=lambda config: config.backbones, arguments=arguments,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    raise SystemExit(run())
