@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import Field
 
 from lidc_xai.imagenet.epochs import EpochOptions
-from lidc_xai.imagenet.finetune import finetune
+from lidc_xai.imagenet.finetuning import finetune
 from lidc_xai.imagenet.image_sets import ImageSet, read_image_set
 from lidc_xai.imagenet.study import Study, StudyConfig, main
 from lidc_xai.imagenet.study_arms import IMAGES, find_weights, what_to_bring

@@ -5,27 +5,59 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lidc_xai.imagenet.class_names import ClassNames
     from lidc_xai.imagenet.classifier import Classifier, load_classifier
+    from lidc_xai.imagenet.epochs import EpochOptions
+    from lidc_xai.imagenet.finetuning import finetune
+    from lidc_xai.imagenet.folder import ImageFolder, read_image_folder
+    from lidc_xai.imagenet.image_sets import ImageSet, read_image_set
+    from lidc_xai.imagenet.linear_probe import train_probe
+    from lidc_xai.imagenet.multi_object import MultiSelection, random_numbers, select_multi
     from lidc_xai.imagenet.photo_maps import ExplainedImages, explain_images
     from lidc_xai.imagenet.photographs import Photo, read_photo
+    from lidc_xai.imagenet.real_labels import read_real_labels
+    from lidc_xai.imagenet.trained_classifier import TrainedClassifier
 
 _WHERE = {
-    "ClassNames": "class_names",
     "Classifier": "classifier",
-    "ExplainedImages": "photo_maps",
-    "Photo": "photographs",
+    "ClassNames": "class_names",
+    "EpochOptions": "epochs",
     "explain_images": "photo_maps",
+    "ExplainedImages": "photo_maps",
+    "finetune": "finetuning",
+    "ImageFolder": "folder",
+    "ImageSet": "image_sets",
     "load_classifier": "classifier",
+    "MultiSelection": "multi_object",
+    "Photo": "photographs",
+    "random_numbers": "multi_object",
+    "read_image_folder": "folder",
+    "read_image_set": "image_sets",
     "read_photo": "photographs",
+    "read_real_labels": "real_labels",
+    "select_multi": "multi_object",
+    "train_probe": "linear_probe",
+    "TrainedClassifier": "trained_classifier",
 }
 
 __all__ = [
     "ClassNames",
     "Classifier",
+    "EpochOptions",
     "ExplainedImages",
+    "ImageFolder",
+    "ImageSet",
+    "MultiSelection",
     "Photo",
+    "TrainedClassifier",
     "explain_images",
+    "finetune",
     "load_classifier",
+    "random_numbers",
+    "read_image_folder",
+    "read_image_set",
     "read_photo",
+    "read_real_labels",
+    "select_multi",
+    "train_probe",
 ]
 
 
