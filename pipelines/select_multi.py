@@ -1,0 +1,94 @@
+"""Choose X_multi: images of ImageNet's validation set whose ReaL labels name different objects.
+
+Needs no images: the ReaL labels come with timm (or --real FILE) and WordNet's hypernyms with this package. Writes the
+list (x_multi.csv: image number, labels, the pair that is farthest apart, its WordNet distance), how many were left at
+each stage (x_multi.json), and both in words (README.md).
+
+    python pipelines/select_multi.py --out runs/x-multi
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from lidc_xai.errors import LidcXaiError
+from lidc_xai.files import write_json, write_text
+from lidc_xai.imagenet import ClassNames, MultiSelection, read_real_labels, select_multi
+from lidc_xai.imagenet.multi_object import COUNT, MAX_OVERLAP, MIN_DISTANCE, write_multi
+
+ATTRIBUTION = (
+    "ReaL labels: Beyer, Hénaff, Kolesnikov, Zhai, van den Oord, Are we done with ImageNet? (2020), google-research/"
+    "reassessed-imagenet, Apache-2.0. Distances: WordNet 3.0, Princeton University."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, select, write; what stopped it in one line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--real", type=Path, help="real.json (none: the published file, which comes with timm)")
+    parser.add_argument("--count", type=int, default=COUNT, help="images to choose")
+    parser.add_argument("--min-distance", type=float, default=MIN_DISTANCE, help="WordNet distance of two objects")
+    parser.add_argument("--max-overlap", type=float, default=MAX_OVERLAP, help="share of images with both of a pair")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    try:
+        names = ClassNames.of_imagenet(1000)
+        assert names is not None
+        labels = read_real_labels(given.real)
+        found = select_multi(
+            labels, names.synsets, count=given.count, min_distance=given.min_distance,
+            max_overlap=given.max_overlap, seed=given.seed,
+        )  # fmt: skip
+        options = {key: value for key, value in vars(given).items() if key not in ("out", "real")}
+        write_multi(given.out / "x_multi.csv", found)
+        write_json(given.out / "x_multi.json", {"options": options, "counts": found.counts})
+        write_text(given.out / "README.md", in_words(found, names, options))
+    except LidcXaiError as error:
+        print(f"select_multi: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"{len(found.chosen)} of {found.counts['images_with_different_objects']} images; see {given.out}")
+    return 0
+
+
+def in_words(found: MultiSelection, names: ClassNames, options: dict[str, object]) -> str:
+    """The counts as a page."""
+    counts = found.counts
+    by_labels = counts["images_by_labels"]
+    assert isinstance(by_labels, dict)
+    pairs = Counter(tuple(sorted(one.pair)) for one in found.chosen)
+    often = [f"{names.short(a)} and {names.short(b)} ({times})" for (a, b), times in pairs.most_common(8)]
+    distances = sorted(one.distance for one in found.chosen)
+    lines = [
+        "# X_multi: validation images with several objects",
+        "",
+        f"Chosen by {', '.join(f'{key} {value}' for key, value in options.items())}.",
+        "",
+        "| stage | count |",
+        "|---|---|",
+        f"| images with ReaL labels | {counts['images']} |",
+        *(f"| of which with {number} label{'s' * (number != 1)} | {times} |" for number, times in by_labels.items()),
+        f"| different pairs of labels in one image | {counts['pairs']} |",
+        f"| … at least {options['min_distance']} apart | {counts['pairs_far_apart']} |",
+        f"| … and below {options['max_overlap']} of overlap | {counts['pairs_of_different_objects']} |",
+        f"| images with a pair that far apart | {counts['images_with_far_pair']} |",
+        f"| images with different objects | {counts['images_with_different_objects']} |",
+        f"| **chosen** | {counts['selected']} |",
+        "",
+        f"{len(pairs)} different pairs; median distance {distances[len(distances) // 2]:.2f}; most often: "
+        f"{', '.join(often)}." if distances else "No image is left.",
+        "",
+        "x_multi.csv: `image` is the number in ILSVRC2012_val_00000001, `labels` and `pair` are class numbers from 0.",
+        "",
+        ATTRIBUTION,
+        "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
