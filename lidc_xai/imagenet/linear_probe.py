@@ -92,7 +92,8 @@ def train_probe(
     record = train_epochs(
         head, options, folder / "checkpoint.safetensors", fingerprint_of(of, options, images.train, images.names),
         epoch_of, lambda: in_batches(*test, 4096),
-        steps=-(-len(images.train) // options.batch) if options.augment else None, device=device, title=f"linear probe on {backbone}",
+        steps=-(-len(images.train) // options.batch) if options.augment else None, device=device,
+        title=f"linear probe on {backbone}",
     )  # fmt: skip
     network = with_classifier(frozen.network, head.cpu(), backbone)
     about = {"model": f"timm:{backbone}", "kind": "linear probe", "backbone_weights": frozen.origin, "size": size}
