@@ -259,7 +259,7 @@ def main(
     work: Callable[[Study[C]], None],
     *,
     name: str,
-    about: str,
+    about: str | None,
     source: str,
     models: Callable[[C], Sequence[str]],
     arguments: Sequence[str] | None = None,
@@ -311,7 +311,7 @@ def _said(name: str, text: str, code: int) -> int:
     return code
 
 
-def _parser(name: str, about: str) -> argparse.ArgumentParser:
+def _parser(name: str, about: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(name, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, help="YAML with the study's options")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="also inside groups: a.b=c")

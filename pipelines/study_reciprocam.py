@@ -1,0 +1,257 @@
+"""The ViT-ReciproCAM study (arXiv 2310.02588): ADCC against relevance propagation, its ablations, and its speed.
+
+Average drop, coherency, complexity and ADCC of ReciproCAM on DeiT tiny, small and base beside relevance propagation and
+a random map; with the 3×3 kernel and without, with the class token and without; at every block, at the normalised
+tokens and at what enters the block; and the time per image by batch and device. On made pairs, where a map has a right
+answer, how much of it lies on the own object.
+
+    python pipelines/study_reciprocam.py --config configs/study_reciprocam.yaml --out runs/reciprocam --limit 40
+    python pipelines/study_reciprocam.py --config configs/study_reciprocam.yaml --out runs/reciprocam \\
+        --images imagenet/val --weights weights/                # DeiT's files under their publisher's names
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lidc_xai.evaluation import adcc
+from lidc_xai.explain import explain
+from lidc_xai.explain.vit import as_vit
+from lidc_xai.imagenet.study import Study, StudyConfig, main
+from lidc_xai.imagenet.study_arms import MADE_PAIRS, Arm, StudyImage
+from lidc_xai.imagenet.study_measures import (
+    OWN_SHARE,
+    draw_example,
+    joined,
+    labels_of,
+    object_classes,
+    on_objects,
+    picture,
+    readable,
+    tidy,
+)
+from lidc_xai.imagenet.study_table import Row
+
+SOURCE = "arXiv 2310.02588"
+RIVAL = "relevance_propagation"
+FIGURES = ("adcc", "average_drop", "coherency", "complexity", "increase")
+
+
+class Reciprocam(StudyConfig):
+    """Options of the study; the defaults are the paper's."""
+
+    vits: list[str] = Field(["deit_tiny", "deit_small", "deit_base"], description="The paper's models.")
+    beside: list[str] = Field([RIVAL, "attention", "cdam", "random"], description="Methods beside ReciproCAM.")
+    target: Literal["predicted", "label"] = Field("predicted", description="The class that is explained.")
+    layers: bool = Field(True, description="Every block, and what enters it instead of its normalised tokens.")
+    batches: list[int] = Field([1, 8, 32], description="Batch sizes that are timed.")
+    repeats: int = Field(5, ge=1, description="Timed calls, of which the fastest counts.")
+    examples: int = Field(3, ge=0, description="Sheets of maps per data set and model.")
+
+
+def work(study: Study[Reciprocam]) -> None:
+    """ADCC and ablations on every arm, then times, then the table."""
+    for arm in study.each_arm(study.config.vits, ["made_vit"]):
+        run_adcc(study, arm)
+        if arm.data == MADE_PAIRS:
+            run_objects(study, arm)
+        if study.config.batches:
+            run_times(study, arm)
+        draw_examples(study, arm)
+    panels = {"adcc": "ADCC", "average_drop": "average drop (low is good)", "coherency": "coherency"}
+    panels |= {"complexity": "complexity (low is good)", OWN_SHARE: "made pairs: share on the own object"}
+    study.finish("ViT-ReciproCAM", about(study.config), panels)
+
+
+def about(config: Reciprocam) -> list[str]:
+    """What the figures are."""
+    return [
+        f"ADCC and its parts for the {config.target} class, per image, then averaged; maps are resized bilinearly and "
+        "scaled from their lowest to their highest value (negative relevance counts as 0). 'ADCC of means' is the "
+        "public code's way: one harmonic mean of the three averages.",
+        "A map that ignores the image has coherency 1: 'random' (the same noise for every image) shows what that is "
+        "worth.",
+        "own share: of the relevance on the two made objects, what lies on the own one (½ is chance); a ReciproCAM "
+        "map is taken from its lowest value.",
+    ]
+
+
+def variants(study: Study[Reciprocam], arm: Arm) -> dict[str, tuple[str, dict[str, Any]]]:
+    """label → (method, options): the method, its rivals, its ablations."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {"reciprocam": ("reciprocam", {})}
+    found |= {name: (name, {}) for name in study.config.beside}
+    found |= {
+        "reciprocam, dirac": ("reciprocam", {"kernel": "dirac"}),
+        "reciprocam, no CLS": ("reciprocam", {"cls": False}),
+        "reciprocam, dirac, no CLS": ("reciprocam", {"kernel": "dirac", "cls": False}),
+    }
+    vit = as_vit(arm.classifier.model)
+    assert vit is not None
+    for layer in range(1, len(vit.blocks) + 1) if study.config.layers else ():
+        number = len(vit.blocks) + 1 - layer
+        if layer > 1:
+            found[f"reciprocam, block {number}"] = ("reciprocam", {"layer": -layer})
+        found[f"reciprocam, input of block {number}"] = ("reciprocam", {"layer": -layer, "tokens": "block_input"})
+    return found
+
+
+def run_adcc(study: Study[Reciprocam], arm: Arm) -> None:
+    """ADCC and its parts of every variant."""
+    config, model = study.config, arm.classifier.model
+    tables = []
+    for label, (method, options) in variants(study, arm).items():
+
+        def measure(
+            images: Sequence[StudyImage],
+            batch: Tensor,
+            label: str = label,
+            method: str = method,
+            options: dict[str, Any] = options,
+        ) -> pd.DataFrame:
+            with torch.no_grad():
+                logits = model(batch)
+            classes = labels_of(images, logits) if config.target == "label" else logits.argmax(-1).cpu()
+            found = adcc(model, batch, classes, method, **options)
+            return tidy(images, label, {figure: getattr(found, figure) for figure in FIGURES})
+
+        tables.append(study.by_batch(arm, f"adcc-{label}".replace(" ", "_"), measure))
+    table = joined(tables)
+    study.means(arm, table)
+    harmonic(study, arm, table)
+    claim = study.claim
+    for rival in (name for name in config.beside if name != "cdam"):
+        claim(arm, f"ReciproCAM's ADCC is above that of {rival}", table, "adcc", "reciprocam", rival)
+    claim(arm, "ADCC: the 3×3 kernel is better than the token alone", table, "adcc", "reciprocam", "reciprocam, dirac")
+    claim(arm, "ADCC: keeping the class token is better", table, "adcc", "reciprocam", "reciprocam, no CLS")
+    if config.layers:
+        depth = len(as_vit(model).blocks)  # type: ignore[union-attr]
+        before, entering = f"reciprocam, block {depth - 1}", f"reciprocam, input of block {depth}"
+        claim(arm, "ADCC: the last block is better than the one before", table, "adcc", "reciprocam", before)
+        claim(arm, "ADCC: normalised tokens are better than the block's input", table, "adcc", "reciprocam", entering)
+
+
+def harmonic(study: Study[Reciprocam], arm: Arm, table: pd.DataFrame) -> None:
+    """The public code's aggregate: averages of the three parts over the images, then one harmonic mean."""
+    means = table.pivot_table(index="method", columns="metric", values="value", aggfunc="mean", sort=False)
+    counts = table[table["metric"] == "adcc"].groupby("method")["value"].count().to_dict()
+    for method, row in means.iterrows():
+        parts = np.array([row["coherency"], 1 - row["complexity"], 1 - row["average_drop"]])
+        value = float(3 / (1 / parts).sum()) if (parts > 0).all() else 0.0
+        study.rows.append(
+            Row(arm.data, arm.model, str(method), "ADCC of means", value, n=counts[method], paper=arm.paper)
+        )
+
+
+def run_objects(study: Study[Reciprocam], arm: Arm) -> None:
+    """On made pairs: the share of each class's map on its own object."""
+    tables = []
+    for label, (method, options) in variants(study, arm).items():
+
+        def measure(
+            images: Sequence[StudyImage],
+            batch: Tensor,
+            label: str = label,
+            method: str = method,
+            options: dict[str, Any] = options,
+        ) -> pd.DataFrame:
+            maps = explain(arm.classifier.model, batch, object_classes(images), method, **options).relevance
+            if method == "reciprocam":
+                maps = maps - maps.amin((-2, -1), keepdim=True)
+            return on_objects(arm, images, label, maps)
+
+        tables.append(study.by_batch(arm, f"objects-{label}".replace(" ", "_"), measure))
+    table = joined(tables)
+    study.means(arm, table)
+    for rival in study.config.beside:
+        study.claim(arm, f"ReciproCAM lies more on the own object than {rival}", table, OWN_SHARE, "reciprocam", rival)
+
+
+def run_times(study: Study[Reciprocam], arm: Arm) -> None:
+    """Milliseconds per image of a call of ``explain`` for one class, by batch and device, beside a plain forward."""
+    config, model = study.config, arm.classifier.model
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+    def measure() -> pd.DataFrame:
+        rows = []
+        for device in devices:
+            model.to(device)
+            for size in config.batches:
+                images = torch.zeros(size, 3, *arm.classifier.spec.size, device=device)
+                images += torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(device)
+                for name, call in calls(model, images).items():
+                    rows.append(
+                        {
+                            "method": name,
+                            "device": device,
+                            "batch": size,
+                            "ms": timed(call, config.repeats, device) / size,
+                        }
+                    )
+        model.to(study.device)
+        return pd.DataFrame(rows)
+
+    table = study.once("times", measure, {"model": arm.model, "devices": devices, "threads": torch.get_num_threads()})
+    for row in table.to_dict("records"):
+        metric = f"ms per image, batch {row['batch']}, {row['device']}"
+        study.rows.append(Row(arm.data, arm.model, row["method"], metric, row["ms"], n=config.repeats))
+
+
+def calls(model: torch.nn.Module, images: Tensor) -> Mapping[str, Any]:
+    """What is timed."""
+
+    def plain() -> Any:
+        with torch.no_grad():
+            return model(images)
+
+    return {
+        "plain forward": plain,
+        "reciprocam": lambda: explain(model, images, 0, "reciprocam"),
+        "reciprocam, a copy per token": lambda: explain(model, images, 0, "reciprocam", engine="autograd"),
+        RIVAL: lambda: explain(model, images, 0, RIVAL, max_batch=len(images)),
+    }
+
+
+def timed(call: Any, repeats: int, device: str) -> float:
+    """The fastest of ``repeats`` calls after one to warm up, in ms."""
+    found = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        found.append((time.perf_counter() - start) * 1000)
+    return min(found[1:])
+
+
+def draw_examples(study: Study[Reciprocam], arm: Arm) -> None:
+    """Sheets with the maps of both classes for the first images."""
+    names = ["reciprocam", "reciprocam, dirac", "reciprocam, no CLS", *study.config.beside]
+    shown = {label: how for label, how in variants(study, arm).items() if label in names}
+    for image in readable(arm, study.config.examples):
+        batch = picture(arm, image).tensor.to(study.device)
+        with torch.no_grad():
+            top = arm.classifier.model(batch).topk(2).indices.cpu()
+        classes = torch.tensor([image.classes]) if arm.data == MADE_PAIRS else top
+        maps = {}
+        for label, (method, options) in shown.items():
+            found = explain(arm.classifier.model, batch, classes, method, **options).relevance[0]
+            lowest = found.amin((-2, -1), keepdim=True) if method == "reciprocam" else 0
+            maps[label.replace(", ", "\n")] = found - lowest
+        draw_example(arm, image, classes[0].tolist(), maps, study.out / "examples")
+
+
+def models(config: Reciprocam) -> list[str]:
+    """Every model that weights may be given for."""
+    return config.vits
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Reciprocam, work, name="study_reciprocam", about=__doc__, source=SOURCE, models=models))

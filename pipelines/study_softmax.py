@@ -1,0 +1,307 @@
+"""The pre- or post-softmax study (arXiv 2306.13197): what to differentiate, the logit, the probability or its log?
+
+Maps of GradCAM, GradCAM++ and RSI-GradCAM for each of the three; two models with the same probabilities, of which one
+has a function of the image added to all its logits, and what each target makes of them; what is left of the gradient
+when the probability saturates; maps of the same network trained again from other seeds; and ∂L/∂x = −∂log p_c/∂x as a
+check. On made pairs, where a map has a right answer, how much of it lies on the own object.
+
+    python pipelines/study_softmax.py --config configs/study_softmax.yaml --out runs/softmax --limit 40
+    python pipelines/study_softmax.py --config configs/study_softmax.yaml --out runs/softmax \\
+        --images imagenet/val --weights torchvision:vgg19=vgg19-dcbb9e9d.pth
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lidc_xai.evaluation import deletion_insertion, map_similarity, seed_agreement
+from lidc_xai.explain import Explanation, Logit, LogProbability, Probability, explain
+from lidc_xai.imagenet.classifier import load_classifier
+from lidc_xai.imagenet.equivalents import Sharpened, Shifted, shifted
+from lidc_xai.imagenet.study import Study, StudyConfig, main
+from lidc_xai.imagenet.study_arms import IMAGES, MADE_PAIRS, Arm, StudyImage
+from lidc_xai.imagenet.study_measures import (
+    OWN_SHARE,
+    draw_example,
+    joined,
+    labels_of,
+    object_classes,
+    on_objects,
+    picture,
+    readable,
+    tidy,
+)
+
+SOURCE = "arXiv 2306.13197"
+TARGETS = {"logit": Logit, "probability": Probability, "log-probability": LogProbability}
+CORNER, SAME = "shifted/share in the corner", "shifted/Spearman with the original"
+CHECK = "check/largest relative difference from −∂L/∂x"
+_SMALLEST = 1e-45  # of float32: stands for a gradient of 0 in a logarithm
+
+
+class Softmax(StudyConfig):
+    """Options of the study; the defaults are the paper's."""
+
+    cnns: list[str] = Field(["torchvision:vgg19"], description="The paper's model.")
+    methods: list[str] = Field(["gradcam", "gradcam_plus_plus", "rsi_gradcam"], description="Maps.")
+    relu: bool = Field(False, description="Keep the positive part of the maps only.")
+    steps: int = Field(50, ge=1, description="Of RSI-GradCAM's path.")
+    shift: float = Field(2.0, gt=0, description="Size of the added function, in units of the largest logit.")
+    factors: list[float] = Field([1, 2, 4, 8, 16], description="Logits are multiplied by these: saturation.")
+    seeds: int = Field(3, ge=1, description="Trainings of the small model.")
+    retrained: list[Path] = Field([], description="Weights of further trainings of the first of cnns.")
+    examples: int = Field(3, ge=0, description="Sheets of maps per data set and model.")
+
+
+def work(study: Study[Softmax]) -> None:
+    """Every part on every arm, then the table."""
+    config = study.config
+    for arm in study.each_arm(config.cnns, ["made_vgg"]):
+        run_maps(study, arm)
+        run_shift(study, arm)
+        run_saturation(study, arm)
+        run_seeds(study, arm)
+        run_check(study, arm)
+        draw_examples(study, arm)
+    panels = {"deletion": "deletion area (low is good)", "insertion": "insertion area (high is good)"}
+    panels |= {OWN_SHARE: "made pairs: share on the own object", SAME: "same probabilities, logits shifted: Spearman"}
+    panels |= {CORNER: "share of relevance where the shift is read", "seeds/Spearman": "retrained seeds: Spearman"}
+    panels |= {f"saturation ×{config.factors[-1]:g}/log10 gradient": f"logits × {config.factors[-1]:g}: log10 gradient"}
+    study.finish("Before or behind the softmax", about(config), panels)
+
+
+def about(config: Softmax) -> list[str]:
+    """What the figures are."""
+    return [
+        "deletion, insertion: area of the predicted class's probability over the share of 32 px cells (at 224), in the "
+        "order of the map. own share: of the positive relevance on the two made objects, what lies on the own one.",
+        f"shifted: h(x) is added to all logits, read from the upper left quarter of the last feature maps, about "
+        f"{config.shift:g} times the largest logit. The probabilities stay the same; a map that changes explains h.",
+        "saturation ×k: logits times k. log10 gradient: of the sum of absolute gradients over the image; gradient "
+        "lost: share of images where it is exactly 0 in float32.",
+        "seeds: mean rank correlation over pairs of networks that were trained alike from different seeds.",
+    ]
+
+
+def options_of(config: Softmax, method: str) -> dict[str, Any]:
+    """Options of a method."""
+    own: dict[str, Any] = {"relu": config.relu, "max_batch": max(config.batch, 16)}
+    return own | ({"steps": config.steps} if method == "rsi_gradcam" else {})
+
+
+def maps_of(config: Softmax, model: nn.Module, batch: Tensor, classes: Tensor, method: str) -> Explanation:
+    """Maps (n, 3, h, w) of the class (n,) by the three targets."""
+    return explain(model, batch, [kind(classes) for kind in TARGETS.values()], method, **options_of(config, method))
+
+
+def predicted(model: nn.Module, batch: Tensor) -> Tensor:
+    """(n,) the model's classes."""
+    with torch.no_grad():
+        found: Tensor = model(batch).argmax(-1).cpu()
+    return found
+
+
+def run_maps(study: Study[Softmax], arm: Arm) -> None:
+    """Deletion and insertion, how alike the three maps are, and where they lie on made pairs."""
+    config, model = study.config, arm.classifier.model
+    tables = []
+    for method in config.methods:
+
+        def measure(images: Sequence[StudyImage], batch: Tensor, method: str = method) -> pd.DataFrame:
+            classes = predicted(model, batch)
+            found = maps_of(config, model, batch, classes, method)
+            pixels = found.to_pixels("bilinear")
+            parts = []
+            for t, name in enumerate(TARGETS):
+                curve = deletion_insertion(model, batch, pixels[:, t], classes, seed=config.seed)
+                values = {"deletion": curve.area_deletion, "insertion": curve.area_insertion}
+                if t:
+                    alike = map_similarity(found.relevance[:, 0], found.relevance[:, t])
+                    values |= {"Spearman with the logit's map": alike.spearman}
+                parts.append(tidy(images, f"{method}, {name}", values))
+            if arm.data == MADE_PAIRS:
+                both = [
+                    maps_of(config, model, batch, own, method).relevance for own in object_classes(images).unbind(1)
+                ]
+                for t, name in enumerate(TARGETS):
+                    maps = torch.stack([one[:, t] for one in both], 1)
+                    parts.append(on_objects(arm, images, f"{method}, {name}", maps))
+            return joined(parts)
+
+        tables.append(study.by_batch(arm, f"maps-{method}", measure))
+    table = joined(tables)
+    study.means(arm, table)
+    for method in config.methods:
+        logit, probability = f"{method}, logit", f"{method}, probability"
+        claim = f"{method}: the probability's map is more faithful than the logit's ({{}})"
+        study.claim(arm, claim.format("insertion"), table, "insertion", probability, logit)
+        study.claim(arm, claim.format("deletion"), table, "deletion", logit, probability)
+        if arm.data == MADE_PAIRS:
+            claim = f"{method}: the probability's map lies more on the own object than the logit's"
+            study.claim(arm, claim, table, OWN_SHARE, probability, logit)
+
+
+def run_shift(study: Study[Softmax], arm: Arm) -> None:
+    """Two models with the same probabilities: which target's maps stay the same?"""
+    config, model, spec = study.config, arm.classifier.model, arm.classifier.spec
+    first = torch.cat([picture(arm, image).tensor for image in readable(arm, config.batch)]).to(study.device)
+    other = shifted(model, first, spec, config.shift)
+    tables = []
+    try:
+        for method in config.methods:
+
+            def measure(images: Sequence[StudyImage], batch: Tensor, method: str = method) -> pd.DataFrame:
+                return shift_values(config, model, other, images, batch, method)
+
+            tables.append(study.by_batch(arm, f"shift-{method}", measure, {"gain": other.gain}))
+    finally:
+        other.remove()
+    table = joined(tables)
+    study.means(arm, table)
+    for method in config.methods:
+        logit = f"{method}, logit"
+        for name in ("probability", "log-probability"):
+            claim = f"{method}: with logits shifted, the {name}'s map stays closer to the original than the logit's"
+            study.claim(arm, claim, table, SAME, f"{method}, {name}", logit)
+        claim = f"{method}: the logit's map moves to where the shift is read"
+        study.claim(arm, claim, table, CORNER, logit, f"{logit}, original")
+
+
+def shift_values(
+    config: Softmax, model: nn.Module, other: Shifted, images: Sequence[StudyImage], batch: Tensor, method: str
+) -> pd.DataFrame:
+    """One batch: rank correlation of each target's two maps, and their shares in the corner that the shift reads."""
+    classes = predicted(model, batch)
+    before, after = (maps_of(config, one, batch, classes, method).relevance for one in (model, other))
+    with torch.no_grad():
+        gap = (model(batch).softmax(-1) - other(batch).softmax(-1)).abs().amax(1)
+    parts = [tidy(images, "both models", {"shifted/largest change of a probability": gap.cpu().numpy()})]
+    for t, name in enumerate(TARGETS):
+        alike = map_similarity(before[:, t], after[:, t]).spearman
+        label = f"{method}, {name}"
+        parts.append(tidy(images, label, {SAME: alike, CORNER: in_corner(after[:, t])}))
+        parts.append(tidy(images, f"{label}, original", {CORNER: in_corner(before[:, t])}))
+    return joined(parts)
+
+
+def in_corner(maps: Tensor) -> np.ndarray:
+    """(n,) share of the positive relevance of (n, h, w) in the upper left quarter; NaN where there is none."""
+    positive = maps.clamp_min(0).double().cpu()
+    own = positive[:, : maps.shape[1] // 2, : maps.shape[2] // 2].sum((1, 2))
+    return np.asarray((own / positive.sum((1, 2))).numpy())
+
+
+def run_saturation(study: Study[Softmax], arm: Arm) -> None:
+    """The gradient of each target while the same logits are multiplied."""
+    config = study.config
+
+    def measure(images: Sequence[StudyImage], batch: Tensor) -> pd.DataFrame:
+        parts = []
+        for factor in config.factors:
+            model = Sharpened(arm.classifier.model, factor)
+            classes = predicted(model, batch)
+            targets = [kind(classes) for kind in TARGETS.values()]
+            found = explain(model, batch, targets, "saliency", reduce="abs_sum", max_batch=config.batch)
+            sizes = found.relevance.double().sum((-2, -1)).cpu().numpy()
+            key = f"saturation ×{factor:g}"
+            for t, name in enumerate(TARGETS):
+                size = np.log10(np.maximum(sizes[:, t], _SMALLEST))
+                parts.append(
+                    tidy(images, name, {f"{key}/log10 gradient": size, f"{key}/gradient lost": sizes[:, t] == 0})
+                )
+            parts.append(tidy(images, "model", {f"{key}/probability": found.values[:, 1].double().cpu().numpy()}))
+        return joined(parts)
+
+    table = study.by_batch(arm, "saturation", measure)
+    study.means(arm, table)
+    key = f"saturation ×{config.factors[-1]:g}/log10 gradient"
+    for less in ("probability", "log-probability"):
+        claim = f"logits × {config.factors[-1]:g}: the logit keeps more of its gradient than the {less}"
+        study.claim(arm, claim, table, key, "logit", less)
+    claim = f"logits × {config.factors[-1]:g}: the log-probability keeps more of its gradient than the probability"
+    study.claim(arm, claim, table, key, "log-probability", "probability")
+
+
+def run_seeds(study: Study[Softmax], arm: Arm) -> None:
+    """Maps of networks that were trained alike from different seeds."""
+    config = study.config
+    if arm.made is not None:
+        networks = [study.small("made_vgg", seed).model for seed in range(config.seeds)]
+        told: list[Any] = list(range(config.seeds))
+    elif arm.data == IMAGES:
+        further = [load_classifier(config.cnns[0], file).model.to(study.device) for file in config.retrained]
+        networks, told = [arm.classifier.model, *further], [str(file) for file in config.retrained]
+    else:
+        return
+    if len(networks) < 2:
+        reason = "one training only: give weights of further ones as --set retrained=[FILE,FILE], or --set seeds=3"
+        study.skip(f"retrained seeds of {arm.model} on {arm.data}", "weights", reason)
+        return
+
+    def measure(images: Sequence[StudyImage], batch: Tensor) -> pd.DataFrame:
+        classes = labels_of(images, networks[0](batch).detach())
+        parts = []
+        for method in config.methods:
+            for name, kind in TARGETS.items():
+                found = seed_agreement(networks, batch, kind(classes), method, **options_of(config, method))
+                values = {"seeds/Spearman": found.spearman, "seeds/SSIM": found.ssim}
+                parts.append(tidy(images, f"{method}, {name}", values))
+        return joined(parts)
+
+    table = study.by_batch(arm, "seeds", measure, {"networks": told})
+    study.means(arm, table)
+    for method in config.methods:
+        claim = f"{method}: retrained networks agree more on the probability's map than on the logit's"
+        study.claim(arm, claim, table, "seeds/Spearman", f"{method}, probability", f"{method}, logit")
+
+
+def run_check(study: Study[Softmax], arm: Arm) -> None:
+    """∂L/∂x of the cross-entropy L against −∂log p_c/∂x, in float64."""
+    model = deepcopy(arm.classifier.model).double()
+
+    def measure(images: Sequence[StudyImage], batch: Tensor) -> pd.DataFrame:
+        classes = predicted(model, batch.double())
+        x = batch.double().requires_grad_()
+        nn.functional.cross_entropy(model(x), classes.to(x.device), reduction="sum").backward()
+        found = explain(model, batch.double(), LogProbability(classes), "saliency").relevance[:, 0]
+        assert x.grad is not None
+        wanted = -x.grad.sum(1)
+        gap = (found - wanted).abs().flatten(1).amax(1) / wanted.abs().flatten(1).amax(1).clamp_min(1e-300)
+        return tidy(
+            images, "saliency, log-probability", {"check/largest relative difference from −∂L/∂x": gap.cpu().numpy()}
+        )
+
+    study.means(arm, study.by_batch(arm, "check", measure))
+
+
+def draw_examples(study: Study[Softmax], arm: Arm) -> None:
+    """Sheets with every method and target for the first images."""
+    config, model = study.config, arm.classifier.model
+    for image in readable(arm, config.examples):
+        batch = picture(arm, image).tensor.to(study.device)
+        with torch.no_grad():
+            top = model(batch).topk(2).indices.cpu()
+        classes = torch.tensor([image.classes]) if arm.data == MADE_PAIRS else top
+        maps: dict[str, Tensor] = {}
+        for method in config.methods:
+            found = torch.stack([maps_of(config, model, batch, own, method).relevance[0] for own in classes.unbind(1)])
+            maps |= {f"{method}\n{name}": found[:, t] for t, name in enumerate(TARGETS)}
+        draw_example(arm, image, classes[0].tolist(), maps, study.out / "examples")
+
+
+def models(config: Softmax) -> list[str]:
+    """Every model that weights may be given for."""
+    return config.cnns
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Softmax, work, name="study_softmax", about=__doc__, source=SOURCE, models=models))
