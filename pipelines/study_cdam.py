@@ -1,0 +1,296 @@
+"""The tables and figures of the CDAM paper (arXiv 2312.02364), with the published figure beside ours.
+
+Tables 1 (correctness), 2 (class discrimination), 3 (compactness), S1; Figures 1 and 3 (maps of two classes), 4 to 6
+(concept maps from 10 to 30 images), S1 (CDAM against attention), S14 (SWAG). Always on photographs made for the study
+with a small ViT that learns them here, whose right answer is known; on ImageNet's X_val and X_multi where --images and
+weights are there (the linear classifier of pipelines/linear_probe.py); on --photos without labels.
+
+    python pipelines/study_cdam.py --config configs/study_cdam.yaml --images ILSVRC2012/val \\
+        --weights dino_vits8=runs/linear-probe/images-dino_vits8/weights.safetensors --out runs/cdam
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field
+
+from lidc_xai.errors import ModelError
+from lidc_xai.evaluation.benchmark_options import BenchmarkOptions
+from lidc_xai.evaluation.published import CDAM_PAPER
+from lidc_xai.evaluation.statistics import bootstrap_mean
+from lidc_xai.explain import tune_sigma
+from lidc_xai.explain.tuning import SIGMAS
+from lidc_xai.imagenet.cdam_figures import attention_agreement
+from lidc_xai.imagenet.cdam_pictures import (
+    ConceptSet,
+    attention_figure,
+    class_figures,
+    concept_figure,
+    concept_shares,
+)
+from lidc_xai.imagenet.cdam_tables import (
+    CDAM,
+    OTHERS,
+    TABLES,
+    benchmark_arm,
+    claims_of,
+    known_answer_of,
+    not_run,
+    rows_of,
+)
+from lidc_xai.imagenet.classifier import Classifier, load_classifier
+from lidc_xai.imagenet.concept_maps import OWN_SHARE
+from lidc_xai.imagenet.photographs import find_photos, read_photo
+from lidc_xai.imagenet.study import Study, StudyConfig, main
+from lidc_xai.imagenet.study_arms import (
+    MADE_PAIRS,
+    MADE_SINGLES,
+    PHOTOS,
+    Arm,
+    StudyImage,
+    describe,
+    find_weights,
+    made_images,
+    photo_images,
+    what_to_bring,
+)
+from lidc_xai.imagenet.study_sets import X_MULTI, X_VAL, StudySets, study_sets
+from lidc_xai.imagenet.study_table import Finding, Row
+from lidc_xai.models.backbones import BACKBONES
+
+ON_VAL, ON_MULTI = ("fidelity", "box", "compactness"), ("discrimination",)
+NO_IMAGES = "no ImageNet images: give --images FOLDER with ILSVRC2012's validation images (class folders, or flat)"
+CONCEPT_FIGURES = ("figure_4.png", "figure_5.png", "figure_6.png")
+ABOUT = (
+    "Tables 1, 2, 3 and S1 of arXiv 2312.02364 on the paper's images where they are at hand, and on photographs made "
+    "for the study, whose objects and their places are known. Published figures stand only where they are known for "
+    "certain; the paper's perturbation is not specified fully, so that they give a direction, not a value to be met.",
+    "Fidelity: score × percent of pixels removed (blurred); box: Pearson × box side in units of 8 px at 224; "
+    "discrimination: own map minus the other class's map on the own score, in both roles of an image's two classes; "
+    "compactness: share of cells with |S| < 0.05 max S; known answer: agreement of a class's map with its object.",
+)
+
+
+class CdamConfig(StudyConfig):
+    """Options of the CDAM study."""
+
+    models: list[str] = Field(["dino_vits8"], description="ViT classifiers for the paper's tables and figures.")
+    swag: str = Field("swag_vitb16", description="The model of Figure S14; empty: none.")
+    small: list[str] = Field(["made_vit"], description="Small models for the made photographs.")
+    ground_truth: Path | None = Field(None, description="Classes of a flat ImageNet folder.")
+    real: Path | None = Field(None, description="ReaL labels (none: those that come with timm).")
+    multi: Path | None = Field(None, description="List of X_multi (none: selected from the ReaL labels).")
+    x_val: int = Field(1000, ge=1, description="Images of X_val.")
+    x_multi: int = Field(1000, ge=1, description="Images of X_multi.")
+    tune_images: int = Field(200, ge=0, description="Images to choose the noise of the smoothed methods on; 0: 0.15.")
+    sigmas: list[float] = Field(list(SIGMAS), min_length=1, description="Noises to choose from.")
+    benchmark: BenchmarkOptions = BenchmarkOptions(methods=(*CDAM, *OTHERS, "random"), random_weights=False)
+    concepts: Path | None = Field(None, description="Folder with a folder of pictures for each concept.")
+    concept_sizes: list[int] = Field([10, 30], min_length=1, description="Pictures that make a concept.")
+    shown: int = Field(4, ge=1, description="Images in a figure.")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Images with a model; what is measured on them; other images, for the noise and for concepts; figures to draw."""
+
+    arm: Arm
+    metrics: tuple[str, ...] = ()
+    tune: tuple[StudyImage, ...] = ()
+    sets: StudySets | None = None
+    figures: tuple[str, ...] = ()
+
+
+def work(study: Study[CdamConfig]) -> None:
+    """Every scene, then the table."""
+    for scene in scenes(study):
+        study.arms.append(describe(scene.arm))
+        options = with_noise(study, scene) if scene.metrics else study.config.benchmark
+        if scene.metrics:
+            table = benchmark_arm(study, scene.arm, scene.metrics, options)
+            rows_of(study, scene.arm, table)
+            claims_of(study, scene.arm, table)
+            known_answer_of(study, scene.arm, table)
+        if scene.figures:
+            draw(study, scene, options)
+    study.rows += not_run(study.rows, study.config.models[:1])
+    panels = {metric: f"{metric} ({table})" for metric, table in TABLES.items()}
+    study.finish("CDAM: correctness, class discrimination, compactness", ABOUT, panels)
+
+
+def scenes(study: Study[CdamConfig]) -> Iterator[Scene]:
+    """Made photographs with small models, ImageNet's sets and photographs with the paper's; notes what is missing."""
+    config = study.config
+    for name in config.small:
+        classifier, made, limit = study.small(name), study.made_photos(), config.limit
+        tune = _made_tuning(study)
+        singles = Arm(MADE_SINGLES, classifier, made_images(made, MADE_SINGLES, limit), made=made)
+        yield Scene(singles, ON_VAL, tune)
+        pairs = Arm(MADE_PAIRS, classifier, made_images(made, MADE_PAIRS, limit), made=made)
+        yield Scene(pairs, (*ON_MULTI, "localisation"), tune, figures=("1", "3", "4", "S1"))
+    if config.images is None:
+        for item in ("Tables 1, 3, S1", "Table 2", "Figures 1, 3 to 6, S1", "Figure S14"):
+            study.skip(item, "images", NO_IMAGES)
+    loaded = [(name, found) for name in config.models if (found := classifier_of(study, name)) is not None]
+    swag = classifier_of(study, config.swag) if config.swag else None
+    sets = None
+    if config.images is not None and (loaded or swag):
+        sets = _sets(study, config.images)
+    if sets is not None:
+        for _, classifier in loaded:
+            yield Scene(Arm(X_VAL, classifier, sets.val, paper=True), ON_VAL, sets.tune)
+            multi = Arm(X_MULTI, classifier, sets.multi, paper=True)
+            yield Scene(multi, ON_MULTI, sets.tune, sets, ("1", "3", "4", "S1"))
+        if swag is not None:
+            yield Scene(Arm(X_MULTI, swag, sets.multi, paper=True), figures=("S14",))
+    if config.photos is None:
+        return
+    photos = photo_images(config.photos, config.limit)
+    shown_to = [found for _, found in loaded] or [study.small(name) for name in config.small]
+    for classifier in shown_to:
+        tune = () if sets is None else sets.tune
+        yield Scene(Arm(PHOTOS, classifier, photos), (*ON_VAL, *ON_MULTI), tune, figures=("1", "3", "4", "S1"))
+    if swag is not None:
+        yield Scene(Arm(PHOTOS, swag, photos), figures=("S14",))
+
+
+def classifier_of(study: Study[CdamConfig], name: str) -> Classifier | None:
+    """The model with its weights, on the device; None, with a note of what to bring, where they are not given."""
+    weights = find_weights(name, study.config.weights)
+    if weights is None:
+        study.skip(name, "weights", _to_bring(name))
+        return None
+    found = load_classifier(name, weights)
+    if found.count != 1000:
+        raise ModelError(f"{weights}: is a classifier of {found.count} classes; ImageNet's images need one of 1000")
+    found.model.to(study.device)
+    return found
+
+
+def _to_bring(name: str) -> str:
+    entry = BACKBONES.get(name.rpartition(":")[2])
+    if entry is None or entry.official_format not in ("dino", "dinov2"):
+        return what_to_bring(name)
+    return (
+        f"no weights with a classifier: run pipelines/linear_probe.py on ImageNet with {entry.official_url} and give "
+        f"--weights {name}=RUN/images-{name}/weights.safetensors"
+    )
+
+
+def _sets(study: Study[CdamConfig], folder: Path) -> StudySets:
+    config = study.config
+    few = config.limit or max(config.x_val, config.x_multi)
+    found = study_sets(
+        folder, ground_truth=config.ground_truth, real=config.real, listed=config.multi, val=min(config.x_val, few),
+        tune=min(config.tune_images, few), multi=min(config.x_multi, few), seed=config.seed,
+    )  # fmt: skip
+    study.run.skipped += found.skipped
+    return found
+
+
+def _made_tuning(study: Study[CdamConfig]) -> tuple[StudyImage, ...]:
+    """Training images of one object: those that the figures are measured on stay unseen."""
+    singles = study.made_photos().singles("train")
+    order = np.random.default_rng(study.config.seed).permutation(len(singles))
+    count = min(study.config.tune_images, study.config.limit or study.config.tune_images)
+    chosen = [singles[k] for k in order[:count]]
+    return tuple(StudyImage(path.name, path, label, (label,)) for path, label in chosen)
+
+
+def with_noise(study: Study[CdamConfig], scene: Scene) -> BenchmarkOptions:
+    """The benchmark's options with the noise that serves fidelity best on the scene's other images."""
+    options = study.config.benchmark
+    smoothed = [name for name in ("smooth_cdam", "smoothgrad") if name in options.methods]
+    if not scene.tune or not smoothed:
+        return options
+    arm = scene.arm
+
+    def chosen() -> pd.DataFrame:
+        images = torch.cat([read_photo(image.path, arm.classifier.spec).tensor for image in scene.tune])
+        images = images.to(study.device)
+        labels = torch.tensor([[image.label] for image in scene.tune])
+        sigmas = [tune_sigma(arm.classifier.model, images, labels, name, study.config.sigmas) for name in smoothed]
+        return pd.DataFrame({"method": smoothed, "sigma": sigmas})
+
+    told = {"model": arm.classifier.name, "weights": arm.classifier.weights, "sigmas": study.config.sigmas}
+    found = study.once("noise", chosen, {**told, "images": [image.name for image in scene.tune]})
+    given = {name: dict(own) for name, own in options.method_options.items()}
+    for name, sigma in zip(found["method"], found["sigma"], strict=True):
+        given.setdefault(str(name), {}).setdefault("sigma", float(sigma))
+    study.run.results[f"sigma {arm.model}"] = {name: given[name]["sigma"] for name in smoothed}
+    return options.model_copy(update={"method_options": given})
+
+
+def draw(study: Study[CdamConfig], scene: Scene, options: BenchmarkOptions) -> None:
+    """The scene's figures, in OUT/figures/<data>-<model>, and what they are in numbers."""
+    arm, shown = scene.arm, study.config.shown
+    folder = study.out / "figures" / f"{arm.data}-{arm.model}".replace(" ", "_")
+    if "S14" in scene.figures:
+        class_figures(folder, arm, shown, options, {"classes": "figure_S14.png"})
+        return
+    class_figures(folder, arm, shown, options, {"classes": "figure_1.png", "methods": "figure_3.png"})
+    agreement = attention_agreement(attention_figure(folder / "figure_S1.png", arm))
+    found = bootstrap_mean(agreement["value"], agreement["image"].tolist(), seed=study.config.seed)
+    note = "Figure S1: Spearman over the patches, |CDAM| with attention"
+    study.rows.append(Row.of(arm.data, arm.model, "cdam", "attention/spearman", found, paper=arm.paper, note=note))
+    claim = "CDAM scales attention: |CDAM| and attention rank the patches alike"
+    study.findings.append(Finding.of(claim, arm.data, arm.model, found, note="Figure S1"))
+    sizes = study.config.concept_sizes
+    sets = concept_sets(study, scene)
+    for concept, name in zip(sets, CONCEPT_FIGURES, strict=False):
+        concept_figure(folder / name, arm, concept, sizes, shown)
+    if arm.made is not None:
+        concept_numbers(study, arm, sizes)
+
+
+def concept_numbers(study: Study[CdamConfig], arm: Arm, sizes: Sequence[int]) -> None:
+    """On made pairs, where the right object is known: rows and the claim that concept maps find it."""
+    assert arm.made is not None
+    singles: dict[int, list[Path]] = {}
+    for path, label in arm.made.singles("train"):
+        singles.setdefault(label, []).append(path)
+    table = concept_shares(arm, singles, sizes)
+    study.means(arm, table, note="Figures 4 to 6, known answer: share of positive relevance on the right one of two")
+    for n in sizes:
+        own = table.loc[table["method"] == f"concept_cdam, {n} images"]
+        found = bootstrap_mean(own["value"] - 0.5, own["image"].tolist(), seed=study.config.seed)
+        claim = f"a concept of {n} images is found where it is"
+        study.findings.append(Finding.of(claim, arm.data, arm.model, found, note=f"{OWN_SHARE} − ½"))
+
+
+def concept_sets(study: Study[CdamConfig], scene: Scene) -> list[ConceptSet]:
+    """Three concepts: the caller's folders, else classes of the images that are shown, made of other images."""
+    arm, most = scene.arm, max(study.config.concept_sizes)
+    if study.config.concepts is not None and arm.made is None:
+        folders = sorted(path for path in study.config.concepts.iterdir() if path.is_dir())
+        return [ConceptSet(path.name, tuple(find_photos([path])), None, arm.images) for path in folders[:3]]
+    found = []
+    for label in dict.fromkeys(label for image in arm.images for label in image.classes):
+        if arm.made is not None:
+            paths = [path for path, own in arm.made.singles("train") if own == label]
+        elif scene.sets is not None:
+            paths = scene.sets.of_class(label, but=arm.images)
+        else:
+            return []
+        shown = tuple(image for image in arm.images if label in image.classes)
+        if len(paths) >= most:
+            found.append(ConceptSet(arm.classifier.label(label), tuple(paths), label, shown))
+    return found[:3]
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return main(
+        CdamConfig, work, name=Path(__file__).stem, about=__doc__ or "", source=CDAM_PAPER,
+        models=lambda config: [*config.models, *([config.swag] if config.swag else [])], arguments=arguments,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    raise SystemExit(run())
