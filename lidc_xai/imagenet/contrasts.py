@@ -14,6 +14,7 @@ The last two need a map per class; those of the most probable classes stand for 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -64,12 +65,12 @@ def contrast_maps(
     several = torch.empty(len(images), 0, dtype=torch.long)
     if joined:
         with torch.no_grad():
-            logits = model(images).float().cpu()
+            logits = model(images).double().cpu()
         several = logits.topk(min(others, logits.shape[1])).indices
         targets += [Logit(classes[:, k]) for k in range(count)]
         targets += [Logit(several[:, s]) for s in range(several.shape[1])]
     explained = explain(model, images, targets, method, **options)
-    found = explained.to_pixels("nearest" if as_vit(model) is not None else "bilinear")
+    found = explained.relevance
     maps = {
         name: found[:, place * count : (place + 1) * count]
         for place, name in enumerate(name for name in contrasts if name in BY_TARGET)
@@ -79,7 +80,8 @@ def contrast_maps(
         own, rest = found[:, start : start + count], found[:, start + count :]
         for name in joined:
             maps[name] = _of_maps(own, rest, classes, several, logits, name)
-    return {name: maps[name] for name in contrasts}
+    mode = "nearest" if as_vit(model) is not None else "bilinear"
+    return {name: replace(explained, relevance=maps[name]).to_pixels(mode) for name in contrasts}
 
 
 def _of_maps(own: Tensor, rest: Tensor, classes: Tensor, several: Tensor, logits: Tensor, name: str) -> Tensor:

@@ -25,6 +25,8 @@ from lidc_xai.evaluation.statistics import Interval, PairedDifference
 from lidc_xai.files import atomic_path, write_json, write_text
 
 COLUMNS = ("data", "model", "method", "metric", "published", "here", "low", "high", "difference", "n", "note")
+FEWEST = 10
+"""So many images at least for a verdict: a bootstrap of fewer is too narrow."""
 NOT_AT_HAND = "not at hand"
 _MARK = 4.5
 
@@ -64,7 +66,8 @@ class Row:
 class Finding:
     """A claim and its test. ``effect`` with its interval is expected above 0 where the claim holds.
 
-    ``verdict``: "shown" or "refuted" where the whole interval lies on one side of 0, else "not decided".
+    ``verdict``: "shown" or "refuted" where the whole interval lies on one side of 0 and 10 images or more stand behind
+    it, else "not decided".
     """
 
     claim: str
@@ -90,6 +93,8 @@ class Finding:
     def verdict(self) -> str:
         if not (np.isfinite(self.low) and np.isfinite(self.high)):
             return "not decided (no interval)"
+        if self.n < FEWEST:
+            return f"not decided (n < {FEWEST})"
         return "shown" if self.low > 0 else "refuted" if self.high < 0 else "not decided"
 
 

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from lidc_xai.imagenet.made_photos import MadePhotos, make_photos
+
 
 @pytest.fixture(scope="session")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -31,3 +33,10 @@ def vit_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
     save_file(model.state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> MadePhotos:
+    """A few made photographs: 6 classes, 4 to train on and 2 kept apart of each, 8 pairs; in STUDY/made/photos."""
+    folder = tmp_path_factory.mktemp("study") / "made" / "photos"
+    return make_photos(folder, train=4, val=2, pairs=8, seed=0)
