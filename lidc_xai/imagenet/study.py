@@ -277,9 +277,7 @@ def main(
         if config.out is None:
             raise UsageError("--out is missing: name the folder to write into")
         run.config, run.out = config.model_dump(mode="json"), config.out
-        check_weights(models(config), config.weights)
-        for model in models(config):
-            find_architecture(model)
+        _check(config, models(config))
         config.out.mkdir(parents=True, exist_ok=True)
         remove_half_written(config.out)
         with show_progress(not config.quiet):
@@ -300,6 +298,19 @@ def main(
     if run.skipped:
         return _said(name, f"{len(set(run.skipped))} left out; see {config.out / 'skipped.csv'}", EXIT_SKIPPED)
     return 0
+
+
+def _check(config: StudyConfig, models: Sequence[str]) -> None:
+    """What can be seen to be wrong before anything is computed."""
+    for model in models:
+        find_architecture(model)
+        find_weights(model, config.weights)
+    check_weights(models, config.weights)
+    for path in (config.images, config.photos):
+        if path is not None and not path.exists():
+            raise UsageError(f"{path}: no such folder of images")
+    if config.published is not None:
+        read_published(config.published)
 
 
 def _digest(value: Any) -> str:
