@@ -74,7 +74,7 @@ def in_words(found: MultiSelection, names: ClassNames, options: dict[str, object
         *(f"| of which with {number} label{'s' * (number != 1)} | {times} |" for number, times in by_labels.items()),
         f"| different pairs of labels in one image | {counts['pairs']} |",
         f"| … at least {options['min_distance']} apart | {counts['pairs_far_apart']} |",
-        f"| … and below {options['max_overlap']} of overlap | {counts['pairs_of_different_objects']} |",
+        f"| … and an overlap of at most {options['max_overlap']} | {counts['pairs_of_different_objects']} |",
         f"| images with a pair that far apart | {counts['images_with_far_pair']} |",
         f"| images with different objects | {counts['images_with_different_objects']} |",
         f"| **chosen** | {counts['selected']} |",

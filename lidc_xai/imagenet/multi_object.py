@@ -2,7 +2,7 @@
 
 Two ReaL labels of one image name different objects where
 
-    WordNet distance ≥ min_distance     and     images with both / images with either < max_overlap
+    WordNet distance ≥ min_distance     and     images with both / images with either ≤ max_overlap
 
 The first keeps breeds and kinds apart from objects; the second drops pairs that nearly always come together, because
 they are two names of one thing (sunglass and sunglasses) or a thing and its part (lampshade and table lamp). The CDAM
@@ -86,7 +86,7 @@ def select_multi(
         both = together[pair]
         return both / (alone[pair[0]] + alone[pair[1]] - both)
 
-    different = far if synsets is None else {pair for pair in far if overlap(pair) < max_overlap}
+    different = far if synsets is None else {pair for pair in far if overlap(pair) <= max_overlap}
     qualified = [
         MultiObject(number, tuple(own), *best)
         for number, own in enumerate(labels, start=1)
