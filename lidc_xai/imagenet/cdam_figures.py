@@ -90,7 +90,7 @@ def attention_agreement(tokens: pd.DataFrame) -> pd.DataFrame:
         {"image": image, "value": float(spearman(own["cdam"].abs(), own["attention"]))}
         for (image, _), own in tokens.groupby(["image", "target"], sort=False)
     ]
-    return pd.DataFrame(rows).groupby("image", sort=False, as_index=False)["value"].mean()
+    return pd.DataFrame(rows).groupby("image", sort=False)["value"].mean().reset_index()
 
 
 def draw_attention(path: Path, tokens: pd.DataFrame, title: str) -> None:

@@ -7,6 +7,7 @@ the first's logit, and the other way round; the two are averaged.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ STATED: Mapping[str, str] = {
 def cases(arm: Arm) -> Iterator[LazyCase]:
     """The arm's images for the benchmark; one with two classes is shown twice, in both roles."""
     for image in arm.images:
-        yield LazyCase(image.name, lambda image=image: _case(arm, image))
+        yield LazyCase(image.name, partial(_case, arm, image))
 
 
 def _case(arm: Arm, image: StudyImage) -> Case:

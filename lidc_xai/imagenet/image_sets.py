@@ -96,7 +96,8 @@ def _cub200(root: Path, test_share: float, seed: int) -> ImageSet:
 def _food101(root: Path, test_share: float, seed: int) -> ImageSet:
     names = _lines(root / "meta" / "classes.txt")
     order = {name: place for place, name in enumerate(names)}
-    parts, skipped = [], []
+    parts: list[Examples] = []
+    skipped: list[Skipped] = []
     for part in ("train", "test"):
         listed = []
         for entry in _lines(root / "meta" / f"{part}.txt"):

@@ -67,7 +67,7 @@ def train_probe(
     frozen = load_backbone(backbone, weights, size=size, seed=options.seed)
     frozen.network.to(device)
     of = fingerprint_of(frozen.origin, backbone, frozen.spec)
-    kept = {"of": of, "batch": options.batch, "workers": options.workers, "device": device}
+    kept: dict[str, Any] = {"of": of, "batch": options.batch, "workers": options.workers, "device": device}
     test = cached_features(
         frozen.network, LabelledPhotos(images.test, frozen.spec), folder / "features", "test", **kept
     )
