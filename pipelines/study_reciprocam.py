@@ -59,12 +59,14 @@ class Reciprocam(StudyConfig):
 
 def work(study: Study[Reciprocam]) -> None:
     """ADCC and ablations on every arm, then times, then the table."""
+    timed_models: set[str] = set()
     for arm in study.each_arm(study.config.vits, ["made_vit"]):
         run_adcc(study, arm)
         if arm.data == MADE_PAIRS:
             run_objects(study, arm)
-        if study.config.batches:
+        if study.config.batches and arm.model not in timed_models:
             run_times(study, arm)
+            timed_models.add(arm.model)
         draw_examples(study, arm)
     panels = {"adcc": "ADCC", "average_drop": "average drop (low is good)", "coherency": "coherency"}
     panels |= {"complexity": "complexity (low is good)", OWN_SHARE: "made pairs: share on the own object"}
