@@ -32,7 +32,7 @@ from lidc_xai.imagenet.cdam_pictures import (
     attention_figure,
     class_figures,
     concept_figure,
-    concept_shares,
+    concept_measures,
 )
 from lidc_xai.imagenet.cdam_tables import (
     CDAM,
@@ -45,7 +45,6 @@ from lidc_xai.imagenet.cdam_tables import (
     rows_of,
 )
 from lidc_xai.imagenet.classifier import Classifier, load_classifier
-from lidc_xai.imagenet.concept_maps import OWN_SHARE
 from lidc_xai.imagenet.photographs import find_photos, read_photo
 from lidc_xai.imagenet.study import Study, StudyConfig, main
 from lidc_xai.imagenet.study_arms import (
@@ -60,6 +59,7 @@ from lidc_xai.imagenet.study_arms import (
     photo_images,
     what_to_bring,
 )
+from lidc_xai.imagenet.study_measures import OWN_SHARE
 from lidc_xai.imagenet.study_sets import X_MULTI, X_VAL, StudySets, study_sets
 from lidc_xai.imagenet.study_table import Finding, Row
 from lidc_xai.models.backbones import BACKBONES
@@ -240,8 +240,9 @@ def draw(study: Study[CdamConfig], scene: Scene, options: BenchmarkOptions) -> N
     found = bootstrap_mean(agreement["value"], agreement["image"].tolist(), seed=study.config.seed)
     note = "Figure S1: Spearman over the patches, |CDAM| with attention"
     study.rows.append(Row.of(arm.data, arm.model, "cdam", "attention/spearman", found, paper=arm.paper, note=note))
-    claim = "CDAM scales attention: |CDAM| and attention rank the patches alike"
-    study.findings.append(Finding.of(claim, arm.data, arm.model, found, note="Figure S1"))
+    if arm.data != PHOTOS:
+        claim = "CDAM scales attention: |CDAM| and attention rank the patches alike"
+        study.findings.append(Finding.of(claim, arm.data, arm.model, found, note="Figure S1"))
     sizes = study.config.concept_sizes
     sets = concept_sets(study, scene)
     for concept, name in zip(sets, CONCEPT_FIGURES, strict=False):
@@ -256,10 +257,11 @@ def concept_numbers(study: Study[CdamConfig], arm: Arm, sizes: Sequence[int]) ->
     singles: dict[int, list[Path]] = {}
     for path, label in arm.made.singles("train"):
         singles.setdefault(label, []).append(path)
-    table = concept_shares(arm, singles, sizes)
-    study.means(arm, table, note="Figures 4 to 6, known answer: share of positive relevance on the right one of two")
+    told = {"sizes": list(sizes), "pictures": {label: paths[0].name for label, paths in singles.items()}}
+    table = study.by_batch(arm, "concepts", concept_measures(arm, singles, sizes), told)
+    study.means(arm, table, note="Figures 4 to 6, known answer")
     for n in sizes:
-        own = table.loc[table["method"] == f"concept_cdam, {n} images"]
+        own = table[(table["method"] == f"concept_cdam, {n} images") & (table["metric"] == OWN_SHARE)]
         found = bootstrap_mean(own["value"] - 0.5, own["image"].tolist(), seed=study.config.seed)
         claim = f"a concept of {n} images is found where it is"
         study.findings.append(Finding.of(claim, arm.data, arm.model, found, note=f"{OWN_SHARE} − ½"))

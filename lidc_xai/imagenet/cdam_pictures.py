@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +15,12 @@ from lidc_xai.evaluation.benchmark_options import BenchmarkOptions
 from lidc_xai.explain import explain
 from lidc_xai.files import atomic_path
 from lidc_xai.imagenet.cdam_figures import MapCell, MapRow, attention_tokens, draw_attention, draw_map_rows
-from lidc_xai.imagenet.concept_maps import maps_of, own_shares, vector_of
+from lidc_xai.imagenet.concept_maps import maps_of, vector_of
 from lidc_xai.imagenet.photographs import read_photo
-from lidc_xai.imagenet.study_arms import Arm, StudyImage
+from lidc_xai.imagenet.study_arms import PHOTOS, Arm, StudyImage
+from lidc_xai.imagenet.study_measures import joined, object_classes, on_objects, readable
 
+IMAGENET_CLASSES = 1000
 _ATTENTION_IMAGES = 50
 _AT_ONCE = 4
 
@@ -61,10 +63,12 @@ def seen(arm: Arm, images: Sequence[StudyImage]) -> Seen:
 def class_figures(folder: Path, arm: Arm, shown: int, options: BenchmarkOptions, names: Mapping[str, str]) -> None:
     """Attention and both classes' CDAM, as ``names["classes"]``; every method for both classes, as ``names["methods"]``
     (either may be absent)."""
-    found = seen(arm, arm.images[:shown])
+    found = seen(arm, readable(arm, shown))
     label = arm.classifier.label
     random = arm.classifier.random
     told = f"{arm.data}, {arm.model}: orange speaks for the class, blue against it; every map has its own scale"
+    if arm.data == PHOTOS and arm.classifier.count != IMAGENET_CLASSES:
+        told = f"{arm.data}, {arm.model}: how it is done, no more: this model never learned from photographs"
     if "classes" in names:
         maps = explain(arm.classifier.model, found.tensor, found.targets, ["attention", "cdam"])
         rows = []
@@ -95,7 +99,7 @@ def class_figures(folder: Path, arm: Arm, shown: int, options: BenchmarkOptions,
 def attention_figure(path: Path, arm: Arm) -> pd.DataFrame:
     """CDAM against attention on up to 50 images: the figure, and the tokens behind it beside it as Parquet."""
     parts = []
-    images = arm.images[:_ATTENTION_IMAGES]
+    images = readable(arm, _ATTENTION_IMAGES)
     for start in range(0, len(images), _AT_ONCE):
         found = seen(arm, images[start : start + _AT_ONCE])
         parts.append(attention_tokens(arm.classifier, found.tensor, found.targets, found.names))
@@ -125,24 +129,28 @@ def concept_figure(path: Path, arm: Arm, concept: ConceptSet, sizes: Sequence[in
     draw_map_rows(path, rows, f"{arm.data}, {arm.model}: the concept of {concept.name}", arm.classifier.random)
 
 
-def concept_shares(arm: Arm, sets: Mapping[int, Sequence[Path]], sizes: Sequence[int]) -> pd.DataFrame:
-    """On made pairs: how far the concept's map, the class's CDAM and attention lie on the right one of two objects.
+def concept_measures(
+    arm: Arm, sets: Mapping[int, Sequence[Path]], sizes: Sequence[int]
+) -> Callable[[Sequence[StudyImage], Tensor], pd.DataFrame]:
+    """A function of made pairs: how far the concept's map, the class's CDAM and attention lie on the right object.
 
-    ``sets``: class → pictures of it alone. Columns image, method, metric, value.
+    ``sets``: class → pictures of it alone. Its table has the columns image, method, metric, value.
     """
     vectors = {(label, n): vector_of(arm.classifier, paths, n) for label, paths in sets.items() for n in sizes}
-    parts = []
-    for image in arm.images:
-        found = seen(arm, [image])
-        a, b = (int(label) for label in found.targets[0])
-        both = explain(arm.classifier.model, found.tensor, [a, b], ["cdam", "attention"])
-        maps = {"cdam": both["cdam"].relevance[0], "attention": both["attention"].relevance[0]}
+    model = arm.classifier.model
+
+    def measure(images: Sequence[StudyImage], batch: Tensor) -> pd.DataFrame:
+        classes = object_classes(images)
+        maps = {name: found.relevance for name, found in explain(model, batch, classes, ["cdam", "attention"]).items()}
         for n in sizes:
-            maps[f"concept_cdam, {n} images"] = maps_of(
-                arm.classifier, found.tensor, [vectors[a, n], vectors[b, n]]
-            )[0]  # fmt: skip
-        parts.append(own_shares(maps, arm.masks(image), image.name))
-    return pd.concat(parts, ignore_index=True)
+            rows = [
+                maps_of(arm.classifier, batch[b : b + 1], [vectors[int(label), n] for label in own])
+                for b, own in enumerate(classes)
+            ]
+            maps[f"concept_cdam, {n} images"] = torch.cat(rows)
+        return joined([on_objects(arm, images, name, relevance) for name, relevance in maps.items()])
+
+    return measure
 
 
 def _array(relevance: Tensor) -> np.ndarray:
