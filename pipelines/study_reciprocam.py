@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lidc_xai.evaluation import adcc
+from lidc_xai.evaluation.geometry import centred_disc
 from lidc_xai.explain import explain
 from lidc_xai.explain.vit import as_vit
 from lidc_xai.imagenet.study import Study, StudyConfig, main
@@ -42,6 +43,7 @@ from lidc_xai.imagenet.study_table import Row
 
 SOURCE = "arXiv 2310.02588"
 RIVAL = "relevance_propagation"
+DISC = "centred disc"
 FIGURES = ("adcc", "average_drop", "coherency", "complexity", "increase")
 
 
@@ -79,8 +81,8 @@ def about(config: Reciprocam) -> list[str]:
         f"ADCC and its parts for the {config.target} class, per image, then averaged; maps are resized bilinearly and "
         "scaled from their lowest to their highest value (negative relevance counts as 0). 'ADCC of means' is the "
         "public code's way: one harmonic mean of the three averages.",
-        "A map that ignores the image has coherency 1: 'random' (the same noise for every image) shows what that is "
-        "worth.",
+        "Controls: noise that depends on the image (random), and a disc in the middle of every image (centred disc): "
+        "a map that ignores the image has coherency 1.",
         "own share: of the relevance on the two made objects, what lies on the own one (½ is chance); a ReciproCAM "
         "map is taken from its lowest value.",
     ]
@@ -105,11 +107,18 @@ def variants(study: Study[Reciprocam], arm: Arm) -> dict[str, tuple[str, dict[st
     return found
 
 
+def disc(images: Tensor, target: Any = None) -> Tensor:
+    """(n, H, W) 1 in the middle fifth of every image, 0 elsewhere."""
+    height, width = images.shape[-2:]
+    mask = centred_disc((height, width), height * width // 5, (1.0, 1.0))
+    return torch.from_numpy(np.asarray(mask)).to(images).expand(len(images), -1, -1)
+
+
 def run_adcc(study: Study[Reciprocam], arm: Arm) -> None:
     """ADCC and its parts of every variant."""
     config, model = study.config, arm.classifier.model
     tables = []
-    for label, (method, options) in variants(study, arm).items():
+    for label, (method, options) in {**variants(study, arm), DISC: (DISC, {})}.items():
 
         def measure(
             images: Sequence[StudyImage],
@@ -121,7 +130,7 @@ def run_adcc(study: Study[Reciprocam], arm: Arm) -> None:
             with torch.no_grad():
                 logits = model(batch)
             classes = labels_of(images, logits) if config.target == "label" else logits.argmax(-1).cpu()
-            found = adcc(model, batch, classes, method, **options)
+            found = adcc(model, batch, classes, disc if method == DISC else method, **options)
             return tidy(images, label, {figure: getattr(found, figure) for figure in FIGURES})
 
         tables.append(study.by_batch(arm, f"adcc-{label}".replace(" ", "_"), measure))
@@ -129,7 +138,7 @@ def run_adcc(study: Study[Reciprocam], arm: Arm) -> None:
     study.means(arm, table)
     harmonic(study, arm, table)
     claim = study.claim
-    for rival in (name for name in config.beside if name != "cdam"):
+    for rival in (*(name for name in config.beside if name != "cdam"), DISC):
         claim(arm, f"ReciproCAM's ADCC is above that of {rival}", table, "adcc", "reciprocam", rival)
     claim(arm, "ADCC: the 3×3 kernel is better than the token alone", table, "adcc", "reciprocam", "reciprocam, dirac")
     claim(arm, "ADCC: keeping the class token is better", table, "adcc", "reciprocam", "reciprocam, no CLS")

@@ -29,6 +29,7 @@ FEWEST = 10
 """So many images at least for a verdict: a bootstrap of fewer is too narrow."""
 NOT_AT_HAND = "not at hand"
 _MARK = 4.5
+_ROW, _BETWEEN = 0.11, 0.6  # inches of a row of marks; rows between methods
 
 
 @dataclass(frozen=True)
@@ -193,16 +194,16 @@ def draw_rows(rows: Sequence[Row], panels: Mapping[str, str], title: str) -> Fig
     shown = {metric: [row for row in rows if row.metric == metric and np.isfinite(row.here)] for metric in panels}
     shown = {metric: own for metric, own in shown.items() if own}
     groups = list(dict.fromkeys((row.data, row.model) for own in shown.values() for row in own))
-    tallest = max((len({row.method for row in own}) for own in shown.values()), default=1)
     columns = min(3, max(1, len(shown)))
-    lines = max(1, -(-len(shown) // columns))
-    height = lines * (1.2 + 0.13 * tallest * (1 + len(groups))) + 0.4 + 0.18 * len(groups)
-    figure = Figure(figsize=(5.2 * columns, height), dpi=110, layout="constrained")
+    several = list(shown.items())
+    lines = [several[start : start + columns] for start in range(0, len(several), columns)] or [[]]
+    heights = [0.8 + _ROW * max((_extent(own) for _, own in line), default=1.0) for line in lines]
+    figure = Figure(figsize=(5.2 * columns, sum(heights) + 0.4 + 0.18 * len(groups)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axis in axes[len(shown) :]:
+    axes = figure.subplots(len(lines), columns, squeeze=False, height_ratios=heights)
+    for axis in axes.ravel()[len(shown) :]:
         axis.set_axis_off()
-    for axis, (metric, own) in zip(axes, shown.items(), strict=False):
+    for axis, (metric, own) in zip(axes.ravel(), several, strict=False):
         _draw_panel(axis, own, groups, panels[metric])
     figure.suptitle(title, fontsize=11)
     handles = [
@@ -214,24 +215,36 @@ def draw_rows(rows: Sequence[Row], panels: Mapping[str, str], title: str) -> Fig
     return figure
 
 
+def _extent(own: Sequence[Row]) -> float:
+    """Rows of marks in a panel, with a gap between methods."""
+    return len(own) + _BETWEEN * len({row.method for row in own})
+
+
 def _draw_panel(axis: Any, own: Sequence[Row], groups: Sequence[tuple[str, str]], title: str) -> None:
-    methods = list(dict.fromkeys(row.method for row in own))
     axis.axvline(0, color="#999999", lw=0.6)
-    for row in own:
-        g = groups.index((row.data, row.model))
-        y = methods.index(row.method) + 0.8 * ((g + 0.5) / len(groups) - 0.5)
-        colour = COLOURS[g % len(COLOURS)]
-        if np.isfinite(row.low) and np.isfinite(row.high):
-            axis.plot([row.low, row.high], [y, y], color=colour, lw=1.4)
-        axis.plot([row.here], [y], "o", color=colour, ms=_MARK)
-        if np.isfinite(row.published):
-            axis.plot([row.published], [y], "D", mfc="none", mec=colour, ms=_MARK + 1)
-    axis.set_yticks(range(len(methods)), methods, fontsize=8)
-    axis.set_ylim(len(methods) - 0.4, -0.6)
+    ticks, names, y = [], [], 0.0
+    for method in dict.fromkeys(row.method for row in own):
+        marks = [row for row in own if row.method == method]
+        ticks.append(y + (len(marks) - 1) / 2)
+        names.append(method)
+        for row in marks:
+            _draw_mark(axis, row, y, COLOURS[groups.index((row.data, row.model)) % len(COLOURS)])
+            y += 1
+        y += _BETWEEN
+    axis.set_yticks(ticks, names, fontsize=8)
+    axis.set_ylim(y - _BETWEEN, -1)
     axis.tick_params(axis="x", labelsize=8)
     axis.set_title(title, fontsize=9)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
+
+
+def _draw_mark(axis: Any, row: Row, y: float, colour: str) -> None:
+    if np.isfinite(row.low) and np.isfinite(row.high):
+        axis.plot([row.low, row.high], [y, y], color=colour, lw=1.4)
+    axis.plot([row.here], [y], "o", color=colour, ms=_MARK)
+    if np.isfinite(row.published):
+        axis.plot([row.published], [y], "D", mfc="none", mec=colour, ms=_MARK + 1)
 
 
 def _save(figure: Figure, folder: Path) -> str:
