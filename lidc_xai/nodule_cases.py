@@ -19,7 +19,7 @@ from lidc_xai.evaluation.benchmark import BenchmarkRun, prepare_benchmark, run_b
 from lidc_xai.evaluation.benchmark_options import BenchmarkOptions
 from lidc_xai.evaluation.cases import Case, LazyCase
 from lidc_xai.evaluation.statistics import diameter_stratum
-from lidc_xai.imaging.planes import VIEWS, Plane, extract_plane
+from lidc_xai.imaging.planes import Plane, extract_plane
 from lidc_xai.nodule_maps import nodule_images
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def store_cases(
     model: NoduleModel,
     store: CropStore,
     nodule_ids: Sequence[str] | None = None,
-    views: Sequence[str] = VIEWS,
+    views: Sequence[str] | None = None,
     without: Mapping[str, CropStore] | None = None,
 ) -> list[LazyCase]:
     """One case per nodule, read when its turn comes: its middle plane in each view.
@@ -44,7 +44,8 @@ def store_cases(
     the same nodules simulated without its cause.
     """
     ids = list(store.nodule_ids if nodule_ids is None else nodule_ids)
-    return [LazyCase(name, partial(nodule_case, model, store, name, tuple(views), dict(without or {}))) for name in ids]
+    chosen, others = tuple(views or model.preprocess.views), dict(without or {})
+    return [LazyCase(name, partial(nodule_case, model, store, name, chosen, others)) for name in ids]
 
 
 def nodule_case(
@@ -98,7 +99,7 @@ def benchmark_store(
     options: BenchmarkOptions | None = None,
     *,
     nodule_ids: Sequence[str] | None = None,
-    views: Sequence[str] = VIEWS,
+    views: Sequence[str] | None = None,
     without: Mapping[str, CropStore] | None = None,
     jobs: int = 1,
 ) -> BenchmarkRun:
@@ -107,7 +108,8 @@ def benchmark_store(
     Results of cases that lie in ``out`` already are kept; a killed run goes on with the same call.
     """
     ids = list(store.nodule_ids if nodule_ids is None else nodule_ids)
-    work = partial(_benchmark_shard, model, store, Path(out), options, ids, tuple(views), dict(without or {}))
+    chosen = tuple(views or model.preprocess.views)
+    work = partial(_benchmark_shard, model, store, Path(out), options, ids, chosen, dict(without or {}))
     if jobs == 1:
         return work((0, 1))
     prepare_benchmark(model, out, options)

@@ -17,7 +17,7 @@ import numpy as np
 
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.files import atomic_path, write_json
-from lidc_xai.imaging.planes import VIEWS, extract_plane
+from lidc_xai.imaging.planes import extract_plane
 from lidc_xai.progress import track
 
 if TYPE_CHECKING:
@@ -81,10 +81,11 @@ def load_maps(folder: Path | str, nodule_id: str, method: str) -> NoduleMaps:
     return NoduleMaps(relevance=relevance, values=values, **meta)
 
 
-def nodule_images(model: NoduleModel, crop: NoduleCrop, views: Sequence[str] = VIEWS) -> torch.Tensor:
-    """Model input of a crop: its middle plane in each view, (V,3,S,S)."""
+def nodule_images(model: NoduleModel, crop: NoduleCrop, views: Sequence[str] | None = None) -> torch.Tensor:
+    """Model input of a crop: its middle plane in each view (None: those that the model reads), (V,3,S,S)."""
     import torch
 
+    views = views or model.preprocess.views
     planes = [extract_plane(crop.ct, crop.affine, view).image for view in views]
     return torch.stack([model.preprocess.apply(torch.from_numpy(np.ascontiguousarray(plane))) for plane in planes])
 
@@ -93,13 +94,17 @@ def explain_nodules(
     model: NoduleModel,
     crops: Iterable[NoduleCrop],
     methods: Sequence[str] = ("cdam",),
-    views: Sequence[str] = VIEWS,
+    views: Sequence[str] | None = None,
     device: str = "cpu",
     **options: Any,
 ) -> Iterable[dict[str, NoduleMaps]]:
-    """Maps of every output for each crop in turn: method -> ``NoduleMaps``. All methods share one pass of the trunk."""
+    """Maps of every output for each crop in turn: method -> ``NoduleMaps``. All methods share one pass of the trunk.
+
+    ``views``: None for those that the model reads.
+    """
     from lidc_xai.explain import explain
 
+    views = views or model.preprocess.views
     model = model.to(device).eval()
     for crop in crops:
         images = nodule_images(model, crop, views).to(device)

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.imaging.nodule_crop import NoduleCrop
+from lidc_xai.imaging.planes import VIEWS
 from lidc_xai.imaging.store import CropStore
 from lidc_xai.models.inference import view_outputs
 from lidc_xai.models.nodule_model import NoduleModel
 from lidc_xai.models.saved import load_model
 from lidc_xai.progress import track
 from lidc_xai.ratings import SCALES
-from lidc_xai.training.planes import crop_planes
+from lidc_xai.training.planes import crop_planes, middle_planes
 
 Models = NoduleModel | Path | str | Sequence["NoduleModel | Path | str"]
 Crops = CropStore | Path | str | NoduleCrop | Iterable[NoduleCrop]
@@ -50,7 +51,7 @@ def predict(
     and out_of_fold is False.
     """
     models = load_models(model)
-    items = list(_planes(crops_or_store, nodule_ids))
+    items = list(_planes(crops_or_store, nodule_ids, max(each.preprocess.slices for each in models)))
     if not items:
         raise DataError("no crop to predict; the store or the list is empty")
     by_shape: dict[tuple[int, ...], list[int]] = {}
@@ -124,22 +125,23 @@ def prediction_row(models: Sequence[NoduleModel], raw: Sequence[Tensor]) -> dict
 def _outputs(model: NoduleModel, planes: Tensor, device: str, batch_size: int) -> Tensor:
     home = next(model.parameters()).device
     try:
-        return view_outputs(model.to(device), planes, batch_size)
+        read = planes[:, [VIEWS.index(view) for view in model.preprocess.views]]
+        return view_outputs(model.to(device), middle_planes(read, model.preprocess.slices), batch_size)
     finally:
         model.to(home)
 
 
-def _planes(source: Crops, nodule_ids: Sequence[str] | None) -> Iterator[tuple[str, str, Tensor]]:
-    """Nodule id, patient id and middle planes (V, h, w) of every crop."""
+def _planes(source: Crops, nodule_ids: Sequence[str] | None, slices: int) -> Iterator[tuple[str, str, Tensor]]:
+    """Nodule id, patient id and the planes about the middle of all views, (3, slices, h, w), of every crop."""
     if isinstance(source, str | Path):
         source = CropStore(source)
     if isinstance(source, CropStore):
         ids = list(nodule_ids) if nodule_ids is not None else source.nodule_ids
         for nodule_id in track(ids, "reading crops", len(ids)):
             patient = str(source.row(nodule_id)["patient_id"]) or patient_of(nodule_id)
-            yield nodule_id, patient, crop_planes(source.load(nodule_id))[:, 0]
+            yield nodule_id, patient, crop_planes(source.load(nodule_id), slices)
         return
     if nodule_ids is not None:
         raise UsageError("nodule_ids chooses from a store; for crops, give the crops themselves")
     for crop in [source] if isinstance(source, NoduleCrop) else source:
-        yield crop.nodule_id, patient_of(crop.nodule_id), crop_planes(crop)[:, 0]
+        yield crop.nodule_id, patient_of(crop.nodule_id), crop_planes(crop, slices)

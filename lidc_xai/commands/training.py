@@ -47,6 +47,8 @@ class CrossValidateConfig(TrainConfig):
     splits: Path | None = Field(None, description="A file that split wrote; else made from --folds and --kind.")
     folds: int = Field(5, ge=2, description="Number of folds.")
     kind: Literal["patient", "paper"] = Field("patient", description="patient or paper (leaks).")
+    cohort: str | None = Field(None, description="Split and test only nodules of this named cohort.")
+    also_train: bool = Field(False, description="With a cohort: learn from the store's other nodules too.")
     permute_labels: bool = Field(False, description="Negative control: deal the ratings out anew among the nodules.")
     search: dict[str, object] = Field({}, description="Fields of SweepOptions: search the options inside every fold.")
 
@@ -69,6 +71,8 @@ def cross_validate_verb(config: CrossValidateConfig, run: Run) -> None:
         n_folds=config.folds,
         kind=config.kind,
         search=search,
+        cohort=config.cohort,
+        also_train=config.also_train,
         permute_labels=config.permute_labels,
     )
     run.results = {"nodules": len(result.predictions)}

@@ -25,7 +25,8 @@ class Backbone:
     ``pretrained`` is the timm name with tag (None: the official file is fetched, or there is nothing to fetch);
     ``official_size`` is the input size that the published positions belong to; ``official_sha256`` is the SHA-256 of
     the publisher's file, or the leading digits of it that its name carries, or None where it was never published;
-    ``timm_arguments`` go to ``timm.create_model``.
+    ``timm_arguments`` go to ``timm.create_model``; ``stem`` says how patches become tokens: one convolution as large as
+    the patch, or several small ones (``models/conv_stem.py``).
     """
 
     name: str
@@ -45,6 +46,7 @@ class Backbone:
     official_size: int | None = None
     official_sha256: str | None = None
     timm_arguments: MappingProxyType[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    stem: Literal["patch", "conv"] = "patch"
 
     def as_row(self) -> dict[str, Any]:
         """The entry as plain values, for a printed table or JSON."""
@@ -93,6 +95,15 @@ def _own(name: str, patch: int, parameters: int) -> Backbone:
     )  # fmt: skip
 
 
+def _nodule(patch: int, parameters: int) -> Backbone:
+    return Backbone(
+        f"vit_nodule_p{patch}", "vit", "vit_tiny_patch16_224", patch, 64, 1, 128, 6, parameters, "Apache-2.0",
+        "this project; convolutional stem: Xiao et al. 2021, arXiv 2106.14881",
+        timm_arguments=MappingProxyType({"patch_size": patch, "embed_dim": 128, "depth": 6, "num_heads": 4}),
+        stem="conv",
+    )  # fmt: skip
+
+
 def _torchvision(file: str, sha256: str) -> dict[str, Any]:
     return {"official_url": f"https://download.pytorch.org/models/{file}-{sha256}.pth", "official_sha256": sha256}
 
@@ -129,6 +140,8 @@ _ENTRIES = (
     ),
     _own("vit_small64_p8", 8, 2_719_296),
     _own("vit_small64_p4", 4, 2_728_512),
+    _nodule(8, 1_308_320),
+    _nodule(4, 1_315_264),
 )  # fmt: skip
 
 BACKBONES: MappingProxyType[str, Backbone] = MappingProxyType({entry.name: entry for entry in _ENTRIES})

@@ -29,9 +29,11 @@ def model_card(model: NoduleModel) -> str:
         "that radiologists would rate the nodule as suspicious; it is no pathology and says nothing of cancer.",
         "## Outputs\n\n" + "\n".join(_output_lines(model)),
         "## Input\n\n"
-        f"Planes (axial, coronal, sagittal) of CT crops in HU at 1 mm, clamped to [{window[0]:g}, {window[1]:g}], "
+        f"{', '.join(model.preprocess.views).capitalize()} planes of CT crops in HU at 1 mm, "
+        f"clamped to [{window[0]:g}, {window[1]:g}], "
         f"standardised with mean {model.preprocess.mean:.1f} and SD {model.preprocess.std:.1f}, resized to "
-        f"{model.preprocess.size} px and repeated to three channels. The logits of the three views are averaged.",
+        f"{model.preprocess.size} px and repeated to three channels. Raw outputs are averaged over "
+        f"{_planes_words(model)}.",
         "## Network\n\n"
         f"Backbone {model.recipe['backbone']}"
         + (f" ({entry.citation})" if entry else " (timm)")
@@ -47,6 +49,11 @@ def model_card(model: NoduleModel) -> str:
         "slice thicknesses may shift the outputs. Explanations of this model describe the model, not the disease."
     )
     return "\n\n".join(parts) + "\n"
+
+
+def _planes_words(model: NoduleModel) -> str:
+    slices = model.preprocess.slices
+    return ("the middle plane" if slices == 1 else f"the {slices} planes about the middle") + " of each view"
 
 
 def _output_lines(model: NoduleModel) -> list[str]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lidc_xai.errors import UsageError
 from lidc_xai.models.backbones import BACKBONES, unknown_backbone
+from lidc_xai.models.conv_stem import ConvStem
 from lidc_xai.models.heads import build_head
 from lidc_xai.models.preprocess import Preprocess
 from lidc_xai.models.weights import load_weights
@@ -70,6 +71,12 @@ class NoduleModel(nn.Module):
         """(B, 3, S, S) preprocessed images -> (B, outputs): a logit or a standardised value each."""
         return self.head(self.features(images))
 
+    def tokens_and_outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What ``forward`` gives, and before it the backbone's normalised features: (B, T, width) tokens of a ViT."""
+        network: Any = self.backbone
+        tokens = network.forward_features(images)
+        return tokens, self.head(network.forward_head(tokens, pre_logits=True))
+
     def in_units(self, outputs: Tensor) -> Tensor:
         """(..., outputs) raw -> the same shape: calibrated probabilities, and regression values in their own units."""
         columns = []
@@ -114,6 +121,8 @@ def build_backbone(
         raise unknown_backbone(name)
     arguments: dict[str, Any] = dict(entry.timm_arguments) if entry else {}
     arguments |= _size_arguments(name, timm_name, size)
+    if entry and entry.stem == "conv":
+        arguments["embed_layer"] = ConvStem
     if dropout:
         arguments["proj_drop_rate"] = dropout
     if head_dropout:

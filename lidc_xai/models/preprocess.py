@@ -1,4 +1,6 @@
-"""From Hounsfield units to what a network reads: clamp to a window, standardise, resize, repeat to three channels."""
+"""From Hounsfield units to what a network reads: which planes, clamped to a window, standardised, resized, repeated to
+three channels.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from lidc_xai.errors import UsageError
+from lidc_xai.imaging.planes import VIEWS
 
 
 @dataclass(frozen=True)
 class Preprocess:
     """Window (low, high) in HU, mean and standard deviation of HU after clamping, and side of the square input in
-    pixels.
+    pixels; ``views``, and in each of them the ``slices`` planes about the middle (odd), are what the raw outputs are
+    averaged over.
 
     The default mean and deviation are about those of LIDC nodules in 32 mm boxes; training replaces them by those of
     its own training part.
@@ -24,8 +28,14 @@ class Preprocess:
     window: tuple[float, float] = (-1000.0, 400.0)
     mean: float = -630.0
     std: float = 360.0
+    views: tuple[str, ...] = VIEWS
+    slices: int = 1
 
     def __post_init__(self) -> None:
+        if not self.views or set(self.views) - set(VIEWS) or len(set(self.views)) < len(self.views):
+            raise UsageError(f"preprocessing views must be different names of {', '.join(VIEWS)}, got {self.views}")
+        if self.slices < 1 or self.slices % 2 == 0:
+            raise UsageError(f"preprocessing slices must be odd, so that the middle is among them, got {self.slices}")
         if self.size < 1 or self.std <= 0 or self.window[0] >= self.window[1]:
             raise UsageError(f"preprocessing needs size > 0, std > 0 and a rising window, got {self}")
 
@@ -55,9 +65,10 @@ class Preprocess:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; ``Preprocess.from_json`` restores them exactly."""
-        return {**asdict(self), "window": list(self.window)}
+        return {**asdict(self), "window": list(self.window), "views": list(self.views)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Preprocess:
         """The inverse of ``to_json``."""
-        return cls(**{**values, "window": tuple(values["window"])})
+        views = tuple(values.get("views", VIEWS))
+        return cls(**{**values, "window": tuple(values["window"]), "views": views})

@@ -58,10 +58,15 @@ def draw(options: AugmentOptions, count: int, pixels: int, views: int, slices: i
 
 def augmented(planes: Tensor, draws: Draws, rows: Tensor, centre_hu: float) -> Tensor:
     """(B, h, w) HU -> the same shape: plane b changed by row ``rows[b]`` of the draws; beyond the edge, the edge."""
-    device = planes.device
-    grid = functional.affine_grid(draws.affine[rows].to(device), [len(planes), 1, *planes.shape[-2:]], False)
-    moved = functional.grid_sample(
+    changed = moved(planes, draws, rows)
+    stretch = draws.scale_hu[rows].to(planes.device)[:, None, None]
+    return (changed - centre_hu) * stretch + centre_hu + draws.shift_hu[rows].to(planes.device)[:, None, None]
+
+
+def moved(planes: Tensor, draws: Draws, rows: Tensor) -> Tensor:
+    """(B, h, w) -> the same shape: turned, mirrored, shifted and zoomed as the draws say, values left alone."""
+    affine = draws.affine[rows].to(planes.device)
+    grid = functional.affine_grid(affine, [len(planes), 1, *planes.shape[-2:]], False)
+    return functional.grid_sample(
         planes[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False
     )[:, 0]  # fmt: skip
-    stretch = draws.scale_hu[rows].to(device)[:, None, None]
-    return (moved - centre_hu) * stretch + centre_hu + draws.shift_hu[rows].to(device)[:, None, None]

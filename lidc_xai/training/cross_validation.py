@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from lidc_xai.data.splits import Splits, make_splits
+from lidc_xai.annotations import select_cohort
+from lidc_xai.data.splits import FoldIds, Splits, make_splits
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.files import atomic_path, write_text
 from lidc_xai.models.inference import view_outputs
@@ -24,9 +25,9 @@ from lidc_xai.progress import say
 from lidc_xai.ratings import BIOMARKERS
 from lidc_xai.training.assessment import evaluate_predictions
 from lidc_xai.training.baselines import baseline_features, baseline_predictions
-from lidc_xai.training.fitting import FitResult, fit
+from lidc_xai.training.fitting import FitResult, fit, planes_for
 from lidc_xai.training.options import FitOptions
-from lidc_xai.training.planes import PlaneBank, load_planes, targets_of
+from lidc_xai.training.planes import PlaneBank, targets_of
 from lidc_xai.training.sweeping import SweepOptions, sweep
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def cross_validate(
     split_seed: int = 44,
     kind: str = "patient",
     folds: Sequence[int] | None = None,
+    cohort: str | None = None,
+    also_train: bool = False,
     baselines: bool = True,
     final: bool = True,
     search: SweepOptions | None = None,
@@ -66,6 +69,8 @@ def cross_validate(
 
     ``splits``: made before, or made here from ``n_folds``, ``split_seed`` and ``kind`` ("patient", or "paper": by
     nodule, the test part choosing the epoch, as published). ``folds``: only these (then there is no final model).
+    ``cohort``: only nodules of this named cohort are split and tested; with ``also_train`` the store's other nodules
+    teach too, in every fold whose validation and test parts do not have their patient.
     ``final``: also train ``out/model`` on all patients. ``permute_labels``: a negative control whose ratings are dealt
     out anew among the nodules. ``search``: before each fold, search the options on its own training and validation
     parts (then there is no final model, which would need a search of its own). The same call continues a run that was
@@ -73,9 +78,12 @@ def cross_validate(
     """
     options, folder = options or FitOptions(), Path(out)
     manifest = _permuted(store.manifest, options.seed) if permute_labels else store.manifest
+    tested = _of_cohort(manifest, cohort, store)
+    if also_train and cohort is None:
+        raise UsageError("also_train needs a cohort: without one every nodule of the store is tested")
     if splits is None:
         share = options.validation_share if kind == "patient" else 0.0
-        splits = make_splits(manifest, n_folds, split_seed, kind, share)  # type: ignore[arg-type]
+        splits = make_splits(tested, n_folds, split_seed, kind, share)  # type: ignore[arg-type]
     chosen = list(range(len(splits))) if folds is None else list(folds)
     if search is not None and splits.leaks:
         raise UsageError("a search needs a validation part apart from the test part; use splits of kind 'patient'")
@@ -88,21 +96,24 @@ def cross_validate(
         "leaks": splits.leaks,
     }
     run |= {"validation_share": splits.validation_share, "permute_labels": permute_labels}
+    run |= {"cohort": cohort, "also_train": also_train}
     write_text(folder / "config.yaml", yaml.safe_dump({**run, "fit": options.model_dump(mode="json")}, sort_keys=False))
-    bank = load_planes(store, store.nodule_ids, options.model.outputs, options.augment.slices)
+    bank = planes_for(store, (manifest if also_train else tested)["nodule_id"].tolist(), options)
+    manifest = manifest.set_index("nodule_id", drop=False).loc[bank.nodule_ids].reset_index(drop=True)
     bank = replace(bank, manifest=manifest, targets=targets_of(manifest, options.model.outputs))
-    features = baseline_features(store, store.nodule_ids) if baselines else None
+    features = baseline_features(store, tested["nodule_id"].tolist()) if baselines else None
     tables = []
     for fold in chosen:
         say(f"fold {fold} ({chosen.index(fold) + 1} of {len(chosen)})")
-        tables.append(_fold(store, folder, options, search, splits, fold, bank, features, run))
+        ids = splits.nodules(tested, fold)
+        tables.append(_fold(store, folder, options, search, splits, fold, ids, bank, features, run))
     predictions = pd.concat(tables, ignore_index=True).sort_values("nodule_id", ignore_index=True)
     write_predictions(predictions, folder / PREDICTIONS)
     metrics = evaluate_predictions(folder / PREDICTIONS, folder, resamples=resamples, seed=options.seed)
     last = None
     if final and folds is None and not permute_labels and search is None:
         say("final model on all patients")
-        last = fit(store, folder, options=options, bank=bank, info={**run, "fold": None})
+        last = fit(store, folder, train_ids=bank.nodule_ids, options=options, bank=bank, info={**run, "fold": None})
     return CrossValidation(folder, predictions, metrics, last)
 
 
@@ -113,19 +124,20 @@ def _fold(
     search: SweepOptions | None,
     splits: Splits,
     fold: int,
+    ids: FoldIds,
     bank: PlaneBank,
     features: pd.DataFrame | None,
     run: dict[str, Any],
 ) -> pd.DataFrame:
-    ids = splits.nodules(bank.manifest, fold)
+    train_ids = ids.train + _others(bank, ids)
     if search is not None:
         found = sweep(
-            store, folder / f"fold-{fold}" / "sweep", train_ids=ids.train, validation_ids=ids.validation,
+            store, folder / f"fold-{fold}" / "sweep", train_ids=train_ids, validation_ids=ids.validation,
             options=options, search=search, bank=bank,
         )  # fmt: skip
         options = found.options
     result = fit(
-        store, folder / f"fold-{fold}", train_ids=ids.train, validation_ids=ids.validation, options=options, bank=bank,
+        store, folder / f"fold-{fold}", train_ids=train_ids, validation_ids=ids.validation, options=options, bank=bank,
         patients_apart=not splits.leaks, info={**run, "fold": fold},
     )  # fmt: skip
     table = fold_predictions(result.model, bank, ids.test)
@@ -139,6 +151,23 @@ def _fold(
     return table
 
 
+def _of_cohort(manifest: pd.DataFrame, cohort: str | None, store: CropStore) -> pd.DataFrame:
+    if cohort is None:
+        return manifest
+    chosen = manifest[manifest["nodule_id"].isin(set(select_cohort(cohort)["nodule_id"]))].reset_index(drop=True)
+    if not len(chosen):
+        raise DataError(f"{store.path}: holds no nodule of the cohort {cohort!r}")
+    return chosen
+
+
+def _others(bank: PlaneBank, ids: FoldIds) -> list[str]:
+    """Nodules outside the tested cohort whose patient is neither in the validation nor in the test part."""
+    split = {*ids.train, *ids.validation, *ids.test}
+    patient = dict(zip(bank.nodule_ids, bank.patient_ids, strict=True))
+    aside = {patient[name] for name in (*ids.validation, *ids.test)}
+    return [name for name in bank.nodule_ids if name not in split and patient[name] not in aside]
+
+
 def fold_predictions(model: NoduleModel, bank: PlaneBank, nodule_ids: Sequence[str]) -> pd.DataFrame:
     """What ``predictions.csv`` holds of these nodules, less the fold and the baselines.
 
@@ -148,7 +177,7 @@ def fold_predictions(model: NoduleModel, bank: PlaneBank, nodule_ids: Sequence[s
     """
     rows = bank.rows(nodule_ids)
     manifest = bank.manifest.iloc[rows.tolist()].reset_index(drop=True)
-    raw = view_outputs(model, bank.middle[rows]).mean(1).double()
+    raw = view_outputs(model, bank.evaluated(model.preprocess.slices)[rows]).mean(1).double()
     units = model.in_units(raw)
     table = manifest[["nodule_id", "patient_id", "label", "n_readers"]].copy()
     table["simulated"] = manifest.get("simulated", False)

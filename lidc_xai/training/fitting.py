@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,13 +81,13 @@ def fit(
             write_json(folder / RECORD, {"key": key, "complete": False})
     if bank is None:
         wanted = [*train_ids, *(name for name in validation_ids if name not in set(train_ids))]
-        bank = load_planes(store, wanted, options.model.outputs, options.augment.slices)
+        bank = planes_for(store, wanted, options)
     rows, validation_rows = bank.rows(train_ids), bank.rows(validation_ids)
     check_parts(bank, rows, validation_rows, options.model.outputs, patients_apart)
     model = prepare_model(options, bank, rows)
     module = FitModule(model, bank, rows, validation_rows, options)
     history, best_epoch = train(module, options, folder)
-    outputs = view_outputs(model, bank.middle[validation_rows]).mean(1)
+    outputs = view_outputs(model, bank.evaluated(model.preprocess.slices)[validation_rows]).mean(1)
     _calibrate(model, outputs, bank.targets[validation_rows], options)
     figures = validation_figures(model, outputs, bank.targets[validation_rows])
     model.training_info = _training_info(store, bank, rows, validation_rows, options, best_epoch, figures, info or {})
@@ -99,10 +99,18 @@ def fit(
     return FitResult(model.cpu().eval(), folder, history, best_epoch, figures)
 
 
+def planes_for(store: CropStore, nodule_ids: Sequence[str], options: FitOptions) -> PlaneBank:
+    """The planes, and masks where the loss asks for them, that a run with these options reads."""
+    slices = max(options.augment.slices, options.slices_averaged)
+    masks = options.loss.mask_weight > 0
+    return load_planes(store, nodule_ids, options.model.outputs, slices, options.views, masks)
+
+
 def prepare_model(options: FitOptions, bank: PlaneBank, rows: Tensor) -> NoduleModel:
     """The network before its first step: initial weights, preprocessing and target scales from the training part."""
     model = build_model(**options.model.model_dump(), seed=options.seed)
-    model.preprocess = model.preprocess.fitted_to(bank.planes[rows])
+    reads = replace(model.preprocess, views=tuple(options.views), slices=options.slices_averaged)
+    model.preprocess = reads.fitted_to(bank.planes[rows])
     for column, (name, kind) in enumerate(zip(model.output_names, model.output_kinds, strict=True)):
         if kind == "regression":
             values = bank.targets[rows, column].double()

@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 import lightning
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
@@ -13,8 +15,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 from lidc_xai.errors import ModelError
 from lidc_xai.models.inference import view_outputs
 from lidc_xai.models.nodule_model import NoduleModel
-from lidc_xai.training.augment import Draws, augmented, draw, mixed_seed
+from lidc_xai.training.augment import Draws, augmented, draw, mixed_seed, moved
 from lidc_xai.training.losses import masked_loss
+from lidc_xai.training.mask_head import MaskHead
 from lidc_xai.training.metrics import auc
 from lidc_xai.training.optimiser import build_optimiser, build_schedule
 from lidc_xai.training.options import FitOptions
@@ -35,8 +38,10 @@ class FitModule(lightning.LightningModule):
         self.model = model
         self.bank, self.train_rows, self.validation_rows, self.options = bank, train, validation, options
         self.targets = standardised(bank.targets, model)
+        self.taught = with_soft_labels(self.targets, bank, model) if options.loss.soft_labels else self.targets
         self.positive_weight = _positive_weight(bank, train) if options.loss.class_weights else 1.0
         self.draws: Draws | None = None
+        self.mask_head = MaskHead(model) if options.loss.mask_weight else None
 
     def train_dataloader(self) -> DataLoader:
         sampler: DistributedSampler = DistributedSampler(
@@ -54,7 +59,7 @@ class FitModule(lightning.LightningModule):
         return DataLoader([0])  # type: ignore[arg-type]
 
     def configure_optimizers(self) -> Any:
-        optimiser = build_optimiser(self.model, self.options.optimiser)
+        optimiser = build_optimiser(self, self.options.optimiser)
         own = math.ceil(len(self.train_rows) / self.trainer.world_size)
         batches = math.ceil(own / self._batch_size())
         steps = math.ceil(batches / self.options.accumulate)
@@ -63,8 +68,10 @@ class FitModule(lightning.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         planes, epoch, seed = self.bank.planes, self.current_epoch, self.options.seed
-        views, slices, side = planes.shape[1], planes.shape[2], planes.shape[-1]
+        views, read, side = planes.shape[1], planes.shape[2], planes.shape[-1]
+        slices = min(self.options.augment.slices, read)
         self.draws = draw(self.options.augment, len(planes), side, views, slices, seed, epoch)
+        self.draws.slice += read // 2 - slices // 2
         self.model.train()
 
     def training_step(self, rows: Tensor, batch_index: int) -> Tensor:
@@ -72,11 +79,15 @@ class FitModule(lightning.LightningModule):
         torch.manual_seed(mixed_seed(self.options.seed, self.current_epoch, batch_index, self.global_rank))
         rows = rows.cpu()
         assert self.draws is not None
-        planes = self.bank.planes[rows, self.draws.view[rows], self.draws.slice[rows]].to(self.device)
-        changed = augmented(planes, self.draws, rows, self.model.preprocess.mean)
-        outputs = self.model(self.model.preprocess.apply(changed.to(self.dtype)))
+        chosen = rows, self.draws.view[rows], self.draws.slice[rows]
+        changed = augmented(self.bank.planes[chosen].to(self.device), self.draws, rows, self.model.preprocess.mean)
+        tokens, outputs = self.model.tokens_and_outputs(self.model.preprocess.apply(changed.to(self.dtype)))
         targets = self._targets_under_zoom(rows).to(outputs)
         loss = masked_loss(outputs, targets, self.model.output_kinds, self.options.loss, self.positive_weight)
+        if self.mask_head is not None:
+            assert self.bank.masks is not None
+            masks = moved(self.bank.masks[chosen].to(changed), self.draws, rows)
+            loss = loss + self.options.loss.mask_weight * self.mask_head(tokens, masks)
         if not torch.isfinite(loss):
             rate = self.options.optimiser.lr
             raise ModelError(
@@ -88,7 +99,7 @@ class FitModule(lightning.LightningModule):
 
     def _targets_under_zoom(self, rows: Tensor) -> Tensor:
         """A zoomed nodule has a zoomed diameter; everything else keeps its rating."""
-        targets = self.targets[rows]
+        targets = self.taught[rows]
         if "diameter" in self.model.output_names and self.options.augment.scale and self.draws is not None:
             column = self.model.output_names.index("diameter")
             mean, sd = self.model.target_scaling["diameter"]
@@ -98,7 +109,8 @@ class FitModule(lightning.LightningModule):
 
     def validation_step(self, batch: Tensor, batch_index: int) -> None:
         rows = self.validation_rows
-        outputs = view_outputs(self.model, self.bank.middle[rows], 3 * self.options.batch_size).mean(1)
+        planes = self.bank.evaluated(self.model.preprocess.slices)[rows]
+        outputs = view_outputs(self.model, planes, planes.shape[1] * self.options.batch_size).mean(1)
         targets = self.targets[rows]
         plain = self.options.loss.model_copy(update={"label_smoothing": 0.0})
         loss = masked_loss(outputs, targets, self.model.output_kinds, plain)
@@ -121,6 +133,18 @@ def standardised(targets: Tensor, model: NoduleModel) -> Tensor:
         mean, sd = model.target_scaling[name] if kind == "regression" else (0.0, 1.0)
         columns.append((targets[:, column] - mean) / sd)
     return torch.stack(columns, dim=1)
+
+
+def with_soft_labels(targets: Tensor, bank: PlaneBank, model: NoduleModel) -> Tensor:
+    """(n, outputs) targets in which a nodule without a malignancy label has (mean rating - 1) / 4 instead of NaN."""
+    if "malignancy" not in model.output_names:
+        return targets
+    column = model.output_names.index("malignancy")
+    rating = pd.to_numeric(bank.manifest["malignancy"]).astype("float64").to_numpy(dtype=np.float32, na_value=np.nan)
+    soft = (torch.from_numpy(rating) - 1) / 4
+    targets = targets.clone()
+    targets[:, column] = torch.where(torch.isnan(targets[:, column]), soft.to(targets), targets[:, column])
+    return targets
 
 
 def _positive_weight(bank: PlaneBank, rows: Tensor) -> float:

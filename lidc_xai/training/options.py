@@ -110,6 +110,12 @@ class LossOptions(Options):
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=0.5, description="Move binary targets this far towards one half."
     )
+    soft_labels: bool = Field(
+        default=False, description="Nodules without a label (median 3) learn (mean malignancy rating - 1) / 4."
+    )
+    mask_weight: float = Field(
+        default=0.0, ge=0, description="Of a helper task: what share of each patch the readers outlined (ViT)."
+    )
 
 
 class MachineOptions(Options):
@@ -156,6 +162,12 @@ class FitOptions(MachineOptions):
     augment: AugmentOptions = AugmentOptions()
     optimiser: OptimiserOptions = OptimiserOptions()
     loss: LossOptions = LossOptions()
+    views: list[Literal["axial", "coronal", "sagittal"]] = Field(
+        default=["axial", "coronal", "sagittal"], min_length=1, description="Planes to learn from and to average."
+    )
+    slices_averaged: int = Field(
+        default=1, ge=1, description="Planes about the middle of each view whose outputs are averaged (odd)."
+    )
     trainable_tensors: int | None = Field(
         default=None, ge=0, description="Only the last k parameter tensors learn (paper)."
     )
@@ -172,6 +184,13 @@ class FitOptions(MachineOptions):
     calibration: Literal["platt", "temperature", "none"] = Field(
         default="platt", description="Fitted on the validation part."
     )
+
+    @field_validator("slices_averaged")
+    @classmethod
+    def _odd_slices(cls, count: int) -> int:
+        if count % 2 == 0:
+            raise ValueError("slices_averaged must be odd, so that the middle plane is among them")
+        return count
 
     @model_validator(mode="after")
     def _one_depth(self) -> Self:

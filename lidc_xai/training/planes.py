@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,15 +24,17 @@ if TYPE_CHECKING:
 class PlaneBank:
     """Planes and targets of some nodules.
 
-    planes: (n, 3, K, h, w) float32 HU, the K slices about the middle of each view, the middle one at K // 2; targets:
-    (n, outputs) float32, malignancy as label 0 or 1 and biomarkers in their own units, NaN where there is none;
-    ``manifest``: the store's rows in the same order.
+    planes: (n, V, K, h, w) float32 HU, the K slices about the middle of each of V views, the middle one at K // 2;
+    targets: (n, outputs) float32, malignancy as label 0 or 1 and biomarkers in their own units, NaN where there is
+    none; ``manifest``: the store's rows in the same order; ``masks``: (n, V, K, h, w) bool, the readers' consensus,
+    where it was asked for (a nodule without readers has an empty one).
     """
 
     planes: Tensor
     targets: Tensor
     output_names: tuple[str, ...]
     manifest: pd.DataFrame
+    masks: Tensor | None = None
 
     @property
     def nodule_ids(self) -> list[str]:
@@ -42,10 +44,9 @@ class PlaneBank:
     def patient_ids(self) -> list[str]:
         return self.manifest["patient_id"].tolist()
 
-    @property
-    def middle(self) -> Tensor:
-        """(n, 3, h, w): what is evaluated."""
-        return self.planes[:, :, self.planes.shape[2] // 2]
+    def evaluated(self, slices: int = 1) -> Tensor:
+        """(n, V·slices, h, w): what is evaluated, the ``slices`` planes about the middle of every view."""
+        return middle_planes(self.planes, slices)
 
     def rows(self, nodule_ids: Sequence[str]) -> Tensor:
         """Row numbers of these nodules, in their order."""
@@ -57,9 +58,14 @@ class PlaneBank:
 
 
 def load_planes(
-    store: CropStore, nodule_ids: Sequence[str], output_names: Sequence[str] = (), slices: int = 5
+    store: CropStore,
+    nodule_ids: Sequence[str],
+    output_names: Sequence[str] = (),
+    slices: int = 5,
+    views: Sequence[str] = VIEWS,
+    masks: bool = False,
 ) -> PlaneBank:
-    """Read the planes and targets of ``nodule_ids`` once. ``slices`` is odd: 1 reads the evaluated plane alone."""
+    """Read the planes and targets of ``nodule_ids`` once. ``slices`` is odd: 1 reads the middle plane alone."""
     chosen = store.manifest.set_index("nodule_id", drop=False)
     missing = [nodule_id for nodule_id in nodule_ids if nodule_id not in chosen.index]
     if missing:
@@ -67,24 +73,39 @@ def load_planes(
     if not len(nodule_ids):
         raise DataError(f"{store.path}: no nodule to read")
     manifest = chosen.loc[list(nodule_ids)].reset_index(drop=True)
-    planes = [crop_planes(store.load(name), slices) for name in track(nodule_ids, "reading crops", len(nodule_ids))]
+    planes, outlines = [], []
+    for name in track(nodule_ids, "reading crops", len(nodule_ids)):
+        crop = store.load(name)
+        planes.append(crop_planes(crop, slices, views))
+        if masks:
+            empty = np.zeros(crop.ct.shape, bool)
+            inside = replace(crop, ct=empty if crop.consensus is None else crop.consensus)
+            outlines.append(crop_planes(inside, slices, views).bool())
     shapes = {tuple(each.shape) for each in planes}
     if len(shapes) > 1:
         raise DataError(f"{store.path}: crops of different sizes {sorted(shapes)}; prepare them with one size_mm")
-    return PlaneBank(torch.stack(planes), targets_of(manifest, output_names), tuple(output_names), manifest)
+    targets = targets_of(manifest, output_names)
+    consensus = torch.stack(outlines) if masks else None
+    return PlaneBank(torch.stack(planes), targets, tuple(output_names), manifest, consensus)
 
 
-def crop_planes(crop: NoduleCrop, slices: int = 1) -> Tensor:
-    """(3, slices, h, w) float32 HU: the ``slices`` planes about the middle of every view of one crop."""
+def crop_planes(crop: NoduleCrop, slices: int = 1, views: Sequence[str] = VIEWS) -> Tensor:
+    """(V, slices, h, w) float32 HU: the ``slices`` planes about the middle of every view of one crop."""
     shape = crop.ct.shape
     if min(shape) < slices or len(set(shape)) > 1:
         raise DataError(f"crop {crop.nodule_id}: has shape {shape}; wanted a cube of at least {slices} voxels a side")
-    views = []
-    for view in VIEWS:
+    stacks = []
+    for view in views:
         middle = extract_plane(crop.ct, crop.affine, view).index
         indices = range(middle - slices // 2, middle + slices // 2 + 1)
-        views.append(np.stack([extract_plane(crop.ct, crop.affine, view, index).image for index in indices]))
-    return torch.from_numpy(np.stack(views).astype(np.float32))
+        stacks.append(np.stack([extract_plane(crop.ct, crop.affine, view, index).image for index in indices]))
+    return torch.from_numpy(np.stack(stacks).astype(np.float32))
+
+
+def middle_planes(planes: Tensor, slices: int = 1) -> Tensor:
+    """(..., V, K, h, w) -> (..., V·slices, h, w): the ``slices`` planes about the middle of every view."""
+    first = planes.shape[-3] // 2 - slices // 2
+    return planes[..., first : first + slices, :, :].flatten(-4, -3)
 
 
 def targets_of(manifest: pd.DataFrame, output_names: Sequence[str]) -> Tensor:

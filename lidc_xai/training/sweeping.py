@@ -23,9 +23,9 @@ from lidc_xai.errors import ModelError, UsageError
 from lidc_xai.files import write_text
 from lidc_xai.progress import say
 from lidc_xai.training.augment import mixed_seed
-from lidc_xai.training.fitting import fit
+from lidc_xai.training.fitting import fit, planes_for
 from lidc_xai.training.options import FitOptions, Options
-from lidc_xai.training.planes import PlaneBank, load_planes
+from lidc_xai.training.planes import PlaneBank
 from lidc_xai.training.record import run_key
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def sweep(
         _with_values(base, {name: _current(base, name)})
     if bank is None:
         wanted = list(dict.fromkeys([*train_ids, *validation_ids]))
-        bank = load_planes(store, wanted, base.model.outputs, base.augment.slices)
+        bank = planes_for(store, wanted, base)
     study = _open_study(store, folder, base, search, [list(train_ids), list(validation_ids)])
 
     def judge(trial: Trial) -> float:

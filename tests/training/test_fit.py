@@ -30,10 +30,10 @@ def test_learns_on_other_patients_and_comes_back_from_its_folder(
     options = quick(epochs=12, optimiser={"lr": 1e-3}, augment={"slices": 3}, logs=True)
     result = fit(toy_store, tmp_path / "run", train_ids=ids[:28], validation_ids=ids[28:36], options=options)
     test = load_planes(toy_store, ids[36:], result.model.output_names, slices=1)
-    outputs = view_outputs(result.model, test.middle).mean(1)
+    outputs = view_outputs(result.model, test.evaluated()).mean(1)
     assert auc(test.targets[:, 0].numpy(), outputs[:, 0].numpy()) > 0.7
     again = load_model(tmp_path / "run")
-    assert torch.equal(view_outputs(again, test.middle).mean(1), outputs)
+    assert torch.equal(view_outputs(again, test.evaluated()).mean(1), outputs)
     assert again.calibration == result.model.calibration != {"malignancy": (1.0, 0.0)}
     assert again.training_info["train_patients"] == sorted(set(toy_store.manifest["patient_id"][:28]))
     assert again.training_info["simulated"] is True
