@@ -49,6 +49,8 @@ class CrossValidateConfig(TrainConfig):
     kind: Literal["patient", "paper"] = Field("patient", description="patient or paper (leaks).")
     cohort: str | None = Field(None, description="Split and test only nodules of this named cohort.")
     also_train: bool = Field(False, description="With a cohort: learn from the store's other nodules too.")
+    only_folds: list[int] = Field([], description="Train and test only these folds (0-based); all by default.")
+    final: bool = Field(True, description="Also train RUN/model on all patients; off with --set final=false.")
     permute_labels: bool = Field(False, description="Negative control: deal the ratings out anew among the nodules.")
     search: dict[str, object] = Field({}, description="Fields of SweepOptions: search the options inside every fold.")
 
@@ -71,8 +73,10 @@ def cross_validate_verb(config: CrossValidateConfig, run: Run) -> None:
         n_folds=config.folds,
         kind=config.kind,
         search=search,
+        folds=config.only_folds or None,
         cohort=config.cohort,
         also_train=config.also_train,
+        final=config.final,
         permute_labels=config.permute_labels,
     )
     run.results = {"nodules": len(result.predictions)}

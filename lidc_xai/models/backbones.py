@@ -97,9 +97,9 @@ def _own(name: str, patch: int, parameters: int) -> Backbone:
 
 def _nodule(patch: int, parameters: int) -> Backbone:
     return Backbone(
-        f"vit_nodule_p{patch}", "vit", "vit_tiny_patch16_224", patch, 64, 1, 128, 6, parameters, "Apache-2.0",
+        f"vit_nodule_p{patch}", "vit", "vit_tiny_patch16_224", patch, 64, 1, 96, 4, parameters, "Apache-2.0",
         "this project; convolutional stem: Xiao et al. 2021, arXiv 2106.14881",
-        timm_arguments=MappingProxyType({"patch_size": patch, "embed_dim": 128, "depth": 6, "num_heads": 4}),
+        timm_arguments=MappingProxyType({"patch_size": patch, "embed_dim": 96, "depth": 4, "num_heads": 3}),
         stem="conv",
     )  # fmt: skip
 
@@ -140,8 +140,8 @@ _ENTRIES = (
     ),
     _own("vit_small64_p8", 8, 2_719_296),
     _own("vit_small64_p4", 4, 2_728_512),
-    _nodule(8, 1_308_320),
-    _nodule(4, 1_315_264),
+    _nodule(8, 516_024),
+    _nodule(4, 524_688),
 )  # fmt: skip
 
 BACKBONES: MappingProxyType[str, Backbone] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
