@@ -251,6 +251,7 @@ def _save(figure: Figure, folder: Path) -> str:
     """figure.png and figure.svg; returns the SVG."""
     with atomic_path(folder / "figure.png") as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": "lidc_xai"})
+    figure.set_layout_engine("none")  # laid out by now; once more would take as long again
     stream = StringIO()
     with rc_context({"svg.hashsalt": "lidc_xai"}):
         figure.savefig(stream, format="svg", metadata={"Date": None})
