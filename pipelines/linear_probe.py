@@ -40,7 +40,7 @@ class ProbeConfig(StudyConfig):
     kind: str = Field("auto", description="Of the images: auto, cub200, food101, parts, classes.")
     fit: EpochOptions = EpochOptions()
     made_fit: EpochOptions = EpochOptions(
-        epochs=300, learning_rate=1e-2, weight_decay=1e-3, schedule="cosine", augment=False
+        epochs=300, learning_rate=1e-2, weight_decay=1e-3, schedule="cosine", augment=False, standardise=True
     )
 
 
@@ -87,7 +87,7 @@ def _probe(study: Study[ProbeConfig], name: str, weights: str, images: ImageSet,
         return
     right = {
         "linear probe": predictions(folder) == images.test_labels,
-        "logistic regression": logistic_regression(folder, images, fit.weight_decay) == images.test_labels,
+        "logistic regression": logistic_regression(folder, images, fit) == images.test_labels,
     }
     other = bootstrap_mean(right["logistic regression"].astype(float), seed=study.config.seed)
     study.rows.append(Row.of(data, name + random, "logistic regression", METRIC, other, paper=False, note=note))

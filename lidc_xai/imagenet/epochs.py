@@ -36,6 +36,10 @@ class EpochOptions(Options):
     weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty.")
     schedule: Literal["constant", "cosine"] = Field(default="constant", description="Rate over the epochs.")
     augment: bool = Field(default=True, description="Random resized crop and horizontal flip.")
+    standardise: bool = Field(
+        default=False,
+        description="Linear probe without augmentation: learn on features of mean 0 and variance 1, then fold them in.",
+    )
     smallest_crop: float = Field(default=0.08, gt=0, le=1, description="Smallest share of the image that a crop shows.")
     workers: int = Field(default=0, ge=0, description="Processes that read images.")
     seed: int = Field(default=0, ge=0, description="Seed of the new layer, the order and the crops.")

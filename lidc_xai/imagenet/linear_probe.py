@@ -4,6 +4,8 @@
 
 The defaults are the CDAM paper's: random resized crop, flip, Adam at 3e-4, 128 images a step, 10 epochs. Without
 augmentation the features of the training images are computed once and kept, as those of the test images always are.
+``standardise`` then learns on (l − μ) / σ of the training features, which converges where features differ little, and
+sets W ← W / σ, b ← b − W μ / σ afterwards.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lidc_xai.errors import UsageError
-from lidc_xai.files import remove_half_written
+from lidc_xai.files import atomic_path, remove_half_written
 from lidc_xai.imagenet.classifier import input_spec
 from lidc_xai.imagenet.epochs import EpochOptions, train_epochs
 from lidc_xai.imagenet.features import cached_features, features_of, in_batches, read_features
@@ -76,6 +78,13 @@ def train_probe(
         photos = LabelledPhotos(images.train, frozen.spec)
         plain = cached_features(frozen.network, photos, folder / "features", "train", **kept)
 
+    if options.standardise and plain is None:
+        raise UsageError("standardise needs the features of all training images: set augment to false with it")
+    mean, scale = _moments(plain[0]) if plain is not None and options.standardise else (0.0, 1.0)
+    test_batches = in_batches((test[0] - mean) / scale, test[1], 4096)
+    if plain is not None:
+        plain = ((plain[0] - mean) / scale, plain[1])
+
     def epoch_of(epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
         if plain is not None:
             return in_batches(*plain, options.batch, seed=options.seed * 1_000_003 + epoch)
@@ -85,17 +94,17 @@ def train_probe(
         found = batches(photos, options.batch, shuffle=True, workers=options.workers)
         return ((features_of(frozen.network, some.to(device)), labels) for some, labels in found)
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        head = nn.Linear(test[0].shape[1], len(images.names))
-    nn.init.zeros_(head.bias)
+    head = _new_head(test[0].shape[1], len(images.names), options.seed)
     record = train_epochs(
         head, options, folder / "checkpoint.safetensors", fingerprint_of(of, options, images.train, images.names),
-        epoch_of, lambda: in_batches(*test, 4096),
+        epoch_of, lambda: test_batches,
         steps=-(-len(images.train) // options.batch) if options.augment else None, device=device,
         title=f"linear probe on {backbone}",
     )  # fmt: skip
-    network = with_classifier(frozen.network, head.cpu(), backbone)
+    head = _folded(head.cpu(), mean, scale)
+    with atomic_path(folder / "head.safetensors") as temporary:
+        save_file({name: value.contiguous() for name, value in head.state_dict().items()}, temporary)
+    network = with_classifier(frozen.network, head, backbone)
     about = {"model": f"timm:{backbone}", "kind": "linear probe", "backbone_weights": frozen.origin, "size": size}
     return write_classifier(folder, network.cpu(), about, images, record, options)
 
@@ -128,17 +137,42 @@ def with_classifier(network: Any, head: nn.Linear, name: str) -> nn.Module:
 
 def predictions(folder: Path | str) -> NDArray[np.intp]:
     """(n,) most probable class of each test image by the probe in ``folder``, after its last epoch."""
-    checkpoint = load_file(Path(folder) / "checkpoint.safetensors")
-    logits = read_features(Path(folder) / "features", "test") @ checkpoint["model.weight"].T + checkpoint["model.bias"]
+    head = load_file(Path(folder) / "head.safetensors")
+    logits = read_features(Path(folder) / "features", "test") @ head["weight"].T + head["bias"]
     return np.asarray(logits.argmax(-1).numpy())
 
 
-def logistic_regression(folder: Path | str, images: ImageSet, weight_decay: float = 0.0) -> NDArray[np.intp]:
-    """(n,) classes of the test images by scikit-learn's logistic regression on the kept features, with the probe's own
-    L2 penalty (1e-7 where it has none), for a probe that was trained without augmentation."""
+def logistic_regression(folder: Path | str, images: ImageSet, options: EpochOptions) -> NDArray[np.intp]:
+    """(n,) classes of the test images by scikit-learn's logistic regression on the features of a probe that was trained
+    with ``options`` (without augmentation): the same penalty (1e-7 where it has none), standardised where it was."""
     from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
     train, test = (read_features(Path(folder) / "features", part).numpy() for part in ("train", "test"))
-    inverse = 1 / (len(train) * max(weight_decay, 1e-7))
-    fitted = LogisticRegression(C=inverse, max_iter=5000).fit(train, [label for _, label in images.train])
-    return np.asarray(fitted.predict(test))
+    inverse = 1 / (len(train) * max(options.weight_decay, 1e-7))
+    plain = LogisticRegression(C=inverse, max_iter=5000)
+    model = make_pipeline(StandardScaler(), plain) if options.standardise else plain
+    return np.asarray(model.fit(train, [label for _, label in images.train]).predict(test))
+
+
+def _new_head(width: int, classes: int, seed: int) -> nn.Linear:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = nn.Linear(width, classes)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (D,) of (n, D) features; 1 where a feature does not vary."""
+    scale = features.std(0, correction=0)
+    return features.mean(0), torch.where(scale > 1e-8, scale, torch.ones_like(scale))
+
+
+def _folded(head: nn.Linear, mean: Tensor | float, scale: Tensor | float) -> nn.Linear:
+    """The layer that reads plain features as ``head`` reads standardised ones."""
+    with torch.no_grad():
+        head.weight.div_(scale)
+        head.bias.sub_((head.weight * mean).sum(1))
+    return head

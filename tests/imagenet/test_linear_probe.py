@@ -40,7 +40,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     return read_image_set(root)
 
 
-OPTIONS = EpochOptions(augment=False, epochs=250, learning_rate=3e-2, weight_decay=1e-3, schedule="cosine", batch=240)
+OPTIONS = EpochOptions(
+    augment=False, standardise=True, epochs=150, learning_rate=3e-2, weight_decay=1e-3, schedule="cosine", batch=240
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def probe(images: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_probe_is_as_accurate_as_logistic_regression_on_its_features(images: ImageSet, probe: Path) -> None:
     ours = predictions(probe) == images.test_labels
-    theirs = logistic_regression(probe, images, OPTIONS.weight_decay) == images.test_labels
+    theirs = logistic_regression(probe, images, OPTIONS) == images.test_labels
     assert 0.5 < theirs.mean() < 0.97  # neither noise nor a task that everything solves
     assert abs(ours.mean() - theirs.mean()) <= 0.01
     assert json.loads((probe / "training.json").read_text())["accuracy"] == pytest.approx(ours.mean())
@@ -181,3 +183,8 @@ def test_a_broken_image_is_named(images: ImageSet, tmp_path: Path) -> None:
     few = ImageSet("classes", ((broken, 0), *images.train[:2]), images.test[:2], images.names, ())
     with pytest.raises(DataError, match=r"broken\.png: is no picture"):
         train_probe("test_vit", "random", few, tmp_path / "out", EpochOptions(epochs=1))
+
+
+def test_standardised_features_need_all_of_them_at_hand(images: ImageSet, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="set augment to false"):
+        train_probe("test_vit", "random", images, tmp_path, EpochOptions(standardise=True))
