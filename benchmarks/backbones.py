@@ -4,8 +4,9 @@ costs.
     python benchmarks/backbones.py [--names dino_vits16,deit_small] [--batch 2] [--repeats 3]
 
 A step is what training does with a batch that is in memory (augment, preprocess, forward, loss, backward, optimiser);
-"plain" is the timm network's forward and backward on images that are ready, in the same process. The file is written
-here with random numbers under the publisher's keys and shapes (tests/models/official_keys). Prints a Markdown table.
+"plain" is the timm network's forward and backward on images that are ready, in the same process; both in seconds of
+processor time. The file is written here with random numbers under the publisher's keys and shapes
+(tests/models/official_keys). Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -103,13 +104,13 @@ def official_tensors(name: str) -> dict[str, Tensor]:
 
 
 def best_of(functions: Sequence[Callable[[], None]], repeats: int) -> list[float]:
-    """Seconds of each function's fastest call, called in turn, so that the machine's other work falls on all."""
+    """Processor seconds of each function's fastest call, called in turn; the machine's other work hardly counts."""
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(repeats + 1):
         for function, found in zip(functions, times, strict=True):
-            start = time.perf_counter()
+            start = time.process_time()
             function()
-            found.append(time.perf_counter() - start)
+            found.append(time.process_time() - start)
     return [min(found[1:]) for found in times]
 
 

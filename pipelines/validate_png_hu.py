@@ -82,9 +82,18 @@ def _against_dicom(edition: PngEdition, known: dict[str, list[Nodule]], folder: 
 
 
 def _against_volumes(edition: PngEdition, known: dict[str, list[Nodule]], path: Path) -> Iterator[dict]:
+    for _, _, (_, png, k, true, grey) in matched_cubes(edition, known, path):
+        yield _row(png, k, true, grey)
+
+
+def matched_cubes(
+    edition: PngEdition, known: dict[str, list[Nodule]], path: Path
+) -> Iterator[tuple[NDArray, NDArray, tuple[float, PngNodule, int, NDArray, NDArray]]]:
+    """Every cube (HU, mask; z last) in which a nodule of its patient is found, with the best of these findings."""
     with np.load(path, allow_pickle=False) as volumes:
         ids, cubes = volumes["ids"], volumes["hu"]
-    for name, cube in zip(ids, cubes, strict=True):
+        masks = np.unpackbits(volumes["mask_packed"], axis=-1)[..., : cubes.shape[-1]].astype(bool)
+    for name, cube, mask in zip(ids, cubes, masks, strict=True):
         patient = f"LIDC-IDRI-{int(str(name).split('_')[0]) + 1:04d}"
         found = [
             found
@@ -92,8 +101,7 @@ def _against_volumes(edition: PngEdition, known: dict[str, list[Nodule]], path: 
             if (found := _find(edition, patient, group, known[patient], cube.astype(float))) is not None
         ]
         if found:
-            _, png, k, true, grey = max(found, key=lambda item: item[0])
-            yield _row(png, k, true, grey)
+            yield cube, mask, max(found, key=lambda item: item[0])
 
 
 def _find(

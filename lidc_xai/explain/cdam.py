@@ -168,7 +168,7 @@ def _integrate_exact(context: Context, nodes: list[float], weights: list[float])
         S_i = Σ_h ∫ A_i [(1 + λ_i) v⁰_i·u − λ_i m·u] dα,      m = Σ_i A_i v⁰_i
         S_cls also has the query's ∫ Σ_i α² a_i A_i (v⁰_i − m)·u dα
 
-    A step needs (C, H, T) numbers; as many steps go at once as fill two hidden layers (T, 4D) of the MLP.
+    A step needs (C, H, T) numbers; as many steps go at once as fill half a hidden layer (T, 4D) of the MLP.
     """
     block, t = context.run.last, context.run.last.t
     with torch.no_grad():
@@ -178,7 +178,7 @@ def _integrate_exact(context: Context, nodes: list[float], weights: list[float])
             block.scale * torch.einsum("hed,...he->...hd", block.w_k, q) @ t.transpose(-1, -2) for q in (q0, block.b_q)
         )
         a, b = a.unsqueeze(2), b.unsqueeze(2)
-    size = even_parts(len(nodes), max(1, 8 * t.shape[-1] // (len(context.targets) * v0.shape[1])))
+    size = even_parts(len(nodes), max(1, 2 * t.shape[-1] // (len(context.targets) * v0.shape[1])))
     total = t.new_zeros(())
     for start in range(0, len(nodes), size):
         alpha = t.new_tensor(nodes[start : start + size]).view(1, 1, -1, 1)
