@@ -73,6 +73,7 @@ ABOUT = (
     "certain; the paper's perturbation is not specified fully, so that they give a direction, not a value to be met.",
     "Fidelity: score × percent of pixels removed (blurred); box: Pearson × box side in units of 8 px at 224; "
     "discrimination: own map minus the other class's map on the own score, in both roles of an image's two classes; "
+    "f(x) − f(all replaced): how much there is to lose (where it is small, fidelity and boxes measure little); "
     "compactness: share of cells with |S| < 0.05 max S; known answer: agreement of a class's map with its object.",
 )
 
@@ -121,7 +122,7 @@ def work(study: Study[CdamConfig]) -> None:
         if scene.figures:
             draw(study, scene, options)
     study.rows += not_run(study.rows, study.config.models[:1])
-    panels = {metric: f"{metric} ({table})" for metric, table in TABLES.items()}
+    panels = {metric: f"{metric} ({table})" for metric, table in TABLES.items() if metric != "fidelity/at_stake"}
     study.finish("CDAM: correctness, class discrimination, compactness", ABOUT, panels)
 
 
