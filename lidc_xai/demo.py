@@ -43,7 +43,7 @@ class DemoPlan:
     held_out: int = 100
     validation: int = 50
     training: int = 280
-    epochs: int = 16
+    epochs: int = 30
     methods: tuple[str, ...] = ("cdam", "attention")
 
     def tiny(self) -> DemoPlan:
@@ -116,7 +116,15 @@ def run_demo(
     say(f"{simulated} series; {len(study)} nodules read back from them; {len(crops)} crops")
 
     say("2/5 training")
-    options = FitOptions.of(epochs=plan.epochs, batch_size=16, optimiser={"lr": 1e-3}, seed=seed, device=device)
+    options = FitOptions.of(
+        model={"backbone": "vit_nodule_p8"},
+        loss={"mask_weight": 1.0},
+        epochs=plan.epochs,
+        batch_size=16,
+        optimiser={"lr": 2e-3},
+        seed=seed,
+        device=device,
+    )
     fit(
         crops,
         out / "run",
