@@ -208,9 +208,11 @@ def _inner(
 ) -> NDArray[np.bool_]:
     """Which rows of the training part validate: the inner fold whose share of malignant nodules is nearest."""
     pieces = max(2, round(1 / share))
-    if len(set(groups)) < pieces:
+    most = int(np.unique(labels, return_counts=True)[1].max())
+    if len(set(groups)) < pieces or most < pieces:
+        things = _BY[kind].removesuffix("_id")
         raise UsageError(
-            f"fold {fold}: {len(set(groups))} training {kind}s are too few for a validation share of {share:g}; "
+            f"fold {fold}: {len(set(groups))} training {things}s with at most {most} nodules of a class are too few for a validation share of {share:g}; "
             "take a larger validation_share or more patients"
         )
     if kind == "patient":

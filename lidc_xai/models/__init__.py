@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from lidc_xai.models.backbones import BACKBONES, Backbone, backbone_entry, list_backbones
     from lidc_xai.models.nodule_model import NoduleModel, build_backbone, build_model
     from lidc_xai.models.preprocess import Preprocess
-    from lidc_xai.models.saved import load_model, save_model
+    from lidc_xai.models.saved import load_model, save_model, shipped_models
     from lidc_xai.models.weights import load_weights
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "load_model",
     "load_weights",
     "save_model",
+    "shipped_models",
 ]
 
 _WHERE = {
@@ -34,6 +35,7 @@ _WHERE = {
     "Preprocess": "preprocess",
     "load_model": "saved",
     "save_model": "saved",
+    "shipped_models": "saved",
     "load_weights": "weights",
 }
 

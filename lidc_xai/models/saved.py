@@ -21,6 +21,8 @@ from lidc_xai.models.weights import sha256_of
 
 FORMAT = "lidc_xai.model"
 FORMAT_VERSION = 1
+SHIPPED = Path(__file__).parent / "shipped"
+"""Small models that come with the package, each a saved model's folder."""
 
 _FIELDS = (
     "format", "format_version", "recipe", "output_kinds", "preprocess", "target_scaling", "calibration",
@@ -67,7 +69,7 @@ def describe(model: NoduleModel) -> dict[str, Any]:
 def load_model(path: Path | str) -> NoduleModel:
     """Restore a saved model in evaluation mode on the CPU, bit for bit.
 
-    ``path``: a model folder, or a run folder that holds ``model/``. Raises ``UsageError`` where the path does not exist
+    ``path``: a model folder, a run folder that holds ``model/``, or a name of ``shipped_models()``. Raises ``UsageError`` where the path does not exist
     and ``ModelError`` where it is no model, of another format version, or damaged.
     """
     folder = _model_folder(Path(path))
@@ -97,10 +99,17 @@ def load_model(path: Path | str) -> NoduleModel:
     return model.eval()
 
 
+def shipped_models() -> list[str]:
+    """Names of the models that come with the package: ``load_model("lidc-small")``."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/model.json"))
+
+
 def _model_folder(path: Path) -> Path:
     if not path.exists():
+        if str(path) in shipped_models():
+            return SHIPPED / str(path)
         hint = "; it is the name of a backbone, use build_model" if str(path) in BACKBONES else ""
-        raise UsageError(f"{path}: no such model folder{hint}")
+        raise UsageError(f"{path}: no such model folder{hint} (shipped: {', '.join(shipped_models())})")
     if path.is_file():
         raise ModelError(f"{path}: is a file; a saved model is a folder with model.json and weights.safetensors")
     for folder in (path, path / "model"):
