@@ -237,7 +237,7 @@ def run_seeds(study: Study[Softmax], arm: Arm) -> None:
     if arm.made is not None:
         networks = [study.small("made_vgg", seed).model for seed in range(config.seeds)]
         told: list[Any] = list(range(config.seeds))
-    elif arm.data == IMAGES:
+    elif arm.data.startswith(IMAGES):
         further = [load_classifier(config.cnns[0], file).model.to(study.device) for file in config.retrained]
         networks, told = [arm.classifier.model, *further], [str(file) for file in config.retrained]
     else:

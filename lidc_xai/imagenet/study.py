@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -29,7 +29,6 @@ from lidc_xai.evaluation.published import published, read_published
 from lidc_xai.evaluation.statistics import PairedDifference, bootstrap_mean, paired_difference
 from lidc_xai.files import atomic_path, remove_half_written
 from lidc_xai.imagenet.classifier import Classifier, find_architecture, load_classifier
-from lidc_xai.imagenet.folder import read_image_folder
 from lidc_xai.imagenet.made_photos import MadePhotos, make_photos
 from lidc_xai.imagenet.photographs import read_photo
 from lidc_xai.imagenet.study_arms import (
@@ -37,10 +36,12 @@ from lidc_xai.imagenet.study_arms import (
     MADE_PAIRS,
     PHOTOS,
     Arm,
+    Labelled,
     StudyImage,
     check_weights,
     describe,
     find_weights,
+    labelled_images,
     made_images,
     photo_images,
     small_classifier,
@@ -66,7 +67,7 @@ class MadeOptions(BaseModel):
 class StudyConfig(Config):
     """Options of every study."""
 
-    images: Path | None = Field(None, description="ImageNet validation folder (class folders, or flat).")
+    images: Path | None = Field(None, description="ImageNet's validation images, CUB-200-2011 or Food-101.")
     photos: Path | None = Field(None, description="Further photographs, without labels.")
     weights: list[str] = Field([], description="MODEL=FILE, MODEL=pretrained, or a folder of weights files.")
     made: Path | None = Field(None, description="Where made photographs and small models are kept (OUT/made).")
@@ -126,7 +127,7 @@ class Study(Generic[C]):
             made = self.made_photos()
             for kind in (kind for kind in data if kind not in (PHOTOS, IMAGES)):
                 yield self._note(Arm(kind, self.small(name), made_images(made, kind, limit), made=made))
-        labelled = self._images() if IMAGES in data and models else ()
+        labelled = self._labelled() if IMAGES in data and models else None
         shown = photo_images(self.config.photos, limit) if PHOTOS in data and self.config.photos else ()
         loaded = 0
         for name in models:
@@ -134,8 +135,11 @@ class Study(Generic[C]):
             if classifier is None:
                 continue
             loaded += 1
-            if labelled:
-                yield self._note(Arm(IMAGES, classifier, labelled, paper=not classifier.random))
+            if labelled is not None and labelled.fits(classifier):
+                own = replace(classifier, classes=labelled.names)
+                yield self._note(Arm(labelled.data, own, labelled.images, paper=not classifier.random))
+            elif labelled is not None:
+                self.skip(name, "weights", labelled.misfit(classifier))
             if shown:
                 yield self._note(Arm(PHOTOS, classifier, shown))
         for name in small if shown and not loaded else ():
@@ -211,20 +215,14 @@ class Study(Generic[C]):
         self.arms.append(describe(arm))
         return arm
 
-    def _images(self) -> tuple[StudyImage, ...]:
+    def _labelled(self) -> Labelled | None:
         if self.config.images is None:
-            reason = (
-                "no ImageNet images: give --images FOLDER with ILSVRC2012's validation images (class folders, or flat)"
-            )
+            reason = "none: give --images FOLDER with ImageNet's validation images (class folders, or flat)"
             self.skip("the paper's images", "images", reason)
-            return ()
-        found = read_image_folder(self.config.images)
-        self.run.skipped += found.skipped
-        chosen = torch.randperm(len(found.images), generator=torch.Generator().manual_seed(self.config.seed))
-        order = chosen.tolist()[: self.config.limit]
-        return tuple(
-            StudyImage(one.path.name, one.path, one.label, (one.label,)) for one in (found.images[k] for k in order)
-        )
+            return None
+        found, skipped = labelled_images(self.config.images, self.config.seed, self.config.limit)
+        self.run.skipped += skipped
+        return found
 
     def _classifier(self, name: str) -> Classifier | None:
         weights = find_weights(name, self.config.weights)

@@ -17,14 +17,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import torch
 
 from lidc_xai.errors import UsageError
+from lidc_xai.imagenet.class_names import ClassNames
 from lidc_xai.imagenet.classifier import Classifier, find_architecture, load_classifier
 from lidc_xai.imagenet.classifier_weights import published_address
+from lidc_xai.imagenet.folder import read_image_folder
+from lidc_xai.imagenet.image_sets import read_image_set
 from lidc_xai.imagenet.made_photos import MadePhotos
 from lidc_xai.imagenet.photographs import find_photos
 from lidc_xai.imagenet.small_models import train_small
 from lidc_xai.models.backbones import BACKBONES
+from lidc_xai.skipped import Skipped
 
 MADE_PAIRS, MADE_SINGLES, PHOTOS, IMAGES = "made pairs", "made singles", "photographs", "images"
 _ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
@@ -66,6 +71,44 @@ class Arm:
         """(classes, H, W) bool of a made pair, in the order of ``image.classes``."""
         assert self.made is not None
         return np.stack([self.made.mask(image.path, label) for label in image.classes])
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The labelled images of a folder. ``data``: how the table calls them; ``names``: their classes."""
+
+    data: str
+    images: tuple[StudyImage, ...]
+    names: ClassNames
+
+    def fits(self, classifier: Classifier) -> bool:
+        """Whether the classifier has as many classes as the images."""
+        return classifier.count == len(self.names)
+
+    def misfit(self, classifier: Classifier) -> str:
+        """One line that says why not."""
+        return (
+            f"its weights have {classifier.count} classes, these images {len(self.names)}: give weights that were "
+            "trained on them (pipelines/finetune_classifier.py)"
+        )
+
+
+def labelled_images(folder: Path, seed: int, limit: int | None) -> tuple[Labelled, list[Skipped]]:
+    """ImageNet's validation images, or the test images of CUB-200-2011, Food-101 or a folder of train/ and val/.
+
+    ``limit`` of them, drawn by ``seed``; and what the folder lacks.
+    """
+    found: Sequence[tuple[Path, int]]
+    if any((folder / name).exists() for name in ("train_test_split.txt", "meta", "train")):
+        images = read_image_set(folder, seed=seed)
+        found, names, data, skipped = images.test, ClassNames(images.names), f"{IMAGES} ({images.kind})", images.skipped
+    else:
+        own = read_image_folder(folder)
+        found = [(image.path, image.label) for image in own.images]
+        names, data, skipped = own.classes, IMAGES, own.skipped
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()[:limit]
+    chosen = tuple(StudyImage(path.name, path, label, (label,)) for path, label in (found[k] for k in order))
+    return Labelled(data, chosen, names), list(skipped)
 
 
 def made_images(made: MadePhotos, data: str, limit: int | None) -> tuple[StudyImage, ...]:

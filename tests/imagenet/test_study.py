@@ -140,6 +140,29 @@ def test_images_of_the_paper_stand_beside_published_figures(
     assert "-9.5" in (out / "study.md").read_text()
 
 
+def test_fine_tuned_classifiers_meet_their_own_images(
+    run: Callable[..., int], brightness: tuple[Work, list[str]], tmp_path: Path
+) -> None:
+    """A folder of two classes with train/ and test/: a classifier of two classes runs, one of 1000 is named."""
+    from safetensors.torch import save_file
+    from timm import create_model
+
+    for part in ("train", "test"):
+        for name in ("cake", "soup"):
+            (tmp_path / "food" / part / name).mkdir(parents=True)
+            Image.new("RGB", (20, 20)).save(tmp_path / "food" / part / name / f"{part}-{name}.png")
+    weights = {}
+    for count in (2, 1000):
+        weights[count] = tmp_path / f"{count}.safetensors"
+        save_file(create_model("test_vit", num_classes=count).state_dict(), weights[count])
+    for count, code in ((2, 0), (1000, 3)):
+        given = ["--images", str(tmp_path / "food"), "--weights", f"timm:test_vit={weights[count]}"]
+        assert run(brightness[0], tmp_path / str(count), *given) == code
+    assert {row["data"] for row in rows_of(tmp_path / "2" / "table.csv")} == {MADE_PAIRS, "images (parts)"}
+    reason = rows_of(tmp_path / "1000" / "skipped.csv")[0]["reason"]
+    assert "its weights have 1000 classes, these images 2" in reason
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -11,10 +11,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from lidc_xai.config import load_config
 from lidc_xai.imagenet.made_photos import MadePhotos
 from lidc_xai.imagenet.study import main
+from lidc_xai.imagenet.study_arms import StudyImage
 from lidc_xai.imagenet.study_measures import OWN_SHARE
 from lidc_xai.imagenet.study_table import COLUMNS
 
@@ -41,7 +43,7 @@ def run(made: MadePhotos, tmp_path: Path) -> Callable[..., pd.DataFrame]:
     def call(name: str, code: int, *options: str, arguments: tuple[str, ...] = ()) -> pd.DataFrame:
         module: Any = script(name)
         given = [part for option in (*SMALL, "examples=1", *options) for part in ("--set", option)]
-        usual = ["--config", str(ROOT / "configs" / f"{name}.yaml"), "--limit", "3", "--quiet", *arguments]
+        usual = ["--config", str(ROOT / "configs" / f"{name}.yaml"), "--limit", "2", "--quiet", *arguments]
         paths = ["--out", str(tmp_path), "--made", str(made.folder.parent)]
         found = main(
             getattr(module, KINDS[name]), module.work, name=name, about=module.__doc__, source=module.SOURCE,
@@ -85,6 +87,19 @@ def test_contrastive(run: Callable[..., pd.DataFrame], tmp_path: Path, photo: Pa
     assert 0 <= value(vgg, "gradcam, weighted", OWN_SHARE) <= 1
     for name in ("positive/blur", "negative/blur/first", "negative/share removed"):
         assert (vgg["metric"] == name).any()
+
+
+def test_confident_misclassifications() -> None:
+    """Taken: wrong and sure. Left: unsure, right, and a class that the image shows beside its label."""
+    errors = script("study_contrastive").confident_errors
+    images = [
+        StudyImage(str(k), Path("x"), label=0, classes=(0, *more)) for k, more in enumerate(((), (), (), (1,), ()))
+    ]
+    logits = torch.tensor([[0.0, 9, 0], [0, 0.1, 0], [9, 0, 0], [0, 9, 0], [0, 0, 9]])
+    rows, pairs = errors(images, logits, 0.9)
+    assert rows.tolist() == [0, 4]
+    assert pairs.tolist() == [[1, 0], [2, 0]]
+    assert not len(errors([StudyImage("0", Path("x"))], logits[:1], 0.9)[0]), "a photograph has no label to miss"
 
 
 def test_reciprocam(run: Callable[..., pd.DataFrame], tmp_path: Path) -> None:
