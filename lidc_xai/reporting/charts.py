@@ -12,19 +12,20 @@ from markupsafe import Markup
 
 from lidc_xai.ratings import SCALES
 from lidc_xai.reporting.pictures import READER_COLOURS
-from lidc_xai.reporting.plots import COLOURS, Chart, limits
+from lidc_xai.reporting.plots import COLOURS, FONTS, Chart, limits
 from lidc_xai.reporting.values import show
 
 _GREY = "#8b949c"
 _WIDTH, _LEFT, _RIGHT = 190.0, 9.0, 181.0
+_BESIDE = 100.0
 _HEIGHT, _MODEL_Y, _READER_Y, _DOT = 38.0, 6.5, 33.0, 2.8
 
 
-def rating_strip(output: Mapping[str, Any]) -> Markup:
+def rating_strip(output: Mapping[str, Any], ends: bool = False) -> Markup:
     """Scale of one output with every reader's vote, their mean ± SD, and the model's value with its spread.
 
-    ``output`` is an entry of the facts' ``outputs``. The model's probability of a high rating has another scale than
-    the votes: it is drawn from 0 to 1 over the same length.
+    ``output`` is an entry of the facts' ``outputs``. ``ends``: with the words of both ends of the scale beside it. The
+    model's probability of a high rating has another scale than the votes: it is drawn from 0 to 1 over the same length.
     """
     readers, prediction = output["readers"], output["prediction"]
     low, high, steps = _axis(output)
@@ -35,9 +36,14 @@ def rating_strip(output: Mapping[str, Any]) -> Markup:
         span = (0.0, 1.0) if output["kind"] == "binary" else (low, high)
         parts.append(_model(prediction, *span))
     label = f"{output['title']}: {_in_text(output)}"
+    beside = _BESIDE if ends else 0.0
     svg = Markup(
-        '<svg class="strip" viewBox="0 0 {0} {1}" width="{0}" height="{1}" role="img" aria-label="{2}">'
-    ).format(f"{_WIDTH:g}", f"{_HEIGHT:g}", label)
+        '<svg class="strip" viewBox="{0} 0 {1} {2}" width="{1}" height="{2}" role="img" aria-label="{3}" '
+        'xmlns="http://www.w3.org/2000/svg">'
+    ).format(f"{-beside:g}", f"{_WIDTH + 2 * beside:g}", f"{_HEIGHT:g}", label)
+    for words, x, anchor in zip(output["ends"], (-3, _WIDTH + 3), ("end", "start"), strict=True) if ends else ():
+        text = '<text x="{0}" y="22" font-size="13" text-anchor="{1}" font-family="{2}" fill="#4b545c">{3}</text>'
+        svg += Markup(text).format(x, anchor, FONTS, words)
     return svg + Markup("".join(parts) + "</svg>")
 
 
@@ -57,14 +63,10 @@ def _place(value: float, low: float, high: float) -> float:
 
 
 def _grid(low: float, high: float, steps: list[float]) -> str:
-    ticks = "".join(
-        f'<line x1="{_place(step, low, high):.1f}" x2="{_place(step, low, high):.1f}" y1="2" y2="{_HEIGHT - 1}" '
-        f'stroke="{_GREY}" stroke-opacity=".35" stroke-width=".8"/>'
-        for step in steps
-    )
+    ticks = "".join(f"M{_place(step, low, high):.1f} 2V{_HEIGHT - 1:g}" for step in steps)
     return (
-        ticks
-        + f'<line x1="{_LEFT}" x2="{_RIGHT}" y1="{_READER_Y}" y2="{_READER_Y}" stroke="{_GREY}" stroke-width=".8"/>'
+        f'<path d="{ticks}" fill="none" stroke="{_GREY}" stroke-opacity=".35" stroke-width=".8"/>'
+        f'<path d="M{_LEFT} {_READER_Y}H{_RIGHT}" fill="none" stroke="{_GREY}" stroke-width=".8"/>'
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,8 +53,12 @@ class Panel:
     """One map over one plane."""
 
     output: str
-    view: str
+    over: PlanePicture
     picture: str
+
+    @property
+    def view(self) -> str:
+        return self.over.plane.view
 
 
 def crop_pictures(
@@ -87,14 +91,25 @@ def crop_pictures(
     return found
 
 
+def in_window(pictures: Sequence[PlanePicture], window: str, pixels: int = 256) -> list[PlanePicture]:
+    """The same planes and outlines in another window."""
+    return [
+        replace(one, ct=ct_picture(one.plane.image, one.plane.spacing_mm, window, pixels), window=window)
+        for one in pictures
+    ]
+
+
 def map_panels(
-    maps: NoduleMaps, pictures: Sequence[PlanePicture], limits: Mapping[str, float]
+    maps: NoduleMaps,
+    pictures: Sequence[PlanePicture],
+    limits: Mapping[str, float],
+    outputs: Collection[str] = tuple(UNITS),
 ) -> dict[str, list[Panel]]:
     """Panels of one method: output -> one panel per displayed view. ``limits``: limit of the scale per unit."""
     places = {view: place for place, view in reversed(list(enumerate(maps.views)))}
     panels: dict[str, list[Panel]] = {}
     for column, output in enumerate(maps.output_names):
-        if output not in UNITS:
+        if output not in UNITS or output not in outputs:
             continue
         row = []
         for picture in pictures:
@@ -103,7 +118,7 @@ def map_panels(
                 continue
             scores = picture.plane.orient(maps.relevance[place, column])
             drawn = map_picture(scores, limits[UNITS[output]], picture.plane.size_mm)
-            row.append(Panel(output, picture.plane.view, drawn))
+            row.append(Panel(output, picture, drawn))
         panels[output] = row
     return panels
 

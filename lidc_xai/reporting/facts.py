@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from lidc_xai.ratings import BIOMARKERS, OUTPUTS, RESEARCH_USE_ONLY, SCALES
+from lidc_xai.ratings import BIOMARKERS, INDETERMINATE, OUTPUTS, RESEARCH_USE_ONLY, SCALES, Scale
 from lidc_xai.reporting.contours import dice
 from lidc_xai.reporting.flags import quality_flags
 from lidc_xai.reporting.values import number, plain, spread, truth, words
@@ -72,6 +73,7 @@ def nodule_facts(
         "crop": {name: row[name] for name in _TABLE_FIELDS if name in row},
         "label": number(row, "label"),
         "malignancy_median": number(row, "malignancy_median"),
+        "label_words": _label_words(number(row, "malignancy_median")),
         "p_calcified": number(row, "p_calcified"),
         "independence": independence(row, prediction, parts.model_info),
         "outputs": outputs,
@@ -108,12 +110,21 @@ def independence(
     if out_of_fold and fold is not None:
         text = f"Out of fold: the model of fold {fold:.0f} was trained without this patient."
         return {"status": "independent", "text": text}
-    if trained:
+    if trained and patient:
         text = f"Out of fold: this patient is not among the {len(trained)} that the model was trained and chosen on."
         return {"status": "independent", "text": text}
-    if out_of_fold and model_info is None:
+    if out_of_fold:
         return {"status": "independent", "text": "Out of fold: the model was trained without this patient."}
     return {"status": "unknown", "text": "The model does not record which patients it was trained on."}
+
+
+def _label_words(median: float | None) -> str:
+    """What the median of the readers' malignancy ratings makes of a nodule: the label is by the median alone."""
+    if median is None:
+        return ""
+    if median == INDETERMINATE:
+        return "indeterminate, no label"
+    return "rated high (above 3)" if median > INDETERMINATE else "rated low (below 3)"
 
 
 def _training_patients(model_info: Mapping[str, Any] | None) -> set[str]:
@@ -132,7 +143,7 @@ def _output(
     if not given and number(row, name) is not None:
         readers.update(mean=number(row, name), sd=number(row, f"{name}_sd"), n=int(number(row, "n_readers") or 0))
     if readers["mean"] is not None and name != "diameter":
-        readers["words"] = scale.in_words(readers["mean"])
+        readers["words"] = _mean_in_words(scale, readers["mean"])
     return {
         "name": name,
         "title": name.capitalize(),
@@ -146,6 +157,14 @@ def _output(
         "prediction": _prediction(name, prediction),
         "readers": readers,
     }
+
+
+def _mean_in_words(scale: Scale, mean: float) -> str:
+    """A mean rating in words; one that lies midway between two steps is said to."""
+    steps = [scale.codes[code] for code in sorted({math.floor(mean), math.ceil(mean)}) if code in scale.codes]
+    if mean % 1 == 0.5 and len(steps) > 1:
+        return f"between {steps[0]} and {steps[1]}"
+    return scale.in_words(mean)
 
 
 def _prediction(name: str, prediction: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -39,13 +39,15 @@ def _image_flags(row: Mapping[str, Any]) -> list[dict[str, str]]:
             _flag("warning", "HU not calibrated", "Grey values are not Hounsfield units; windows and model input are "
                   "approximate.")
         )  # fmt: skip
+    issues = [text for text in words(row, "issues").split("; ") if text]
     if truth(row, "padded"):
-        flags.append(
-            _flag("warning", "Padded", "The box reaches over the edge of the scan; the part outside was never scanned.")
-        )
+        extent = _taken(issues, "of the box lies outside")
+        text = f"The box reaches over the edge of the scan{extent}; the part outside was never scanned."
+        flags.append(_flag("warning", "Padded", text))
     if truth(row, "larger_than_box"):
+        extent = _taken(issues, "larger than the")
         flags.append(
-            _flag("warning", "Larger than the box", "The nodule is cut by the crop; the model saw a part of it.")
+            _flag("warning", "Larger than the box", f"The crop cuts the nodule{extent}; the model saw a part of it.")
         )
     thickness = number(row, "slice_thickness_mm")
     if thickness is not None and thickness > THICK_SLICES_MM:
@@ -53,10 +55,18 @@ def _image_flags(row: Mapping[str, Any]) -> list[dict[str, str]]:
             _flag("note", f"Thick slices ({thickness:.3g} mm)", "Detail across slices, and so in the coronal and "
                   "sagittal views, is interpolated.")
         )  # fmt: skip
-    issues = words(row, "issues")
     if issues:
-        flags.append(_flag("note", "Found while reading the scan", issues))
+        flags.append(_flag("note", "Found while reading the scan", "; ".join(issues)))
     return flags
+
+
+def _taken(issues: list[str], phrase: str) -> str:
+    """What an issue that a flag tells anyway measured, in brackets; it is taken off the list."""
+    for text in issues:
+        if phrase in text:
+            issues.remove(text)
+            return f" ({text.partition(':')[0]})"
+    return ""
 
 
 def _reader_flags(row: Mapping[str, Any], readings: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:

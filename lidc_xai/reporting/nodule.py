@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,13 @@ import numpy as np
 
 from lidc_xai.errors import DependencyError, UsageError
 from lidc_xai.files import write_json, write_text
-from lidc_xai.reporting.drawing import PlanePicture, crop_pictures, evaluated_indices, map_panels
+from lidc_xai.ratings import OUTPUTS
+from lidc_xai.reporting.drawing import PlanePicture, crop_pictures, evaluated_indices, in_window, map_panels
 from lidc_xai.reporting.facts import UNITS, nodule_facts
 from lidc_xai.reporting.pages import render
 from lidc_xai.reporting.parts import CLASS_BLIND, NoduleParts, ReportParts, is_control
-from lidc_xai.reporting.pdf import write_pdf
+from lidc_xai.reporting.pdf import Pictures, write_pdf
+from lidc_xai.reporting.pictures import scale_picture
 from lidc_xai.reporting.viewer import viewer_payload
 from lidc_xai.skipped import Skipped
 
@@ -40,7 +43,7 @@ def write_nodule(
     store: CropStore, nodule_id: str, folder: Path, parts: NoduleParts, pdf: bool = True, study_link: str = ""
 ) -> tuple[list[Path], list[Skipped], dict[str, Any]]:
     """Write one nodule's files into ``folder``; returns them, what was left out, and the facts."""
-    crop = store.load(nodule_id)
+    crop = parts.crop
     votes = store.votes[store.votes["nodule_id"] == nodule_id]
     row = {str(key): value for key, value in store.row(nodule_id).items()}
     facts = nodule_facts(row, votes, crop, parts)
@@ -52,10 +55,11 @@ def write_nodule(
     write_text(paths[0], html)
     write_json(paths[1], facts)
     if pdf:
-        values["picture_groups"] = values["picture_groups"] | _printed_only(crop, parts)
-        text = render("nodule.html.j2", **values, study_link="", interactive=False, payload="")
+        values["picture_groups"] = values["picture_groups"] | _printed_only(values["picture_groups"])
+        pictures = _printed(values)
+        text = render("nodule.html.j2", **values, study_link="", interactive=False, payload="", keep=pictures.keep)
         try:
-            paths.append(write_pdf(text, folder / f"{nodule_id}.pdf", parts.paper))
+            paths.append(write_pdf(text, folder / f"{nodule_id}.pdf", parts.paper, pictures))
         except DependencyError as error:
             skipped.append(Skipped(nodule_id, "pdf", str(error)))
     return paths, skipped, facts
@@ -65,15 +69,20 @@ def _page_values(crop: NoduleCrop, parts: NoduleParts, facts: dict[str, Any]) ->
     explaining = [name for name in parts.maps if not is_control(name)] or list(parts.maps)
     primary = explaining[0] if explaining else None
     pictures = crop_pictures(crop, evaluated_indices(parts.maps.get(primary or "")))
-    methods = [
-        {
-            "facts": entry,
-            "panels": map_panels(parts.maps[entry["method"]], pictures, entry["limits"]),
-            "control": is_control(entry["method"]) and entry["method"] != primary,
-            "class_blind": entry["method"] in CLASS_BLIND,
-        }
-        for entry in facts["maps"]
-    ]
+    methods = []
+    for number, entry in enumerate(facts["maps"]):
+        name = entry["method"]
+        control = is_control(name) and name != primary
+        shown = sorted(entry["outputs"], key=OUTPUTS.index)[: 1 if control else None]  # a control is shown for one
+        methods.append(
+            {
+                "facts": entry,
+                "number": number,
+                "panels": map_panels(parts.maps[name], pictures, entry["limits"], shown),
+                "control": control,
+                "class_blind": name in CLASS_BLIND,
+            }
+        )
     groups: dict[str, list[PlanePicture]] = {"ct": pictures}
     if parts.context is not None:
         groups["context"] = crop_pictures(parts.context, inner=crop)
@@ -89,16 +98,23 @@ def _page_values(crop: NoduleCrop, parts: NoduleParts, facts: dict[str, Any]) ->
     }
 
 
-def _printed_only(crop: NoduleCrop, parts: NoduleParts) -> dict[str, list[PlanePicture]]:
+def _printed_only(groups: Mapping[str, list[PlanePicture]]) -> dict[str, list[PlanePicture]]:
     """What the viewer shows on request and paper cannot: other windows."""
-    indices = evaluated_indices(next(iter(parts.maps.values()), None))
-    groups = {
-        "mediastinum": crop_pictures(crop, indices, "mediastinum"),
-        "input": crop_pictures(crop, indices, "model input"),
-    }
-    if parts.context is not None:
-        groups["context-mediastinum"] = crop_pictures(parts.context, window="mediastinum", inner=crop)
-    return groups
+    found = {"mediastinum": in_window(groups["ct"], "mediastinum"), "input": in_window(groups["ct"], "model input")}
+    if "context" in groups:
+        found["context-mediastinum"] = in_window(groups["context"], "mediastinum")
+    return found
+
+
+def _printed(values: Mapping[str, Any]) -> Pictures:
+    """The pictures of the page by the names under which ``print.html.j2`` shows them."""
+    found = Pictures(signed=scale_picture(-1), positive=scale_picture(0))
+    for name, group in values["picture_groups"].items():
+        found |= {f"{name}-{picture.plane.view}": picture.ct for picture in group}
+    for maps in values["methods"]:
+        panels = [panel for row in maps["panels"].values() for panel in row]
+        found |= {f"map{maps['number']}-{panel.output}-{panel.view}": panel.picture for panel in panels}
+    return found
 
 
 def _extent(crop: NoduleCrop) -> str:

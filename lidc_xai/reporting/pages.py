@@ -52,6 +52,7 @@ def environment() -> Environment:
         figure=show_figure,
         summary=summary,
         method_title=method_title,
+        lines=str.splitlines,
         plain_name=lambda name: str(name).replace("_", " "),
     )
     env.globals.update(

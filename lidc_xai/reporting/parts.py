@@ -33,8 +33,9 @@ def is_control(method: str) -> bool:
 
 @dataclass
 class NoduleParts:
-    """What one nodule's page is made from, beside the store; see ``ReportParts``."""
+    """What one nodule's page is made from, beside the store's tables; see ``ReportParts``."""
 
+    crop: NoduleCrop
     prediction: Mapping[str, Any] | None = None
     percentiles: dict[str, float] = field(default_factory=dict)
     maps: dict[str, NoduleMaps] = field(default_factory=dict)
@@ -74,12 +75,13 @@ class ReportParts:
 
     def of(self, store: CropStore, nodule_id: str) -> NoduleParts:
         """The parts of one nodule; its context is cut and its maps are compared with the outlines here."""
-        maps = self.maps_of(nodule_id)
+        crop, maps = store.load(nodule_id), self.maps_of(nodule_id)
         return NoduleParts(
+            crop=crop,
             prediction=self.prediction(nodule_id),
             percentiles=percentiles(self.predictions, nodule_id),
             maps=maps,
-            overlap=overlap_figures(store.load(nodule_id), maps, CLASS_BLIND),
+            overlap=overlap_figures(crop, maps, CLASS_BLIND),
             spread=map_spread(self.repeats.get(nodule_id, ())) if nodule_id in self.repeats else {},
             curves=self.curves.get(nodule_id, {}),
             model_info=self.model_info,
@@ -93,14 +95,17 @@ class ReportParts:
         """Method -> a nodule's maps, controls last."""
         found = {}
         for method in sorted(self.maps, key=is_control):
-            given = self.maps[method]
-            if isinstance(given, Mapping):
-                item = given.get(nodule_id)
-            else:
-                item = next((entry for entry in given if entry.nodule_id == nodule_id), None)
+            item = self.map_of(method, nodule_id)
             if item is not None:
                 found[method] = item
         return found
+
+    def map_of(self, method: str, nodule_id: str) -> NoduleMaps | None:
+        """One method's maps of a nodule; ``None`` where there are none."""
+        given = self.maps[method]
+        if isinstance(given, Mapping):
+            return given.get(nodule_id)
+        return next((entry for entry in given if entry.nodule_id == nodule_id), None)
 
     def prediction(self, nodule_id: str) -> Mapping[str, Any] | None:
         """A nodule's row of the predictions; ``None`` where there is none."""

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import base64
 import logging
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from lidc_xai.errors import DependencyError, UsageError
 from lidc_xai.files import atomic_path
 
 PAPERS = ("A4", "Letter")
 DEBIAN_PACKAGES = "libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0"
+
+
+class Pictures(dict[str, str]):
+    """Pictures beside a text, by name: ``data:`` addresses, or SVG that a template drew and gave to ``keep``."""
+
+    def keep(self, svg: str) -> str:
+        """Hold ``svg`` and return its new name."""
+        name = f"drawn-{len(self)}"
+        self[name] = str(svg).strip()
+        return name
 
 
 @lru_cache(maxsize=1)
@@ -37,12 +50,31 @@ def check_paper(paper: str) -> str:
     return paper
 
 
-def write_pdf(html: str, path: Path | str, paper: str = "A4") -> Path:
-    """Write ``html`` (self-contained) as a tagged PDF with bookmarks of its headings, atomically."""
+def write_pdf(html: str, path: Path | str, paper: str = "A4", pictures: Mapping[str, str] | None = None) -> Path:
+    """Write ``html`` (self-contained) as a tagged PDF with bookmarks of its headings, atomically.
+
+    ``pictures``: see ``Pictures``. The text shows one as ``picture:<name>``, many times if it wants; it is held once.
+    """
     weasyprint = load_weasyprint()
     path = Path(path)
-    document = weasyprint.HTML(string=html, url_fetcher=weasyprint.urls.URLFetcher(allowed_protocols=("data",)))
+    document = weasyprint.HTML(string=html, url_fetcher=_fetcher(weasyprint, pictures or {}))
     with atomic_path(path) as temporary:
         size = weasyprint.CSS(string=f"@page {{ size: {check_paper(paper)} }}")
         document.write_pdf(temporary, pdf_variant="pdf/ua-1", stylesheets=[size])
     return path
+
+
+def _fetcher(weasyprint: ModuleType, pictures: Mapping[str, str]) -> Any:
+    """What the text may load: ``data:`` addresses and the given pictures. Nothing of files or networks."""
+
+    class OwnPictures(weasyprint.urls.URLFetcher):  # type: ignore[name-defined,misc]
+        def fetch(self, url: str, headers: Any = None) -> Any:
+            name = url.removeprefix("picture:")
+            if name != url and name in pictures:
+                kind, _, body = pictures[name].partition(";base64,")
+                if body:
+                    return weasyprint.urls.URLFetcherResponse(url, base64.b64decode(body))
+                return weasyprint.urls.URLFetcherResponse(url, kind, {"Content-Type": "image/svg+xml"})
+            return super().fetch(url, headers)
+
+    return OwnPictures(allowed_protocols=("data",))

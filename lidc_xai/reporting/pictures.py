@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ _LEVELS = 127  # steps on each side of zero
 _NEGATIVE = ((120, 200, 255), (0, 92, 230))  # weak and strong
 _POSITIVE = ((255, 196, 100), (236, 84, 0))
 _MAX_ALPHA = 0.88
+_UNDER_SCALE = ((83, 88, 93), (212, 215, 217))  # greys of tissue and bone in the lung window
 
 
 def signed_colour(strength: float) -> tuple[int, int, int, float]:
@@ -116,6 +118,15 @@ def map_picture(scores: NDArray, limit: float, size_mm: tuple[float, float], pix
     picture = Image.fromarray(levels.astype(np.uint8), mode="P")
     picture.putpalette(_PALETTE_RGB)
     return data_uri(picture, transparency=_PALETTE_ALPHA)
+
+
+@lru_cache(maxsize=2)
+def scale_picture(first: int = -1) -> str:
+    """The palette from ``first`` (−1 or 0, left) to +1 over dark and light grey, as it looks over a CT."""
+    rgba = np.array(palette(), dtype=np.float64)[_LEVELS if first == 0 else 0 :]
+    alpha = rgba[:, 3:] / 255
+    rows = [np.round(alpha * rgba[:, :3] + (1 - alpha) * grey) for grey in _UNDER_SCALE]
+    return data_uri(Image.fromarray(np.repeat(np.stack(rows), 8, axis=0).astype(np.uint8)))
 
 
 def _resized(image: NDArray, spacing_mm: tuple[float, float], pixels: int, order: int) -> NDArray[np.float32]:

@@ -16,6 +16,7 @@ from markupsafe import Markup, escape
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7A6A00", "#56B4E9", "#8B949C", "#8A4FBF")
 """Okabe and Ito's, those that show on white and on black."""
 GREY = "#8b949c"
+FONTS = "Liberation Sans, Arial, sans-serif"
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 12.0, 12.0, 36.0
 
 
@@ -122,7 +123,7 @@ class Chart:
         """The drawing."""
         head = (
             f'<svg class="chart" viewBox="0 0 {self.width:g} {self.height:g}" role="img" '
-            f'aria-label="{escape(self.label)}" font-family="Liberation Sans, Arial, sans-serif" font-size="10.5">'
+            f'aria-label="{escape(self.label)}" font-family="{FONTS}" font-size="10.5">'
         )
         return Markup(head + self._frame() + "".join(self._marks) + self._names() + "</svg>")
 

@@ -185,7 +185,7 @@ def _one(
 ) -> tuple[list[Path], list[Skipped], dict[str, Any] | None]:
     try:
         paths, skipped, facts = write_nodule(store, nodule_id, folder, parts, pdf=pdf, study_link=study_link)
-        picture = thumbnail(store.load(nodule_id))
+        picture = thumbnail(parts.crop)
     except LidcXaiError as error:
         return [], [Skipped(nodule_id, "report", str(error))], None
     row = {

@@ -135,6 +135,10 @@ def test_flags(study):
     for word in ("SIMULATED", "HU not calibrated", "Padded", "Larger than the box", "2 of 4", "1 of 2 contours",
                  "Ambiguous", "Indeterminate", "5 mm", "gap", "above 1 in margin."):  # fmt: skip
         assert word in titles, word
+    cut = {**row, "padded": False, "issues": "gap; the outlines reach over 36.7 mm: larger than the 32 mm box"}
+    found = {flag["title"]: flag["text"] for flag in quality_flags(cut, readings)}
+    assert "(the outlines reach over 36.7 mm)" in found["Larger than the box"]
+    assert found["Found while reading the scan"] == "gap"  # what a flag says is said once
     clean = {"n_readers": 4, "n_readers_masked": 4, "hu_calibrated": True, "slice_thickness_mm": 1.25}
     assert quality_flags(clean, {}) == []
 
@@ -300,7 +304,7 @@ def test_percentiles_spread_overlap_and_curves_are_shown(made, tmp_path):
         shares.append((positive * mask).sum() / positive.sum())
     assert rows["cdam", "texture"]["positive_mass"] == pytest.approx(np.mean(shares), rel=1e-5)
     text = (tmp_path / "out" / "nodules" / f"{ids[5]}.html").read_text(encoding="utf-8")
-    for phrase in ("25th percentile", "From the diameter alone: 0.31", "models agree", "Deletion curve of malignancy"):
+    for phrase in ("percentile 25", "From the diameter alone: 0.31", "models agree", "Deletion curve of malignancy"):
         assert phrase in text, phrase
 
 
@@ -330,3 +334,19 @@ def test_light_pages_leave_the_context_out(study, made, tmp_path):
     assert 'data-tool="volume"' not in light.read_text()
     assert "Context, lung window" in light.read_text()
     assert full.stat().st_size < 8_000_000
+
+
+@pytest.mark.parametrize(
+    ("votes", "wanted"),
+    [([3, 4, 3, 4], "median 3.5: rated high"), ([3, 2, 3, 5], "median 3.0: indeterminate"),
+     ([2, 2, 3, 5], "median 2.5: rated low")],
+)  # fmt: skip
+def test_the_label_is_told_by_the_median(made, tmp_path, votes, wanted):
+    store = made.store(tmp_path / "store", n=1)
+    store.votes["malignancy"] = votes
+    store.manifest["malignancy_median"] = float(np.median(votes))
+    nodule_report(store, store.nodule_ids[0], tmp_path, pdf=False)
+    text = (tmp_path / f"{store.nodule_ids[0]}.html").read_text()
+    assert wanted in text
+    if votes == [3, 4, 3, 4]:
+        assert "between indeterminate and moderately suspicious" in text
