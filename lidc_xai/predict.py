@@ -48,9 +48,10 @@ def predict(
     fold models), malignancy_words; for every biomarker its value in its own unit (within the ends of its scale),
     ``<name>_sd`` (standard deviation over views and fold models) and ``<name>_words``; n_models; out_of_fold: the
     patient was in no training or validation part of the models used. Where every model knows the patient, all are used
-    and out_of_fold is False.
+    and out_of_fold is False; where no model records whom it learned from, it is unknown (NA, an empty cell).
     """
     models = load_models(model)
+    patients = [known_patients(each) for each in models]
     items = list(_planes(crops_or_store, nodule_ids, max(each.preprocess.slices for each in models)))
     if not items:
         raise DataError("no crop to predict; the store or the list is empty")
@@ -63,12 +64,13 @@ def predict(
         raw = [_outputs(each, stack, device, batch_size) for each in models]
         for number, place in enumerate(places):
             nodule_id, patient_id, _ = items[place]
-            fresh = [k for k, each in enumerate(models) if patient_id not in known_patients(each)]
+            fresh = [k for k, known in enumerate(patients) if known and patient_id not in known]
             used = fresh or list(range(len(models)))
             values = prediction_row([models[k] for k in used], [raw[k][number] for k in used])
             head = {"nodule_id": nodule_id, "patient_id": patient_id}
-            rows[place] = {**head, **values, "n_models": len(used), "out_of_fold": bool(fresh)}
-    return pd.DataFrame(rows)
+            unseen = bool(fresh) if any(patients) else None
+            rows[place] = {**head, **values, "n_models": len(used), "out_of_fold": unseen}
+    return pd.DataFrame(rows).astype({"out_of_fold": "boolean"})
 
 
 def load_models(model: Models) -> list[NoduleModel]:

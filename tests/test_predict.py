@@ -72,6 +72,16 @@ def test_out_of_fold_is_about_patients(model: NoduleModel, store: CropStore) -> 
     assert np.allclose(by_crop["margin"], table.loc[["A", "D"], "margin"])
 
 
+def test_without_a_training_record_nothing_is_claimed(model: NoduleModel, store: CropStore) -> None:
+    unknown = build_model("vit_small64_p8", model.output_names, size=16, seed=3)
+    table = predict(unknown, store)
+    assert table["out_of_fold"].isna().all()
+    assert predict(unknown, store, nodule_ids=["D-s1-n0"]).to_csv(index=False).splitlines()[1].endswith(",")
+    both = predict([model, unknown], store).set_index("patient_id")
+    assert both["out_of_fold"].to_dict() == {"A": False, "C": False, "D": True}
+    assert both["n_models"].to_dict() == {"A": 2, "C": 2, "D": 1}  # only the one that is known not to have seen D
+
+
 def test_fold_models_are_used_where_they_did_not_see_the_patient(
     model: NoduleModel, store: CropStore, tmp_path: Path
 ) -> None:
