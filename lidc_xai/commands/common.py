@@ -187,6 +187,15 @@ def need_model(name: str | None) -> NoduleModel:
     return load_model(name)
 
 
+def need_models(name: str | None) -> list[NoduleModel]:
+    """The models behind --model: of a cross-validated run its fold models, else the one."""
+    if not name:
+        raise UsageError("--model is missing: name a model folder (RUN/model) or a cross-validated run")
+    from lidc_xai.predict import load_models
+
+    return load_models(name)
+
+
 def words(values: list[str]) -> list[str]:
     """Values of a flag that may be repeated and may hold several, separated by commas."""
     return [word.strip() for value in values for word in value.split(",") if word.strip()]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 from pydantic import Field
 
-from lidc_xai.commands.common import add_verb, need_model, need_out, need_path, pick_device, words
+from lidc_xai.commands.common import add_verb, need_models, need_out, need_path, pick_device, words
 from lidc_xai.config import Config
 from lidc_xai.errors import UsageError
 from lidc_xai.run import Run
+
+if TYPE_CHECKING:
+    from lidc_xai.reporting.parts import MapsByMethod
 
 
 class ExportConfig(Config):
@@ -22,7 +25,7 @@ class ExportConfig(Config):
     """
 
     store: Path | None = Field(None, description="A store made by prepare.")
-    model: str | None = Field(None, description="A model or run folder; without it only masks and ratings.")
+    model: str | None = Field(None, description="A model or run folder; a run of folds: each nodule by its own.")
     maps: Path | None = Field(None, description="The folder that explain wrote to; else the maps are computed.")
     nodule: list[str] = Field([], description="Nodule ids, separated by commas. All by default.")
     method: list[str] = Field(["cdam"], description="Methods, separated by commas.")
@@ -42,18 +45,22 @@ def export(config: ExportConfig, run: Run) -> None:
         raise UsageError("--format dicom needs --dicom: the folder that the store was made from")
     dicom = need_path(config.dicom, "--dicom") if config.dicom else None
     from lidc_xai.imaging import CropStore
-    from lidc_xai.nodule_maps import maps_of_store
     from lidc_xai.predict import predict
     from lidc_xai.reporting import export_dicom, export_nifti
 
     store = CropStore(store_path)
     ids = words(config.nodule) or store.nodule_ids
-    model = need_model(config.model) if config.model else None
-    maps, predictions = {}, None
-    if model is not None:
-        folder = config.maps or out
-        maps = maps_of_store(model, store, folder, ids, words(config.method), pick_device(config.device))
-        predictions = predict(model, store, nodule_ids=ids)
+    maps: MapsByMethod = {}
+    predictions = None
+    if config.model:
+        from lidc_xai.reporting.explained import explain_for_report
+
+        models, device = need_models(config.model), pick_device(config.device)
+        found = explain_for_report(
+            models, store, config.maps or out, ids, words(config.method), device, controls=False, spread=False
+        )
+        maps, run.skipped = found.maps, found.skipped
+        predictions = predict(models, store, nodule_ids=ids, device=device)
     results = []
     volumes = [{"nifti": "nii.gz", "nrrd": "nrrd"}[name] for name in formats if name != "dicom"]
     if volumes:
@@ -61,7 +68,7 @@ def export(config: ExportConfig, run: Run) -> None:
     if dicom is not None and "dicom" in formats:
         name = Path(config.model).name if config.model else "no model"
         results.append(export_dicom(store, out / "dicom", dicom, maps, predictions, ids, name))
-    run.skipped = [row for result in results for row in result.skipped]
+    run.skipped += [row for result in results for row in result.skipped]
     run.results = {"files": sum(len(result.paths) for result in results)}
     print(f"{out}: {run.results['files']} files")
 

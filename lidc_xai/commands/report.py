@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 from pydantic import Field
 
-from lidc_xai.commands.common import add_verb, need_model, need_out, need_path, pick_device, words
+from lidc_xai.commands.common import add_verb, need_models, need_out, need_path, pick_device, words
 from lidc_xai.config import Config
 from lidc_xai.run import Run, versions
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lidc_xai.imaging import CropStore
     from lidc_xai.reporting import ReportResult
 
@@ -22,15 +24,18 @@ class ReportConfig(Config):
 
     index.html is the study; each nodule has a page (HTML, PDF, JSON). Maps that explain wrote are taken from --maps;
     without it they are computed. With --predictions of a cross-validation it is a cohort report: flow, performance with
-    intervals and strata, calibration, baselines, galleries.
+    intervals and strata, calibration, baselines, galleries. Given a cross-validated run as --model, each nodule is
+    predicted and explained by the fold that never saw its patient.
     """
 
     store: Path | None = Field(None, description="A store made by prepare.")
-    model: str | None = Field(None, description="A model folder made by train (or a shipped model's name).")
+    model: str | None = Field(None, description="A model folder, a cross-validated run, or a shipped model's name.")
     predictions: Path | None = Field(None, description="predictions.csv of cross-validate: a cohort report.")
     cohort: str | None = Field(None, description="Of a cohort report: the named cohort, for the flow of exclusions.")
     benchmark: Path | None = Field(None, description="Of a cohort report: the folder of a finished benchmark.")
     controls: bool = Field(True, description="Show maps of the same model with random weights; off with --set.")
+    spread: bool = Field(True, description="Of several folds: how far their maps agree; off with --set.")
+    curves: list[str] = Field(["malignancy"], description="Outputs with a deletion curve; none with --set curves=[].")
     maps: Path | None = Field(None, description="The folder that explain wrote to.")
     nodule: list[str] = Field([], description="Nodule ids; repeat it or separate by commas. All by default.")
     method: list[str] = Field(["cdam", "attention"], description="Methods to show, separated by commas.")
@@ -45,22 +50,25 @@ def report(config: ReportConfig, run: Run) -> None:
     """Predict, explain where needed, and write the pages."""
     store_path = need_path(config.store, "--store")
     out = need_out(config)
+    models = need_models(config.model)
     from lidc_xai.imaging import CropStore
-    from lidc_xai.nodule_maps import maps_of_store, random_weights_maps
     from lidc_xai.predict import predict
     from lidc_xai.reporting import study_report
+    from lidc_xai.reporting.explained import explain_for_report, shared_info, with_baselines
 
     store = CropStore(store_path)
-    model = need_model(config.model)
-    ids, methods = words(config.nodule) or store.nodule_ids, words(config.method)
-    device = pick_device(config.device)
-    maps_folder = need_path(config.maps, "--maps") if config.maps else out
-    maps = maps_of_store(model, store, maps_folder, ids, methods, device)
-    if config.controls and methods:
-        maps[f"{methods[0]}@random_weights"] = random_weights_maps(model, store, ids, methods[0], config.seed, device)
+    ids, device = words(config.nodule) or store.nodule_ids, pick_device(config.device)
+    predictions = predict(models, store, nodule_ids=ids, device=device)
+    folder = need_path(config.maps, "--maps") if config.maps else out
+    found = explain_for_report(
+        models, store, folder, ids, words(config.method), device,
+        controls=config.controls, spread=config.spread, curves=words(config.curves), seed=config.seed,
+    )  # fmt: skip
     shared: dict[str, Any] = {
-        "maps": maps,
-        "model_info": model.training_info,
+        "maps": found.maps,
+        "repeats": found.repeats,
+        "curves": found.curves,
+        "model_info": shared_info(models),
         "run_info": {"argv": run.argv, "seed": config.seed, "versions": versions()},
         "dicom": need_path(config.dicom, "--dicom") if config.dicom else None,
         "nodule_ids": ids,
@@ -70,26 +78,30 @@ def report(config: ReportConfig, run: Run) -> None:
         **({"title": config.title} if config.title else {}),
     }
     if config.predictions:
-        result = _cohort_report(config, store, out, shared)
+        result = _cohort_report(config, store, out, predictions, shared)
     else:
-        result = study_report(store, out, predictions=predict(model, store, nodule_ids=ids), **shared)
-    run.skipped = result.skipped
+        result = study_report(store, out, predictions=with_baselines(predictions, Path(str(config.model))), **shared)
+    run.skipped = [*found.skipped, *result.skipped]
     run.results = {"pages": len(result.paths)}
     print(result.index)
 
 
-def _cohort_report(config: ReportConfig, store: CropStore, out: Path, shared: dict[str, Any]) -> ReportResult:
+def _cohort_report(
+    config: ReportConfig, store: CropStore, out: Path, predicted: pd.DataFrame, shared: dict[str, Any]
+) -> ReportResult:
     import pandas as pd
 
     from lidc_xai.annotations import cohort_exclusions
     from lidc_xai.reporting import cohort_report
+    from lidc_xai.reporting.explained import with_spread
     from lidc_xai.training import evaluate_predictions
 
     path = need_path(config.predictions, "--predictions")
     metrics = evaluate_predictions(path, seed=config.seed)
     exclusions = cohort_exclusions(config.cohort) if config.cohort else None
     benchmark = need_path(config.benchmark, "--benchmark") if config.benchmark else None
-    return cohort_report(store, out, pd.read_csv(path), metrics, exclusions=exclusions, benchmark=benchmark, **shared)
+    table = with_spread(pd.read_csv(path), predicted)
+    return cohort_report(store, out, table, metrics, exclusions=exclusions, benchmark=benchmark, **shared)
 
 
 def register(app: typer.Typer) -> None:

@@ -26,6 +26,7 @@ from lidc_xai.skipped import Skipped, write_skipped
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.store import CropStore
+    from lidc_xai.nodule_maps import NoduleMaps
 
 _FIGURES = (
     ("auc", "AUC"), ("accuracy", "Accuracy"), ("sensitivity", "Sensitivity"), ("specificity", "Specificity"),
@@ -42,6 +43,8 @@ def cohort_report(
     *,
     exclusions: pd.DataFrame | None = None,
     maps: MapsByMethod | None = None,
+    repeats: Mapping[str, Sequence[NoduleMaps]] | None = None,
+    curves: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
     model_info: Mapping[str, Any] | None = None,
     run_info: Mapping[str, Any] | None = None,
     benchmark: Path | str | None = None,
@@ -58,13 +61,16 @@ def cohort_report(
 
     predictions: ``predictions.csv`` of a cross-validation, or the table of ``predict``. metrics: as
     ``evaluate_predictions`` returns them. exclusions: ``cohort_exclusions(name)``, for the flow from the database on.
-    maps: method -> maps by nodule id. benchmark: folder of a finished benchmark, whose tables are linked. pdf: of the
-    cohort's page; nodule_pdf: of every nodule too. All is optional; what is missing is said on the page.
+    maps: method -> maps by nodule id; repeats, curves: see ``ReportParts``. benchmark: folder of a finished benchmark,
+    whose tables are linked. pdf: of the cohort's page; nodule_pdf: of every nodule too. All is optional; what is
+    missing is said on the page.
     """
     out, ids = Path(out), wanted_ids(store, nodule_ids)
     parts = ReportParts(
         predictions=predictions,
         maps=maps or {},
+        repeats=repeats or {},
+        curves=curves or {},
         model_info=model_info,
         run_info=run_info,
         context=None if dicom is None else partial(Scans(dicom).context, store),
@@ -130,8 +136,7 @@ def _drawn(
     explaining = [name for name in parts.maps if not is_control(name)]
     profiles = {}
     if explaining:
-        maps = {nodule_id: parts.maps_of(nodule_id).get(explaining[0]) for nodule_id in ids}
-        curves = radial_curves(store, {name: item for name, item in maps.items() if item is not None}, ids)
+        curves = radial_curves(store, lambda nodule_id: parts.map_of(explaining[0], nodule_id), ids)
         profiles = {name: profile_chart(name, curves[name]) for name in OUTPUTS if name in curves}
     shown = {row["nodule_id"]: row for row in pages.rows}
     return {

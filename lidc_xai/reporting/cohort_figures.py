@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,22 +115,24 @@ def cohort_overlap(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def radial_curves(store: CropStore, maps: Mapping[str, NoduleMaps], shown: Sequence[str]) -> dict[str, pd.DataFrame]:
+def radial_curves(
+    store: CropStore, maps: Callable[[str], NoduleMaps | None], shown: Sequence[str]
+) -> dict[str, pd.DataFrame]:
     """Output -> mean profile of its maps by signed distance from the consensus (mm, negative inside) with a 95 % band.
 
     Each nodule counts once: its planes are scaled by the nodule's largest absolute score and averaged. Columns:
     distance_mm, mean, low, high, n.
     """
-    from lidc_xai.evaluation.radial import radial_profile
+    from lidc_xai.evaluation.radial import LIMIT_MM, radial_profile
     from lidc_xai.evaluation.statistics import bootstrap_curve
 
     profiles: dict[str, list[np.ndarray]] = {}
     patients: dict[str, list[str]] = {}
     distance = np.empty(0)
     for nodule_id in shown:
-        item, crop = maps.get(nodule_id), store.load(nodule_id)
-        if item is None or crop.consensus is None:
-            continue
+        item, crop = maps(nodule_id), store.load(nodule_id)
+        if item is None or crop.consensus is None or max(item.token_mm) > LIMIT_MM:
+            continue  # tokens wider than the whole profile say nothing about distance
         planes = evaluated_masks(crop.consensus, crop, item)
         for column, output in enumerate(item.output_names):
             largest = float(np.abs(item.relevance[:, column]).max())

@@ -128,7 +128,7 @@ def test_radial_profile_finds_where_a_map_lies(made, cohort):
     planes = (crop.consensus[16], crop.consensus[:, 16], crop.consensus[:, :, 16])
     for place, mask in enumerate(planes):
         maps.relevance[place] = np.where(mask, 1.0, -0.5)
-    curve = radial_curves(cohort.store, {name: maps}, [name])["margin"]
+    curve = radial_curves(cohort.store, {name: maps}.get, [name])["margin"]
     assert (curve.loc[curve["distance_mm"] < 0, "mean"].dropna() == 1).all()
     assert (curve.loc[curve["distance_mm"] > 0, "mean"].dropna() == -0.5).all()
 
