@@ -212,8 +212,8 @@ def _inner(
     if len(set(groups)) < pieces or most < pieces:
         things = _BY[kind].removesuffix("_id")
         raise UsageError(
-            f"fold {fold}: {len(set(groups))} training {things}s with at most {most} nodules of a class are too few for a validation share of {share:g}; "
-            "take a larger validation_share or more patients"
+            f"fold {fold}: {len(set(groups))} training {things}s with at most {most} nodules of a class "
+            f"are too few for a validation share of {share:g}; take a larger validation_share or more patients"
         )
     if kind == "patient":
         tests = StratifiedGroupKFold(pieces, shuffle=True, random_state=seed).split(labels, labels, groups)

@@ -69,8 +69,9 @@ def describe(model: NoduleModel) -> dict[str, Any]:
 def load_model(path: Path | str) -> NoduleModel:
     """Restore a saved model in evaluation mode on the CPU, bit for bit.
 
-    ``path``: a model folder, a run folder that holds ``model/``, or a name of ``shipped_models()``. Raises ``UsageError`` where the path does not exist
-    and ``ModelError`` where it is no model, of another format version, or damaged.
+    ``path``: a model folder, a run folder that holds ``model/``, or a name of ``shipped_models()``. Raises
+    ``UsageError`` where the path does not exist and ``ModelError`` where it is no model, of another format version, or
+    damaged.
     """
     folder = _model_folder(Path(path))
     description = _read_description(folder / "model.json")

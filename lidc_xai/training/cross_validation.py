@@ -141,6 +141,8 @@ def _fold(
         patients_apart=not splits.leaks, info={**run, "fold": fold},
     )  # fmt: skip
     table = fold_predictions(result.model, bank, ids.test)
+    for name, sd in _deviations(bank, ids.train).items():  # of the tested cohort: other nodules' ratings vary more
+        table[f"{name}_train_sd"] = sd
     table.insert(2, "fold", fold)
     table["split_kind"] = splits.kind
     if features is not None:
@@ -158,6 +160,16 @@ def _of_cohort(manifest: pd.DataFrame, cohort: str | None, store: CropStore) -> 
     if not len(chosen):
         raise DataError(f"{store.path}: holds no nodule of the cohort {cohort!r}")
     return chosen
+
+
+def _deviations(bank: PlaneBank, nodule_ids: Sequence[str]) -> dict[str, float]:
+    """Standard deviation of every biomarker's ratings among these nodules."""
+    targets = bank.targets[bank.rows(nodule_ids)].double().numpy()
+    return {
+        name: float(np.nanstd(targets[:, column], ddof=1))
+        for column, name in enumerate(bank.output_names)
+        if name in BIOMARKERS
+    }
 
 
 def _others(bank: PlaneBank, ids: FoldIds) -> list[str]:
@@ -185,7 +197,7 @@ def fold_predictions(model: NoduleModel, bank: PlaneBank, nodule_ids: Sequence[s
         if kind == "binary":
             table[f"{name}_logit"], table[f"{name}_probability"] = raw[:, column].numpy(), units[:, column].numpy()
         else:
-            table[name], table[f"{name}_train_sd"] = units[:, column].numpy(), model.target_scaling[name][1]
+            table[name] = units[:, column].numpy()
     for name in dict.fromkeys([*model.output_names, "diameter"]):
         table[f"{name}_readers"] = manifest[name].astype("float64")
         table[f"{name}_readers_sd"] = manifest[f"{name}_sd"].astype("float64")

@@ -1,0 +1,52 @@
+"""Put a cross-validated run's final model into the package, with the run's out-of-fold figures on its card.
+
+python pipelines/ship_model.py --run runs/png-seed0 --name lidc-small
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lidc_xai.errors import DataError, LidcXaiError, UsageError
+from lidc_xai.models import load_model, save_model
+from lidc_xai.models.saved import SHIPPED
+
+MOST_BYTES = 12 * 2**20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Load, add the figures, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="a folder that cross-validate has finished")
+    parser.add_argument("--name", required=True)
+    options = parser.parse_args(arguments)
+    path = options.run / "metrics.json"
+    try:
+        if not path.is_file():
+            raise UsageError(f"{path}: no such file; --run is a folder that cross-validate has finished")
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        if metrics["leaks"] or metrics["simulated"]:
+            raise DataError(f"{path}: of a leaking split or of simulated CT; such a model is not shipped")
+        model = load_model(options.run / "model")
+        figures = {f"out of fold, {name}": value["value"] for name, value in metrics["malignancy"]["all"].items()
+                   if isinstance(value, dict) and value.get("value") is not None}  # fmt: skip
+        figures |= {f"out of fold, {name} MSE(z)": one["mse_z"]["value"] for name, one in metrics["biomarkers"].items()}
+        counts = {"out of fold, nodules": metrics["nodules"], "out of fold, patients": metrics["patients"]}
+        model.training_info["metrics"] = counts | figures
+        folder = save_model(model, SHIPPED / options.name)
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        if size > MOST_BYTES:
+            raise DataError(f"{folder}: {size / 2**20:.0f} MiB; a shipped model has at most {MOST_BYTES >> 20}")
+        print(f"{folder}: {size / 2**20:.1f} MiB")
+    except LidcXaiError as error:
+        print(f"ship_model: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
