@@ -151,7 +151,7 @@ def with_baselines(predictions: pd.DataFrame, run: Path) -> pd.DataFrame:
     if not path.is_file():
         return predictions
     table = pd.read_csv(path)
-    columns = [name for name in table if name.startswith("baseline.") and name not in predictions]
+    columns = [name for name in map(str, table) if name.startswith("baseline.") and name not in predictions]
     return predictions.merge(table[["nodule_id", *columns]], on="nodule_id", how="left") if columns else predictions
 
 

@@ -163,7 +163,7 @@ def _mean_in_words(scale: Scale, mean: float) -> str:
     """A mean rating in words; one that lies midway between two steps is said to."""
     steps = [scale.codes[code] for code in sorted({math.floor(mean), math.ceil(mean)}) if code in scale.codes]
     if mean % 1 == 0.5 and len(steps) > 1:
-        return f"between {steps[0]} and {steps[1]}"
+        return f"{steps[0]} to {steps[1]}"
     return scale.in_words(mean)
 
 

@@ -67,7 +67,7 @@ def write_pdf(html: str, path: Path | str, paper: str = "A4", pictures: Mapping[
 def _fetcher(weasyprint: ModuleType, pictures: Mapping[str, str]) -> Any:
     """What the text may load: ``data:`` addresses and the given pictures. Nothing of files or networks."""
 
-    class OwnPictures(weasyprint.urls.URLFetcher):  # type: ignore[name-defined,misc]
+    class OwnPictures(weasyprint.urls.URLFetcher):  # type: ignore[name-defined]
         def fetch(self, url: str, headers: Any = None) -> Any:
             name = url.removeprefix("picture:")
             if name != url and name in pictures:

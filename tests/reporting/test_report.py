@@ -123,26 +123,6 @@ def test_report_without_predictions_maps_or_readers_says_so(made, tmp_path):
     assert "There are no predictions" in result.index.read_text(encoding="utf-8")
 
 
-def test_flags(study):
-    from lidc_xai.reporting.flags import quality_flags
-
-    row = {
-        "n_readers": 2, "n_readers_masked": 1, "padded": True, "larger_than_box": True, "hu_calibrated": False,
-        "ambiguous": True, "malignancy_median": 3.0, "slice_thickness_mm": 5.0, "issues": "gap", "simulated": True,
-    }  # fmt: skip
-    readings = {"margin": {"sd": 1.3, "mean": 3, "n": 2}, "diameter": {"sd": 4.0, "mean": 9, "n": 2}}
-    titles = " | ".join(flag["title"] + flag["text"] for flag in quality_flags(row, readings))
-    for word in ("SIMULATED", "HU not calibrated", "Padded", "Larger than the box", "2 of 4", "1 of 2 contours",
-                 "Ambiguous", "Indeterminate", "5 mm", "gap", "above 1 in margin."):  # fmt: skip
-        assert word in titles, word
-    cut = {**row, "padded": False, "issues": "gap; the outlines reach over 36.7 mm: larger than the 32 mm box"}
-    found = {flag["title"]: flag["text"] for flag in quality_flags(cut, readings)}
-    assert "(the outlines reach over 36.7 mm)" in found["Larger than the box"]
-    assert found["Found while reading the scan"] == "gap"  # what a flag says is said once
-    clean = {"n_readers": 4, "n_readers_masked": 4, "hu_calibrated": True, "slice_thickness_mm": 1.25}
-    assert quality_flags(clean, {}) == []
-
-
 class Elements(HTMLParser):
     """Counts scripts and collects the names of all attributes, as a browser would read them."""
 
@@ -334,19 +314,3 @@ def test_light_pages_leave_the_context_out(study, made, tmp_path):
     assert 'data-tool="volume"' not in light.read_text()
     assert "Context, lung window" in light.read_text()
     assert full.stat().st_size < 8_000_000
-
-
-@pytest.mark.parametrize(
-    ("votes", "wanted"),
-    [([3, 4, 3, 4], "median 3.5: rated high"), ([3, 2, 3, 5], "median 3.0: indeterminate"),
-     ([2, 2, 3, 5], "median 2.5: rated low")],
-)  # fmt: skip
-def test_the_label_is_told_by_the_median(made, tmp_path, votes, wanted):
-    store = made.store(tmp_path / "store", n=1)
-    store.votes["malignancy"] = votes
-    store.manifest["malignancy_median"] = float(np.median(votes))
-    nodule_report(store, store.nodule_ids[0], tmp_path, pdf=False)
-    text = (tmp_path / f"{store.nodule_ids[0]}.html").read_text()
-    assert wanted in text
-    if votes == [3, 4, 3, 4]:
-        assert "between indeterminate and moderately suspicious" in text
