@@ -14,13 +14,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field
+from torch import Tensor, nn
 
 from lidc_xai.errors import ModelError
+from lidc_xai.evaluation import fidelity
 from lidc_xai.evaluation.benchmark_options import BenchmarkOptions
 from lidc_xai.evaluation.published import CDAM_PAPER
 from lidc_xai.evaluation.statistics import bootstrap_mean
@@ -92,6 +95,7 @@ class CdamConfig(StudyConfig):
     tune_images: int = Field(200, ge=0, description="Images to choose the noise of the smoothed methods on; 0: 0.15.")
     sigmas: list[float] = Field(list(SIGMAS), min_length=1, description="Noises to choose from.")
     benchmark: BenchmarkOptions = BenchmarkOptions(methods=(*CDAM, *OTHERS, "random"), random_weights=False)
+    made_sigma: float = Field(56.0, gt=0, description="Blur on made photographs, px at 224: 14 leaves their objects.")
     concepts: Path | None = Field(None, description="Folder with a folder of pictures for each concept.")
     concept_sizes: list[int] = Field([10, 30], min_length=1, description="Pictures that make a concept.")
     shown: int = Field(4, ge=1, description="Images in a figure.")
@@ -146,11 +150,12 @@ def scenes(study: Study[CdamConfig]) -> Iterator[Scene]:
         sets = _sets(study, config.images)
     if sets is not None:
         for _, classifier in loaded:
-            yield Scene(Arm(X_VAL, classifier, sets.val, paper=True), ON_VAL, sets.tune)
-            multi = Arm(X_MULTI, classifier, sets.multi, paper=True)
+            paper = not classifier.random
+            yield Scene(Arm(X_VAL, classifier, sets.val, paper=paper), ON_VAL, sets.tune)
+            multi = Arm(X_MULTI, classifier, sets.multi, paper=paper)
             yield Scene(multi, ON_MULTI, sets.tune, sets, ("1", "3", "4", "S1"))
         if swag is not None:
-            yield Scene(Arm(X_MULTI, swag, sets.multi, paper=True), figures=("S14",))
+            yield Scene(Arm(X_MULTI, swag, sets.multi, paper=not swag.random), figures=("S14",))
     if config.photos is None:
         return
     photos = photo_images(config.photos, config.limit)
@@ -208,20 +213,27 @@ def _made_tuning(study: Study[CdamConfig]) -> tuple[StudyImage, ...]:
 def with_noise(study: Study[CdamConfig], scene: Scene) -> BenchmarkOptions:
     """The benchmark's options with the noise that serves fidelity best on the scene's other images."""
     options = study.config.benchmark
+    if scene.arm.made is not None:
+        options = options.model_copy(update={"sigma": study.config.made_sigma})
     smoothed = [name for name in ("smooth_cdam", "smoothgrad") if name in options.methods]
     if not scene.tune or not smoothed:
         return options
     arm = scene.arm
 
+    def score(model: nn.Module, images: Tensor, relevance: Tensor, target: Any) -> Any:
+        return fidelity(model, images, relevance, target, sigma=options.sigma, points=options.points).area
+
     def chosen() -> pd.DataFrame:
         images = torch.cat([read_photo(image.path, arm.classifier.spec).tensor for image in scene.tune])
         images = images.to(study.device)
         labels = torch.tensor([[image.label] for image in scene.tune])
-        sigmas = [tune_sigma(arm.classifier.model, images, labels, name, study.config.sigmas) for name in smoothed]
+        model, among = arm.classifier.model, study.config.sigmas
+        sigmas = [tune_sigma(model, images, labels, name, among, score) for name in smoothed]
         return pd.DataFrame({"method": smoothed, "sigma": sigmas})
 
     told = {"model": arm.classifier.name, "weights": arm.classifier.weights, "sigmas": study.config.sigmas}
-    found = study.once("noise", chosen, {**told, "images": [image.name for image in scene.tune]})
+    told |= {"blur": options.sigma, "points": options.points, "images": [image.name for image in scene.tune]}
+    found = study.once("noise", chosen, told)
     given = {name: dict(own) for name, own in options.method_options.items()}
     for name, sigma in zip(found["method"], found["sigma"], strict=True):
         given.setdefault(str(name), {}).setdefault("sigma", float(sigma))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +113,7 @@ def attention_figure(path: Path, arm: Arm) -> pd.DataFrame:
 def concept_figure(path: Path, arm: Arm, concept: ConceptSet, sizes: Sequence[int], shown: int) -> None:
     """The concept's map from each number of pictures, with attention, and CDAM of the class where it is one."""
     vectors = {size: vector_of(arm.classifier, concept.paths, size) for size in sizes}
-    found = seen(arm, concept.shown[:shown])
+    found = seen(arm, readable(replace(arm, images=concept.shown), shown))
     maps = maps_of(arm.classifier, found.tensor, list(vectors.values()))
     attention = explain(arm.classifier.model, found.tensor, found.targets, "attention").relevance
     of_class = None
