@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 OUT ?= runs/demo
+# Many short processes import torch: without compiled files each of them spends ten seconds on it.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo test lint types clean help
 help:
