@@ -72,7 +72,9 @@ def differences(metrics: dict[str, Any]) -> list[str]:
             one = found.get((name, part, metric))
             known = one is not None and one["difference"] is not None
             cells.append(
-                f"{one['difference']:+.3f} [{one['low']:+.3f}–{one['high']:+.3f}], p = {one['p']:.3f}" if known else "–"
+                f"{one['difference']:+.3f} [{one['low']:+.3f} to {one['high']:+.3f}], p = {one['p']:.3f}"
+                if known
+                else "–"
             )
         lines.append(f"| {NAMES.get(name, name)} | {part} | " + " | ".join(cells) + " |")
     return lines
