@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ def save_model(model: NoduleModel, folder: Path | str) -> Path:
         description = describe(model) | {"weights_sha256": sha256_of(temporary / "weights.safetensors")}
         text = json.dumps(description, indent=1, ensure_ascii=False, allow_nan=False)
         (temporary / "model.json").write_text(text + "\n", encoding="utf-8")
+        # safetensors writes for the owner alone; colleagues read the other files
+        shutil.copymode(temporary / "model.json", temporary / "weights.safetensors")
         (temporary / "MODEL_CARD.md").write_text(model_card(model), encoding="utf-8")
         (temporary / "LICENSE").write_text(licence_notice(model), encoding="utf-8")
     return folder

@@ -37,6 +37,8 @@ def test_saved_and_restored_bit_for_bit(tmp_path: Path) -> None:
     save_model(model, tmp_path / "model")
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(model(images), load_model(tmp_path / "model")(images))
+    modes = {path.stat().st_mode for path in (tmp_path / "model").iterdir()}
+    assert len(modes) == 1, "whoever reads one file can read all"
 
 
 def test_a_patch_that_is_no_power_of_two_is_refused() -> None:
