@@ -29,6 +29,7 @@ from lidc_xai.nodule_cases import benchmark_store
 from lidc_xai.progress import say, show_progress
 from lidc_xai.run import Run
 from lidc_xai.skipped import write_skipped
+from lidc_xai.training.run_files import read_predictions
 
 
 class Study(Config):
@@ -103,14 +104,11 @@ def measure(study: Study, out: Path, run: Run) -> None:
 def sample(study: Study) -> pd.DataFrame:
     """One test nodule of each of so many patients, drawn by the seed: columns fold, patient_id, nodule_id."""
     assert study.run is not None
-    path = study.run / "predictions.csv"
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file; --run is a folder that cross-validate has finished")
-    table = pd.read_csv(path)[["fold", "patient_id", "nodule_id"]]
+    table = read_predictions(study.run)[["fold", "patient_id", "nodule_id"]]
     if study.folds:
         table = table[table["fold"].isin(study.folds)]
     if not len(table):
-        raise DataError(f"{path}: no nodule of the folds {study.folds}; it has others")
+        raise DataError(f"{study.run}: no nodule of the folds {study.folds}; it has others")
     one = table.sample(frac=1, random_state=study.seed).drop_duplicates("patient_id")
     return one.head(study.nodules).sort_values(["fold", "nodule_id"])
 

@@ -10,6 +10,7 @@ summary.json: per output the correlation of the two, and their errors against th
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from sklearn.metrics import roc_auc_score
 from validate_png_hu import matched_cubes
 
 from lidc_xai.annotations import Nodule, load_nodules
+from lidc_xai.errors import LidcXaiError, UsageError
 from lidc_xai.evaluation.statistics import bootstrap_mean, spearman
 from lidc_xai.files import atomic_path, write_json
 from lidc_xai.imaging import CropStore, NoduleCrop
@@ -29,8 +31,8 @@ from lidc_xai.predict import predict
 from lidc_xai.ratings import BIOMARKERS
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Match, predict, compare."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, run, and say what stopped it in one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slices", type=Path, required=True, help="the PNG edition")
     parser.add_argument("--volumes", type=Path, required=True, help="volumes51.npz")
@@ -38,7 +40,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", nargs="+", type=Path, required=True, help="cross-validated runs (seeds)")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        for path in (options.slices, options.volumes, *options.runs):
+            if not path.exists():
+                raise UsageError(f"{path}: no such file or folder")
+        options.out.mkdir(parents=True, exist_ok=True)
+        run(options)
+    except LidcXaiError as error:
+        print(f"compare_true_hu: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Match, predict, compare."""
     store = CropStore(options.store)
     crops = true_crops(options.slices, options.volumes, round(float(store.manifest["size_mm"].iloc[0])))
     ids = [crop.nodule_id for crop in crops if crop.nodule_id in set(store.nodule_ids)]
@@ -111,4 +126,4 @@ def _auc(table: pd.DataFrame, column: str) -> float | None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -18,13 +18,15 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
 
-from lidc_xai.errors import DataError, LidcXaiError, UsageError
+from lidc_xai.errors import DataError, LidcXaiError
 from lidc_xai.files import atomic_path, write_text
 from lidc_xai.ratings import BIOMARKERS
 from lidc_xai.run import Run
 from lidc_xai.training import evaluate_predictions
+from lidc_xai.training.run_files import read_predictions
 
 PROBABILITY, FLOOR = "malignancy_probability", 1e-6
+NEEDED = ("nodule_id", "fold", "malignancy_logit", PROBABILITY)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.out = options.out
     try:
         options.out.mkdir(parents=True, exist_ok=True)
-        tables = [read(folder) for folder in options.runs]
+        tables = [read_predictions(folder, NEEDED) for folder in options.runs]
         with atomic_path(options.out / "predictions.csv") as temporary:
             averaged(tables, options.runs).to_csv(temporary, index=False, lineterminator="\n")
         whole = evaluate_predictions(options.out / "predictions.csv", options.out, resamples=options.resamples)
@@ -53,14 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     run.write("done")
     return 0
-
-
-def read(folder: Path) -> pd.DataFrame:
-    """``predictions.csv`` of a run, by nodule."""
-    path = folder / "predictions.csv"
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file; --runs are folders that cross-validate has finished")
-    return pd.read_csv(path).sort_values("nodule_id", ignore_index=True)
 
 
 def averaged(tables: Sequence[pd.DataFrame], names: Sequence[Path]) -> pd.DataFrame:

@@ -29,7 +29,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lidc_xai.errors import LidcXaiError, UsageError
+from lidc_xai.errors import LidcXaiError
 from lidc_xai.evaluation.randomisation import randomised
 from lidc_xai.evaluation.statistics import bootstrap_mean, spearman
 from lidc_xai.explain import ConceptSimilarity, Logit, Probability, concept_vector, explain
@@ -39,6 +39,7 @@ from lidc_xai.models import NoduleModel, load_model
 from lidc_xai.nodule_maps import nodule_images
 from lidc_xai.progress import show_progress, track
 from lidc_xai.run import Run
+from lidc_xai.training.run_files import read_predictions
 
 CONCEPT, MOST = "spiculation", 20
 
@@ -74,10 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Rows nodule_id, patient_id, output, figure, value."""
     store = CropStore(options.store)
-    path = options.runs[0] / "predictions.csv"
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file; --runs are folders that cross-validate has finished")
-    table = pd.read_csv(path).sample(frac=1, random_state=options.seed).drop_duplicates("patient_id")
+    table = read_predictions(options.runs[0]).sample(frac=1, random_state=options.seed).drop_duplicates("patient_id")
     for fold, own in table.head(options.nodules).groupby("fold"):
         models = [load_model(run / f"fold-{fold}" / "model") for run in options.runs]
         untrained = randomised(models[0], options.seed)

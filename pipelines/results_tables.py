@@ -6,14 +6,14 @@ python pipelines/results_tables.py --run runs/png-ensemble
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lidc_xai.errors import LidcXaiError, UsageError
+from lidc_xai.errors import LidcXaiError
 from lidc_xai.ratings import BIOMARKERS
+from lidc_xai.training.run_files import read_metrics
 
 NAMES = {
     "model": "**model**",
@@ -30,11 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="a folder with metrics.json")
     options = parser.parse_args(arguments)
-    path = options.run / "metrics.json"
     try:
-        if not path.is_file():
-            raise UsageError(f"{path}: no such file; make it with lidc-xai evaluate or pipelines/ensemble_runs.py")
-        metrics = json.loads(path.read_text(encoding="utf-8"))
+        metrics = read_metrics(options.run)
         for table in (malignancy, differences, strata, biomarkers):
             print("\n".join(table(metrics)), end="\n\n")
     except LidcXaiError as error:

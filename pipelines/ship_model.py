@@ -6,14 +6,14 @@ python pipelines/ship_model.py --run runs/png-seed0 --name lidc-small
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lidc_xai.errors import DataError, LidcXaiError, UsageError
+from lidc_xai.errors import DataError, LidcXaiError
 from lidc_xai.models import load_model, save_model
 from lidc_xai.models.saved import SHIPPED
+from lidc_xai.training.run_files import read_metrics
 
 MOST_BYTES = 12 * 2**20
 
@@ -24,13 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, required=True, help="a folder that cross-validate has finished")
     parser.add_argument("--name", required=True)
     options = parser.parse_args(arguments)
-    path = options.run / "metrics.json"
     try:
-        if not path.is_file():
-            raise UsageError(f"{path}: no such file; --run is a folder that cross-validate has finished")
-        metrics = json.loads(path.read_text(encoding="utf-8"))
+        metrics = read_metrics(options.run)
         if metrics["leaks"] or metrics["simulated"]:
-            raise DataError(f"{path}: of a leaking split or of simulated CT; such a model is not shipped")
+            raise DataError(f"{options.run}: of a leaking split or of simulated CT; such a model is not shipped")
         model = load_model(options.run / "model")
         figures = {f"out of fold, {name}": value["value"] for name, value in metrics["malignancy"]["all"].items()
                    if isinstance(value, dict) and value.get("value") is not None}  # fmt: skip

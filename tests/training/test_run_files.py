@@ -1,0 +1,37 @@
+"""Reading a run's files: the table as written, or one line that names the file and what is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lidc_xai.errors import DataError, UsageError
+from lidc_xai.training.run_files import read_metrics, read_predictions
+
+
+def test_predictions_by_nodule(tmp_path: Path) -> None:
+    (tmp_path / "predictions.csv").write_text("nodule_id,patient_id,fold\nb,P2,1\na,P1,0\n")
+    assert read_predictions(tmp_path)["nodule_id"].tolist() == ["a", "b"]
+    with pytest.raises(DataError, match=r"predictions\.csv: has no column 'malignancy_logit'"):
+        read_predictions(tmp_path, ["malignancy_logit"])
+
+
+def test_metrics_as_written(tmp_path: Path) -> None:
+    metrics = {"malignancy": {}, "biomarkers": {}, "baselines": {}, "leaks": False}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    assert read_metrics(tmp_path) == metrics
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{bad", r"metrics\.json: cannot be read as JSON"), ("{}", r"has no field 'malignancy'")]
+)
+def test_damaged_metrics(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "metrics.json").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_metrics(tmp_path)
+
+
+def test_no_run(tmp_path: Path) -> None:
+    for read in (read_metrics, read_predictions):
+        with pytest.raises(UsageError, match="no such file; give a folder that cross-validate has finished"):
+            read(tmp_path / "nowhere")
