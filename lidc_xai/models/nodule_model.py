@@ -21,6 +21,7 @@ from lidc_xai.errors import UsageError
 from lidc_xai.models.backbones import BACKBONES, unknown_backbone
 from lidc_xai.models.conv_stem import ConvStem
 from lidc_xai.models.heads import build_head
+from lidc_xai.models.positions import place_tokens
 from lidc_xai.models.preprocess import Preprocess
 from lidc_xai.models.weights import load_weights
 from lidc_xai.ratings import OUTPUTS
@@ -136,6 +137,8 @@ def build_backbone(
         raise UsageError(f"backbone {name!r} does not take {given} ({error}); leave the option out for it") from error
     except AssertionError as error:
         raise UsageError(f"backbone {name!r} cannot be built with {arguments}: {error}") from error
+    if entry and entry.stem == "conv":
+        place_tokens(module)
     if weights is not None:
         load_weights(module, weights, name)
     return module.eval()

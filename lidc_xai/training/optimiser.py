@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from timm.optim import Muon
 from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler
@@ -52,16 +53,34 @@ def _after_blocks(model: NoduleModel, count: int) -> list[nn.Parameter]:
 
 
 def build_optimiser(model: nn.Module, options: OptimiserOptions) -> Optimizer:
-    """Adam or AdamW on the parameters that learn; biases, norms and tokens are not decayed."""
+    """Adam, AdamW or Muon on the parameters that learn; biases, norms and tokens are not decayed.
+
+    Muon (Jordan et al. 2024) moves the matrices of a ViT's blocks by the orthogonalised momentum, at ``muon_lr`` scaled
+    to the size of an AdamW step; everything else learns by AdamW at ``lr``, both with Nesterov's look ahead.
+    """
+    matrices: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if not parameter.requires_grad:
+            continue
+        if options.name == "muon" and parameter.ndim == 2 and ".blocks." in f".{name}":
+            matrices.append(parameter)
+        else:
             spared = parameter.ndim <= 1 or name.endswith(("_token", "pos_embed"))
             (kept if spared else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    kind = AdamW if options.name == "adamw" else Adam
-    return kind([group for group in groups if group["params"]], lr=options.lr)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": options.weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+    ]
+    if options.name != "muon":
+        kind = AdamW if options.name == "adamw" else Adam
+        return kind([group for group in groups if group["params"]], lr=options.lr)
+    if not matrices:
+        raise UsageError("optimiser.name 'muon' needs matrices of transformer blocks that learn; use adamw")
+    groups = [group | {"use_fallback": True, "lr": options.lr} for group in groups if group["params"]]
+    groups.insert(0, {"params": matrices, "weight_decay": options.weight_decay})
+    return Muon(groups, lr=options.muon_lr, betas=(0.9, 0.999), nesterov=True, adjust_lr_fn="match_rms_adamw")
 
 
 def build_schedule(optimiser: Optimizer, options: OptimiserOptions, steps_per_epoch: int, epochs: int) -> LRScheduler:
@@ -69,7 +88,8 @@ def build_schedule(optimiser: Optimizer, options: OptimiserOptions, steps_per_ep
     per_epoch = max(steps_per_epoch, 1)
     if options.schedule == "cyclic":
         half = max(round(options.cycle_epochs * per_epoch / 2), 1)
-        base, top = options.lr / 1000, options.lr
+        top = [float(group["lr"]) for group in optimiser.param_groups]
+        base = [rate / 1000 for rate in top]
         return CyclicLR(optimiser, base, top, step_size_up=half, mode="triangular2", cycle_momentum=False)
     if options.schedule == "exponential":
         return LambdaLR(optimiser, lambda step: options.gamma ** (step // per_epoch))

@@ -82,8 +82,11 @@ class AugmentOptions(Options):
 class OptimiserOptions(Options):
     """Optimiser and learning-rate schedule."""
 
-    name: Literal["adam", "adamw"] = "adamw"
+    name: Literal["adam", "adamw", "muon"] = Field(
+        default="adamw", description="muon: for the matrices of a ViT's blocks, adamw for the rest; from scratch."
+    )
     lr: float = Field(default=3e-4, gt=0, description="Highest learning rate.")
+    muon_lr: float = Field(default=5e-3, gt=0, description="muon: highest rate of the matrices, in AdamW's scale.")
     weight_decay: float = Field(default=0.05, ge=0, description="Decoupled for adamw; not applied to biases and norms.")
     schedule: Literal["constant", "exponential", "cyclic", "cosine"] = Field(
         default="cosine", description="Shape of the rate."

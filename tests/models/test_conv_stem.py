@@ -9,6 +9,7 @@ from lidc_xai.errors import UsageError
 from lidc_xai.explain import explain
 from lidc_xai.models import build_model, load_model, save_model
 from lidc_xai.models.conv_stem import ConvStem
+from lidc_xai.models.positions import sine_positions
 
 
 @pytest.mark.parametrize(("name", "grid"), [("vit_nodule_p8", 8), ("vit_nodule_p4", 16)])
@@ -44,3 +45,14 @@ def test_saved_and_restored_bit_for_bit(tmp_path: Path) -> None:
 def test_a_patch_that_is_no_power_of_two_is_refused() -> None:
     with pytest.raises(UsageError, match="power of two, got 14 px"):
         ConvStem(img_size=56, patch_size=14)
+
+
+def test_patches_know_where_they_lie_from_the_start() -> None:
+    """Equal distances have equal products of positions, and the middle of the image lies at nought."""
+    positions = sine_positions(8, 8, 96).double()
+    products = (positions @ positions.T).reshape(8, 8, 8, 8)
+    assert torch.allclose(products[0, 0, 0, 3], products[5, 2, 5, 5])
+    assert products[2, 2, 2, 3] > products[2, 2, 2, 5] > products[2, 2, 7, 7]
+    assert torch.allclose(products[0, 0, 0, 0], torch.tensor(0.5**2 * 48, dtype=torch.float64))
+    model = build_model("vit_nodule_p4", seed=0)
+    assert torch.equal(model.backbone.pos_embed[0, 1:], sine_positions(16, 16, 96))

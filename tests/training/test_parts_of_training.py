@@ -126,6 +126,30 @@ def test_decay_spares_biases_norms_and_tokens() -> None:
     assert {"backbone.cls_token", "backbone.pos_embed", "head.bias"} <= {names[id(p)] for p in spared["params"]}
 
 
+def test_muon_moves_the_blocks_matrices_and_adamw_the_rest() -> None:
+    model = build_model("vit_nodule_p8", seed=0)
+    options = OptimiserOptions(name="muon", lr=1e-3, muon_lr=4e-3, weight_decay=0.0)
+    optimiser = build_optimiser(model, options)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    matrices, decayed, spared = ({names[id(p)] for p in group["params"]} for group in optimiser.param_groups)
+    assert len(matrices) == 16
+    assert all(name.startswith("backbone.blocks.") and name.endswith("weight") for name in matrices)
+    assert "head.weight" in decayed
+    assert {"backbone.cls_token", "backbone.pos_embed", "head.bias"} <= spared
+    assert matrices | decayed | spared == set(names.values())
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    model(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))).sum().backward()
+    optimiser.step()
+    moved = {name: (parameter - before[name]).detach() for name, parameter in model.named_parameters()}
+    # An orthogonalised step: the largest singular value is muon_lr in AdamW's scale (Newton's iteration: roughly).
+    largest = torch.linalg.matrix_norm(moved["backbone.blocks.0.attn.qkv.weight"], 2)
+    assert 0.6 < float(largest) / (4e-3 * 0.2 * math.sqrt(288)) < 1.3
+    # AdamW's first step with Nesterov's look ahead: (1 + .9) times the learning rate for every weight.
+    assert torch.allclose(moved["head.bias"].abs(), torch.tensor(1.9e-3), rtol=1e-2)
+    with pytest.raises(UsageError, match="needs matrices of transformer blocks"):
+        build_optimiser(torch.nn.Linear(2, 2), options)
+
+
 def _rates(steps: int, per_epoch: int, **values: object) -> list[float]:
     options = OptimiserOptions.model_validate({"lr": 1.0, **values})
     optimiser = build_optimiser(torch.nn.Linear(2, 2), options)
