@@ -83,6 +83,11 @@ def select_cohort(name: str) -> pandas.DataFrame:
     return nodule_table(nodule for nodule in database_nodules() if cohort.reason_to_exclude(nodule) is None)
 
 
+def cohorts_of(nodule: Nodule) -> tuple[str, ...]:
+    """Names of the cohorts that the nodule is in."""
+    return tuple(name for name, cohort in COHORTS.items() if cohort.reason_to_exclude(nodule) is None)
+
+
 def cohort_exclusions(name: str) -> pandas.DataFrame:
     """Every nodule of the database that is not in the cohort: nodule_id, stage ("cohort"), reason."""
     from pandas import DataFrame

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lidc_xai.annotations import load_nodules, select_cohort
+from lidc_xai.annotations.cohort import cohorts_of
 from lidc_xai.annotations.nodule import Nodule
 from lidc_xai.annotations.tables import nodule_row, nodule_votes
 from lidc_xai.errors import DataError, UsageError
@@ -138,7 +139,7 @@ def _prepare_patient(writer: StoreWriter, unit: _Patient) -> PrepareResult:
                 done.skipped.append(Skipped(name, "match", str(error)))
             continue
         middle = perf_counter()
-        row = {**nodule_row(match.nodule), "hu_calibrated": False}
+        row = nodule_row(match.nodule) | {"hu_calibrated": False, "cohorts": " ".join(cohorts_of(match.nodule))}
         writer.write(crop, row, nodule_votes(match.nodule))
         done.written.append(nodule_id)
         done.seconds["resample"] += middle - start

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
+from lidc_xai.annotations.cohort import cohorts_of
 from lidc_xai.annotations.nodule import Nodule
 from lidc_xai.annotations.tables import nodule_row, nodule_votes
 from lidc_xai.errors import DataError, DependencyError, LidcXaiError, UsageError
@@ -153,9 +154,9 @@ def _prepare_scan(writer: StoreWriter, options: CropOptions, scan: _Scan) -> Pre
             done.skipped.append(Skipped(nodule.nodule_id, "crop", str(error)))
             continue
         middle = perf_counter()
-        writer.write(
-            crop, {**nodule_row(nodule), "simulated": ct.simulated, "scanner": ct.scanner}, nodule_votes(nodule)
-        )
+        cohorts = "" if ct.simulated else " ".join(cohorts_of(nodule))
+        row = nodule_row(nodule) | {"simulated": ct.simulated, "scanner": ct.scanner, "cohorts": cohorts}
+        writer.write(crop, row, nodule_votes(nodule))
         done.written.append(nodule.nodule_id)
         done.seconds["resample"] += middle - start
         done.seconds["write"] += perf_counter() - middle

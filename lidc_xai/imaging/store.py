@@ -24,12 +24,12 @@ from lidc_xai.skipped import Skipped, write_skipped
 
 CROP_COLUMNS = (
     "size_mm", "spacing_mm", "centre_x_mm", "centre_y_mm", "centre_z_mm", "n_readers_masked", "padded",
-    "larger_than_box", "hu_calibrated", "simulated", "scanner", "ct_mean_hu", "issues",
+    "larger_than_box", "hu_calibrated", "simulated", "scanner", "ct_mean_hu", "cohorts", "issues",
 )  # fmt: skip
 MANIFEST_COLUMNS = (*ROW_COLUMNS, *CROP_COLUMNS)
 """Columns of ``manifest.parquet``: those of a cohort, then what is known of the crop."""
 
-_TEXT = {"nodule_id", "patient_id", "series_uid", "study_uid", "scanner", "issues"}
+_TEXT = {"nodule_id", "patient_id", "series_uid", "study_uid", "scanner", "cohorts", "issues"}
 _WHOLE = {"scan_index", "cluster_index", "n_readers", "n_readers_masked", "label"}
 _FLAGS = {"ambiguous", "padded", "larger_than_box", "hu_calibrated", "simulated"}
 _FLAGS_OR_UNKNOWN = {"is_from_initial", "contrast_used"}
@@ -122,8 +122,9 @@ class StoreWriter:
     ) -> None:
         """Write one nodule atomically.
 
-        ``row``: columns of ``nodule_row`` as far as known (an absent rating is NaN), and ``hu_calibrated`` (default
-        True) and ``simulated`` (default False); everything about the crop itself is taken from ``crop``.
+        ``row``: columns of ``nodule_row`` as far as known (an absent rating is NaN), ``hu_calibrated`` (default True),
+        ``simulated`` (default False) and ``cohorts`` (names with spaces between; default none); everything about
+        the crop itself is taken from ``crop``.
         """
         record = {"row": self._complete_row(crop, row), "votes": votes}
         with atomic_path(self._folder(crop.nodule_id)) as folder:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lidc_xai.annotations import Nodule
+from lidc_xai.annotations import COHORTS, Nodule, select_cohort
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.imaging import CTVolume, crop_nodule, read_ct, simulate_ct
 from lidc_xai.imaging.contours import contours_box, contours_mask
@@ -175,6 +175,10 @@ class TestPrepare:
         assert not store.manifest["hu_calibrated"].any()
         assert not store.manifest["simulated"].any()
         assert store.manifest["padded"].all()
+        for row in store.manifest.itertuples():
+            assert row.cohorts == " ".join(
+                name for name in COHORTS if row.nodule_id in set(select_cohort(name).nodule_id)
+            )
         assert len(store.votes) == 8
         again = prepare_png(archive, tmp_path / "a")
         assert again.written == []

@@ -196,7 +196,10 @@ def test_issues_and_the_simulated_mark_reach_the_manifest(scans, prepared, tmp_p
     row = CropStore(tmp_path / "store").row(THREE[0])
     assert "1 file(s) present twice" in row["issues"]
     assert row["simulated"]
-    assert not prepared[1].row(THREE[0])["simulated"]
+    assert row["cohorts"] == ""
+    real = prepared[1].row(THREE[0])
+    assert not real["simulated"]
+    assert "all862" in real["cohorts"].split()
 
 
 def test_wrong_usage(scans, tmp_path, write_series):
