@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 from pydantic import Field
 
 from lidc_xai.commands.common import add_verb, need_out, need_path, pick_device, words
 from lidc_xai.config import Config, load_config
-from lidc_xai.errors import UsageError
+from lidc_xai.errors import DataError, UsageError
 from lidc_xai.run import Run
 from lidc_xai.training.options import FitOptions, PretrainOptions
+
+if TYPE_CHECKING:
+    from lidc_xai.imaging.store import CropStore
 
 
 class TrainConfig(Config):
@@ -113,10 +116,14 @@ class PretrainConfig(Config):
     """Learn a backbone from the crops' own planes, without ratings.
 
     DINO on the planes of a store: a start for a site that cannot fetch published weights. Use it with
-    --set fit.model.weights=OUT/backbone.safetensors. Only training patients belong into the store.
+    --set fit.model.weights=OUT/backbone.safetensors. Only training patients belong into the store, or name a fold's
+    model by --set patients_of=RUN/fold-0.
     """
 
     store: Path | None = Field(None, description="A store made by prepare.")
+    patients_of: Path | None = Field(
+        None, description="A model (RUN/fold-0): only its training patients, so that its test patients stay unseen."
+    )
     pretrain: PretrainOptions = PretrainOptions()
 
 
@@ -129,7 +136,20 @@ def pretrain_verb(config: PretrainConfig, run: Run) -> None:
     given: dict[str, Any] = {
         name: getattr(config, name) for name in ("seed", "device") if name in config.model_fields_set
     }
-    print(pretrain(CropStore(store_path), out, options=config.pretrain.model_copy(update=given)))
+    store = CropStore(store_path)
+    ids = None if config.patients_of is None else _taught(store, need_path(config.patients_of, "--set patients_of"))
+    print(pretrain(store, out, options=config.pretrain.model_copy(update=given), nodule_ids=ids))
+
+
+def _taught(store: CropStore, model_path: Path) -> list[str]:
+    """The store's nodules of the patients that a saved model was trained on (its validation patients are left out)."""
+    from lidc_xai.models import load_model
+
+    patients = set(load_model(model_path).training_info.get("train_patients", ()))
+    ids = store.manifest.loc[store.manifest["patient_id"].isin(patients), "nodule_id"].tolist()
+    if not ids:
+        raise DataError(f"{model_path}: {store.path} has no patient that this model was trained on")
+    return ids
 
 
 class EvaluateConfig(Config):

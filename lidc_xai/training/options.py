@@ -148,6 +148,9 @@ class PretrainOptions(MachineOptions):
     backbone: str = Field(default="vit_small64_p8", description="A ViT of `info backbones` or any timm ViT.")
     weights: str | None = Field(default=None, description="Where to start, as for a model (none: random).")
     size: int | None = Field(default=None, ge=16, description="Side of the large views (none: the backbone's own).")
+    views: list[Literal["axial", "coronal", "sagittal"]] = Field(
+        default=["axial", "coronal", "sagittal"], min_length=1, description="Planes to learn from."
+    )
     slices: int = Field(default=5, ge=1, description="Planes around the middle of each view to learn from (odd).")
     epochs: int = Field(default=100, ge=1, description="Passes over all nodules and views.")
     lr: float = Field(default=5e-4, gt=0, description="Highest learning rate (AdamW, cosine).")

@@ -67,7 +67,7 @@ def pretrain(
         return weights
     if is_first_process():
         write_json(folder / RECORD, {"key": key, "complete": False})
-    bank = load_planes(store, ids, (), options.slices)
+    bank = load_planes(store, ids, (), options.slices, options.views)
     module = DinoModule(bank.planes, options)
     history = History(folder / "history.csv")
     run_epochs(module, options, folder, [history], clip=3.0)
@@ -89,9 +89,9 @@ def pretrain(
 
 
 class PlaneViews(Dataset):
-    """Item i: the large and small views of one plane of nodule i // 3 in view i % 3, (3, s, s) each, standardised.
+    """Item i: the large and small views of one plane of nodule i // v, in direction i % v of v, (3, s, s) each.
 
-    What is drawn depends on seed, epoch and i alone.
+    Standardised. What is drawn depends on seed, epoch and i alone.
     """
 
     def __init__(self, planes: Tensor, preprocess: Preprocess, options: PretrainOptions, local_size: int) -> None:

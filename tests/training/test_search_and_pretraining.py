@@ -10,9 +10,11 @@ import pytest
 import torch
 import yaml
 
-from lidc_xai.errors import ModelError, UsageError
+from lidc_xai.commands.training import PretrainConfig, pretrain_verb
+from lidc_xai.errors import DataError, ModelError, UsageError
 from lidc_xai.imaging.store import CropStore
-from lidc_xai.models import build_backbone
+from lidc_xai.models import build_backbone, save_model
+from lidc_xai.run import Run
 from lidc_xai.training import FitOptions, PretrainOptions, Range, SweepOptions, fit, pretrain, sweep, sweeping
 from lidc_xai.training.self_supervised import DinoModule
 
@@ -156,3 +158,26 @@ def test_views_are_standardised_planes_of_two_sizes(tiny: PretrainOptions) -> No
     assert all(torch.equal(a, b) for a, b in zip(views, again, strict=True))
     with pytest.raises(UsageError, match="is no ViT"):
         DinoModule(torch.zeros(1, 3, 1, 16, 16), tiny.model_copy(update={"backbone": "resnet50"}))
+
+
+def test_pretraining_on_the_patients_that_taught_a_model(
+    toy_store: CropStore, quick: Quick, parts: dict, tmp_path: Path
+) -> None:
+    """The verb, with axial planes alone: neither validation nor test patients of the model are seen."""
+    model = fit(toy_store, tmp_path / "fold-0", options=quick(epochs=1), **parts).model
+    config = PretrainConfig(
+        store=toy_store.path,
+        out=tmp_path / "pre",
+        patients_of=tmp_path / "fold-0",
+        pretrain=PretrainOptions(
+            size=16, epochs=1, prototypes=32, local_views=0, slices=1, views=["axial"], logs=False, warmup_epochs=0
+        ),
+    )
+    pretrain_verb(config, Run("pretrain", [], {}))
+    record = json.loads((tmp_path / "pre" / "pretrain.json").read_text())
+    assert record["patients"] == sorted(model.training_info["train_patients"])
+    assert record["nodules"] == len(parts["train_ids"])
+    model.training_info = {}
+    save_model(model, tmp_path / "stranger")
+    with pytest.raises(DataError, match="no patient that this model was trained on"):
+        pretrain_verb(config.model_copy(update={"patients_of": tmp_path / "stranger"}), Run("pretrain", [], {}))
