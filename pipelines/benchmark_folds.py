@@ -4,7 +4,7 @@
         --store runs/png --out runs/png-benchmark
 
 Takes one nodule of each of ``nodules`` patients, drawn by the seed from the run's predictions.csv. Every fold's results
-lie in OUT/fold-k; the tables in OUT join them. A killed run goes on with the same command.
+lie in OUT/fold-k; the tables in OUT join them; metric_correlations.csv says whether the metrics agree. A killed run goes on with the same command.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from pydantic import Field
 
 from lidc_xai.config import Config, load_config
 from lidc_xai.errors import DataError, LidcXaiError, UsageError
+from lidc_xai.evaluation.benchmark import read_parts
 from lidc_xai.evaluation.benchmark_options import BenchmarkOptions
 from lidc_xai.evaluation.benchmark_report import write_benchmark
-from lidc_xai.files import atomic_path
+from lidc_xai.evaluation.benchmark_tables import HEADLINES, figures, metric_correlations
+from lidc_xai.files import atomic_path, write_text
 from lidc_xai.imaging import CropStore
 from lidc_xai.models import load_model
 from lidc_xai.nodule_cases import benchmark_store
@@ -90,7 +92,7 @@ def measure(study: Study, out: Path, run: Run) -> None:
     write_skipped(out, skipped)
     run.skipped = skipped
     patients = chosen["patient_id"].nunique()
-    write_benchmark(
+    summary = write_benchmark(
         out,
         title="Maps on real nodules, out of fold",
         about=[
@@ -99,6 +101,10 @@ def measure(study: Study, out: Path, run: Run) -> None:
             "cancer.",
         ],
     )
+    present = [metric for metric in HEADLINES if (summary["metric"] == metric).any()]
+    if len(present) > 1:
+        rho, _ = metric_correlations(figures(read_parts(out)), present)
+        write_text(out / "metric_correlations.csv", rho.to_csv())
 
 
 def sample(study: Study) -> pd.DataFrame:

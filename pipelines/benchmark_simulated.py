@@ -27,7 +27,7 @@ from lidc_xai.errors import LidcXaiError, UsageError
 from lidc_xai.evaluation.benchmark import read_parts
 from lidc_xai.evaluation.benchmark_options import BenchmarkOptions
 from lidc_xai.evaluation.benchmark_report import write_benchmark
-from lidc_xai.evaluation.benchmark_tables import comparisons, figures, metric_correlations, summarise
+from lidc_xai.evaluation.benchmark_tables import HEADLINES, comparisons, figures, metric_correlations, summarise
 from lidc_xai.evaluation.causes import CARRIERS
 from lidc_xai.evaluation.statistics import bootstrap_mean, precision_by_samples, spearman
 from lidc_xai.files import write_json, write_text
@@ -41,10 +41,6 @@ from lidc_xai.run import Run
 from lidc_xai.training import fit
 from lidc_xai.training.options import FitOptions
 
-HEADLINES = (
-    "fidelity/area", "fidelity_lung/area", "box/area", "box_lung/area", "discrimination/fidelity", "discrimination/box",
-    "compactness/value", "adcc/adcc", "localisation/auprc", "causes/auprc",
-)  # fmt: skip
 CONTROL_METRICS = ("causes",)
 
 

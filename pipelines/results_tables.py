@@ -1,6 +1,7 @@
-"""The tables of docs/results.md from a run's metrics.json, as Markdown.
+"""The tables of docs/results.md as Markdown: from a run's metrics.json, or from a benchmark's summary.csv.
 
 python pipelines/results_tables.py --run runs/png-ensemble
+python pipelines/results_tables.py --benchmark runs/png-benchmark
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lidc_xai.errors import LidcXaiError
+import pandas as pd
+
+from lidc_xai.errors import LidcXaiError, UsageError
+from lidc_xai.evaluation.benchmark_tables import ALL_OUTPUTS
 from lidc_xai.ratings import BIOMARKERS
 from lidc_xai.training.run_files import read_metrics
 
@@ -22,15 +26,33 @@ NAMES = {
     "ratings_without_diameter": "seven reader ratings, without diameter",
     "reader_ratings": "eight reader ratings",
 }
+MEASURED = {
+    "fidelity_lung/area": "A LIF − A MIF, lung",
+    "box_lung/area": "box, lung",
+    "discrimination_lung/fidelity": "Δ fidelity, lung",
+    "discrimination_lung/box": "Δ box, lung",
+    "compactness/value": "below 5 %",
+    "localisation/auprc": "AUPRC",
+    "localisation/pointing_2mm": "peak within 2 mm",
+    "localisation/iou": "IoU",
+    "randomisation/spearman": "random weights: ρ",
+    "noise/spearman": "noise: ρ",
+}
+RADIAL = {"radial/body": "body", "radial/edge": "edge", "radial/outside": "outside the edge"}
 STRATA = ("< 8 mm", "8–12 mm", "12–20 mm", "≥ 20 mm")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="a folder with metrics.json")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", type=Path, help="a folder with metrics.json")
+    what.add_argument("--benchmark", type=Path, help="a folder with summary.csv, as benchmark_folds writes it")
     options = parser.parse_args(arguments)
     try:
+        if options.benchmark is not None:
+            print("\n".join(benchmarked(options.benchmark)))
+            return 0
         metrics = read_metrics(options.run)
         for table in (malignancy, differences, strata, biomarkers):
             print("\n".join(table(metrics)), end="\n\n")
@@ -104,6 +126,38 @@ def biomarkers(metrics: dict[str, Any]) -> list[str]:
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines.append(f"| mean | {told(metrics['biomarkers']['mean']['mse_z'])} | | | | |")
     return lines
+
+
+def benchmarked(folder: Path) -> list[str]:
+    """Methods × metrics over all outputs, then CDAM's radial profile by output."""
+    path = folder / "summary.csv"
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; give a folder that benchmark_folds has finished")
+    summary = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    joined = summary[(summary["output"] == ALL_OUTPUTS) | summary["output"].isna()]
+    joined = joined[~joined["method"].str.contains("@") | (joined["method"] == "cdam@random_weights")]
+    lines = _wide(joined, "method", {k: v for k, v in MEASURED.items() if (joined["metric"] == k).any()})
+    profile = summary[(summary["method"] == "cdam") & (summary["output"] != ALL_OUTPUTS)]
+    if profile["metric"].isin(list(RADIAL)).any():
+        lines += ["", "CDAM's radial profile, scaled by the largest magnitude:", "", *_wide(profile, "output", RADIAL)]
+    return lines
+
+
+def _wide(table: pd.DataFrame, rows: str, columns: dict[str, str]) -> list[str]:
+    lines = [f"| {rows} | " + " | ".join(columns.values()) + " |", "|" + "---|" * (len(columns) + 1)]
+    chosen = table[table["metric"].isin(list(columns))]
+    for name in dict.fromkeys(chosen[rows]):
+        found = chosen[chosen[rows] == name].set_index("metric")
+        lines.append(f"| {name} | " + " | ".join(_cell(found, metric) for metric in columns) + " |")
+    return lines
+
+
+def _cell(found: pd.DataFrame, metric: str) -> str:
+    if metric not in found.index or pd.isna(found.loc[metric, "mean"]):
+        return "–"
+    mean, low, high = (float(found.loc[metric, name]) for name in ("mean", "low", "high"))
+    digits = 1 if abs(mean) >= 10 else 2 if not metric.startswith("radial") else 3
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 if __name__ == "__main__":

@@ -25,6 +25,11 @@ SUMMARY_COLUMNS = [
 ]  # fmt: skip
 CURVE_COLUMNS = ["method", "output", "x", "mean", "low", "high", "n"]
 KEYS = ("case", "cluster", "group", "method", "output", "metric")
+HEADLINES = (
+    "fidelity/area", "fidelity_lung/area", "box/area", "box_lung/area", "discrimination/fidelity", "discrimination/box",
+    "compactness/value", "adcc/adcc", "localisation/auprc", "causes/auprc",
+)  # fmt: skip
+"""One figure of each metric, for whether metrics agree on which method is better."""
 
 
 def figures(rows: pd.DataFrame) -> pd.DataFrame:
