@@ -4,7 +4,8 @@
         --store runs/png --out runs/png-benchmark
 
 Takes one nodule of each of ``nodules`` patients, drawn by the seed from the run's predictions.csv. Every fold's results
-lie in OUT/fold-k; the tables in OUT join them; metric_correlations.csv says whether the metrics agree. A killed run goes on with the same command.
+lie in OUT/fold-k; the tables in OUT join them, and metric_correlations.csv says whether the metrics agree on which
+method is better. A killed run goes on with the same command.
 """
 
 from __future__ import annotations
