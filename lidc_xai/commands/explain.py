@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 from pydantic import Field
 
-from lidc_xai.commands.common import add_verb, need_model, need_out, need_path, pick_device, words
+from lidc_xai.commands.common import add_verb, need_models, need_out, need_path, pick_device, words
 from lidc_xai.config import Config
 from lidc_xai.errors import UsageError
 from lidc_xai.run import Run
@@ -21,11 +21,12 @@ class ExplainConfig(Config):
     """Explain every output of a model on the nodules of a store.
 
     Maps are raw and signed, of the middle axial, coronal and sagittal planes. Writes maps/<nodule>/<method>.npz and
-    predictions.csv; on request NIfTI that opens over the CT, and PNG sheets. Maps that are there already are kept.
+    predictions.csv; on request NIfTI that opens over the CT, and PNG sheets. Maps that are there already are kept. Of a
+    cross-validated run each nodule is explained by the fold that never saw its patient, into fold-k/maps.
     """
 
     store: Path | None = Field(None, description="A store made by prepare.")
-    model: str | None = Field(None, description="A model folder made by train (or a shipped model's name).")
+    model: str | None = Field(None, description="A model folder, a cross-validated run, or a shipped model's name.")
     nodule: list[str] = Field([], description="Nodule ids; repeat it or separate by commas. All by default.")
     method: list[str] = Field(["cdam"], description="Methods, separated by commas, or all; see lidc-xai info methods.")
     options: dict[str, object] = Field({}, description="Options of the method, by --set options.samples=20.")
@@ -41,26 +42,32 @@ def explain(config: ExplainConfig, run: Run) -> None:
         raise UsageError(f"--format {','.join(unknown)}: choose from npz, nifti, png")
     from lidc_xai.files import atomic_path
     from lidc_xai.imaging import CropStore
-    from lidc_xai.nodule_maps import maps_of_store
     from lidc_xai.predict import predict
     from lidc_xai.reporting import export_nifti
+    from lidc_xai.reporting.explained import explain_for_report
     from lidc_xai.reporting.panels import draw_nodule_panels
 
-    store, model = CropStore(store_path), need_model(config.model)
-    ids = words(config.nodule) or store.nodule_ids
-    methods = list_methods_of(model) if config.method == ["all"] else words(config.method)
-    maps = maps_of_store(model, store, out, ids, methods, pick_device(config.device), **config.options)
+    store, models = CropStore(store_path), need_models(config.model)
+    wanted, device = words(config.nodule) or store.nodule_ids, pick_device(config.device)
+    methods = list_methods_of(models[0]) if config.method == ["all"] else words(config.method)
+    if not methods:
+        raise UsageError("--method names no method; see lidc-xai info methods")
+    explained = explain_for_report(
+        models, store, out, wanted, methods, device, controls=False, spread=False, options=config.options
+    )
+    maps, ids = explained.maps, [name for name in wanted if name in explained.maps[methods[0]].folders]
+    run.skipped += explained.skipped
     if "nifti" in formats:
         run.skipped += export_nifti(store, out / "nifti", maps, ids).skipped
     if "png" in formats:
         for nodule_id in ids:
             found = {method: by_id[nodule_id] for method, by_id in maps.items()}
             draw_nodule_panels(found, store.load(nodule_id), out / "png", bool(store.row(nodule_id)["simulated"]))
-    predictions = predict(model, store, nodule_ids=ids)
+    predictions = predict(models, store, nodule_ids=wanted, device=device)
     with atomic_path(out / "predictions.csv") as temporary:
         predictions.to_csv(temporary, index=False)
-    run.results = {"nodules": len(ids), "methods": methods, "outputs": list(model.output_names)}
-    print(f"{out / 'maps'}: {len(ids)} nodules × {len(methods)} methods × {len(model.output_names)} outputs")
+    run.results = {"nodules": len(ids), "methods": methods, "outputs": list(models[0].output_names)}
+    print(f"{out / 'maps'}: {len(ids)} nodules × {len(methods)} methods × {len(models[0].output_names)} outputs")
 
 
 def list_methods_of(model: NoduleModel) -> list[str]:

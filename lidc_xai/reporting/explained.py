@@ -92,9 +92,12 @@ def explain_for_report(
     spread: bool = True,
     curves: Sequence[str] = (),
     seed: int = 0,
+    options: Mapping[str, Any] | None = None,
 ) -> Explained:
     """Explain nodules by ``methods`` (the first is shown in full) into ``folder``; what lies there is kept.
 
+    Of several models (the folds of a run) each nodule is explained by one that never saw its patient, and its maps lie
+    in ``folder/fold-k``. ``options``: of the methods.
     controls: also the first method on random weights. spread: of several models, the first method's maps from all.
     curves: outputs whose score is followed while pixels are replaced, in the order of the first method's map.
     """
@@ -109,7 +112,7 @@ def explain_for_report(
         if spread:
             explain_store(model, store, places[k], nodule_ids, methods[:1], device)
         if members[k]:
-            explain_store(model, store, places[k], members[k], methods, device)
+            explain_store(model, store, places[k], members[k], methods, device, **(options or {}))
     shown = {name: places[place] for name, place in own.items() if place is not None}
     maps = {method: StoredMaps(method, shown) for method in methods}
     if controls and shown:

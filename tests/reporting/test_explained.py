@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lidc_xai.commands.explain import ExplainConfig, explain
 from lidc_xai.commands.report import ReportConfig, report
+from lidc_xai.errors import UsageError
 from lidc_xai.evaluation.curves import fidelity
 from lidc_xai.imaging.store import CropStore
 from lidc_xai.models import build_model, save_model
-from lidc_xai.nodule_maps import nodule_images
+from lidc_xai.nodule_maps import explain_nodules, load_maps, nodule_images
 from lidc_xai.predict import load_models, predict
 from lidc_xai.reporting.explained import explain_for_report, own_model, with_baselines, with_spread
 from lidc_xai.run import Run
@@ -54,6 +56,21 @@ def test_each_nodule_is_explained_by_a_model_that_never_saw_its_patient(
     assert np.array_equal(first.relevance, found.maps["cdam"][study.ids[0]].relevance)
     assert not np.allclose(first.relevance, second.relevance)
     assert found.maps["cdam@random_weights"][study.ids[0]].method == "cdam@random_weights"
+
+
+def test_the_verb_explains_a_run_out_of_fold(run: Path, study: SimpleNamespace, tmp_path: Path) -> None:
+    log = Run("explain", [], {})
+    explain(ExplainConfig(store=study.store.path, model=str(run), out=tmp_path, format=["nifti"]), log)
+    for fold, nodule_id in enumerate(study.ids[:2]):
+        model = load_models(run)[fold]
+        [alone] = explain_nodules(model, [study.store.load(nodule_id)])
+        found = load_maps(tmp_path / f"fold-{fold}" / "maps", nodule_id, "cdam")
+        assert np.array_equal(found.relevance, alone["cdam"].relevance)
+        assert (tmp_path / "nifti" / nodule_id / "cdam_malignancy.nii.gz").exists()
+    assert [row.nodule_id for row in log.skipped] == study.ids[2:]
+    assert pd.read_csv(tmp_path / "predictions.csv")["out_of_fold"].tolist() == [True, True, False]
+    with pytest.raises(UsageError, match="names no method"):
+        explain(ExplainConfig(store=study.store.path, model=str(run), out=tmp_path, method=[""]), log)
 
 
 def test_deletion_curves_are_those_of_fidelity(run: Path, study: SimpleNamespace, tmp_path: Path) -> None:
