@@ -30,7 +30,7 @@ def flow(
     ``exclusions``: as ``cohort_exclusions`` gives them (nodule_id, stage, reason); without, the flow starts at the
     store. ``lost``: list of ``reason`` and ``count``, the most frequent first; ``rows``: every nodule with its reason.
     """
-    left_out = read_skipped(store.path)
+    left_out, members = read_skipped(store.path), set(store.nodule_ids)
     steps: list[dict[str, Any]] = []
     if exclusions is not None:
         outside = [Skipped(str(row.nodule_id), str(row.stage), str(row.reason)) for row in exclusions.itertuples()]
@@ -44,10 +44,13 @@ def flow(
         steps.append(_step("Nodules of the cohort", len(cohort), outside))
         reason = "not among the data that the store was made from"
         left_out = [*lost_later, *(Skipped(name, "source", reason) for name in never)]
-    steps.append(_step("Nodules in the store, with their CT", len(store), left_out))
-    if len(shown) < len(store):
-        gone = [Skipped(name, "choice", "not chosen for this report") for name in set(store.nodule_ids) - set(shown)]
-        steps.append(_step("Nodules in this report", len(shown), gone))
+        members &= cohort
+    steps.append(_step("Nodules in the store, with their CT", len(members), left_out))
+    if set(shown) != members:
+        gone = [Skipped(name, "choice", "not chosen for this report") for name in members - set(shown)]
+        beyond = len(set(shown) - members)
+        title = "Nodules in this report" + (f", {beyond} of them not of the cohort" if beyond else "")
+        steps.append(_step(title, len(shown), gone))
     if predictions is not None and "nodule_id" in predictions:
         predicted = set(predictions["nodule_id"]) & set(shown)
         gone = [Skipped(name, "predict", "no prediction") for name in set(shown) - predicted]

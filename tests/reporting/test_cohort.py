@@ -19,7 +19,7 @@ from lidc_xai.reporting import (
     image_sheet,
     score_reader_study,
 )
-from lidc_xai.reporting.cohort_figures import cohort_overlap, galleries, radial_curves
+from lidc_xai.reporting.cohort_figures import cohort_overlap, flow, galleries, radial_curves
 from lidc_xai.reporting.plots import Chart, limits, ticks
 from lidc_xai.reporting.reader_study import RATED
 
@@ -105,6 +105,24 @@ def test_flow_adds_up_and_names_every_loss(cohort):
     assert [item["number"] for item in facts["claim"]] == list(range(1, 43))
     assert any(item["open"] for item in facts["claim"])
     assert "3 folds" in next(item["answer"] for item in facts["claim"] if item["topic"] == "How data were divided")
+
+
+def test_flow_of_a_store_that_holds_more_than_the_cohort(cohort):
+    """The store's other nodules are not counted among the cohort's; a report that shows some says so."""
+    names = cohort.store.nodule_ids
+    outside = pd.DataFrame({"nodule_id": names[:3], "stage": "cohort", "reason": "two readers"})
+
+    def last_step(shown):
+        step = flow(cohort.store, None, outside, shown)[-1]
+        return step["title"], step["count"], len(step["rows"])
+
+    assert last_step(names[3:]) == ("Nodules in the store, with their CT", 21, 1 + len(_absent(cohort.store)))
+    assert last_step(names[3:10]) == ("Nodules in this report", 7, 14)
+    assert last_step(names[2:]) == ("Nodules in this report, 1 of them not of the cohort", 22, 0)
+
+
+def _absent(store):
+    return {nodule.nodule_id for nodule in load_nodules()} - set(store.nodule_ids)
 
 
 def test_cohort_overlap_is_the_mean_over_nodules(cohort):
