@@ -58,12 +58,15 @@ class _KilledError(Exception):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "cyclic"])
+@pytest.mark.parametrize(("optimiser", "schedule"), [("adamw", "cosine"), ("adamw", "cyclic"), ("muon", "cyclic")])
 def test_a_run_that_was_killed_ends_with_the_same_bytes(
-    schedule: str, toy_store: CropStore, quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    optimiser: str, schedule: str, toy_store: CropStore, quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = quick(
-        epochs=4, model={"dropout": 0.2, "backbone_dropout": 0.1}, optimiser={"schedule": schedule}, patience=3
+        epochs=4,
+        model={"dropout": 0.2, "backbone_dropout": 0.1},
+        optimiser={"name": optimiser, "schedule": schedule},
+        patience=3,
     )
     whole = fit(toy_store, tmp_path / "whole", options=options)
     step = FitModule.training_step
