@@ -43,7 +43,7 @@ class DemoPlan:
     held_out: int = 100
     validation: int = 50
     training: int = 280
-    epochs: int = 30
+    epochs: int = 20
     methods: tuple[str, ...] = ("cdam", "attention")
 
     def tiny(self) -> DemoPlan:
@@ -121,7 +121,7 @@ def run_demo(
         loss={"mask_weight": 1.0},
         epochs=plan.epochs,
         batch_size=16,
-        optimiser={"lr": 2e-3},
+        optimiser={"name": "muon", "lr": 2e-3},
         seed=seed,
         device=device,
     )
