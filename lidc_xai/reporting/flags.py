@@ -34,21 +34,17 @@ def _image_flags(row: Mapping[str, Any]) -> list[dict[str, str]]:
     flags = []
     if truth(row, "simulated"):
         flags.append(_flag("warning", "SIMULATED", "The CT is computer-generated; only contours and ratings are real."))
-    if truth(row, "hu_calibrated") is False:
-        flags.append(
-            _flag("warning", "HU not calibrated", "Grey values are not Hounsfield units; windows and model input are "
-                  "approximate.")
-        )  # fmt: skip
     issues = [text for text in words(row, "issues").split("; ") if text]
+    if truth(row, "hu_calibrated") is False:
+        how = _taken(issues, "HU estimated") or "Grey values are not Hounsfield units"
+        flags.append(_flag("warning", "HU not calibrated", f"{how}: windows and model input are approximate."))
     if truth(row, "padded"):
-        extent = _taken(issues, "of the box lies outside")
-        text = f"The box reaches over the edge of the scan{extent}; the part outside was never scanned."
-        flags.append(_flag("warning", "Padded", text))
+        what = _taken(issues, "of the box lies outside") or "A part of the box lies outside the scan"
+        flags.append(_flag("warning", "Padded", f"{what} and was never scanned."))
     if truth(row, "larger_than_box"):
         extent = _taken(issues, "larger than the")
-        flags.append(
-            _flag("warning", "Larger than the box", f"The crop cuts the nodule{extent}; the model saw a part of it.")
-        )
+        cut = f"The crop cuts the nodule ({extent})" if extent else "The crop cuts the nodule"
+        flags.append(_flag("warning", "Larger than the box", f"{cut}; the model saw a part of it."))
     thickness = number(row, "slice_thickness_mm")
     if thickness is not None and thickness > THICK_SLICES_MM:
         flags.append(
@@ -61,11 +57,11 @@ def _image_flags(row: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _taken(issues: list[str], phrase: str) -> str:
-    """What an issue that a flag tells anyway measured, in brackets; it is taken off the list."""
+    """What an issue that a flag tells anyway measured; it is taken off the list."""
     for text in issues:
         if phrase in text:
             issues.remove(text)
-            return f" ({text.partition(':')[0]})"
+            return text.partition(":")[0]
     return ""
 
 
