@@ -72,9 +72,9 @@ def told(figure: dict[str, Any] | None) -> str:
 
 def malignancy(metrics: dict[str, Any]) -> list[str]:
     """The model and every baseline on the same folds."""
-    shown = ("auc", "accuracy", "sensitivity", "specificity", "brier", "ece")
+    shown = ("auc", "auc_within_folds", "accuracy", "sensitivity", "specificity", "brier", "ece")
     lines = [f"{metrics['nodules']} nodules of {metrics['patients']} patients, out of fold", ""]
-    lines += ["| | AUC | ACC | sensitivity | specificity | Brier | ECE |", "|---|---|---|---|---|---|---|"]
+    lines += ["| | AUC | AUC within folds | ACC | sensitivity | specificity | Brier | ECE |", "|" + "---|" * 8]
     rows = {"model": metrics["malignancy"]} | {k: v["malignancy"] for k, v in metrics["baselines"].items()}
     for name, figures in rows.items():
         lines.append(f"| {NAMES.get(name, name)} | " + " | ".join(told(figures["all"].get(m)) for m in shown) + " |")
@@ -83,11 +83,11 @@ def malignancy(metrics: dict[str, Any]) -> list[str]:
 
 def differences(metrics: dict[str, Any]) -> list[str]:
     """Model minus baseline, paired by patient."""
-    lines = ["| model minus | nodules | AUC | ACC |", "|---|---|---|---|"]
+    lines = ["| model minus | nodules | AUC | AUC within folds | ACC |", "|---|---|---|---|---|"]
     found = {(c["b"], c["part"], c["metric"]): c for c in metrics["comparisons"] if c["a"] == "model"}
     for name, part in dict.fromkeys((b, part) for b, part, _ in found):
         cells = []
-        for metric in ("auc", "accuracy"):
+        for metric in ("auc", "auc_within_folds", "accuracy"):
             one = found.get((name, part, metric))
             known = one is not None and one["difference"] is not None
             cells.append(

@@ -217,7 +217,7 @@ def _show(metrics: dict[str, Any]) -> None:
     print(metrics["meaning"])
     for name, figure in metrics.get("malignancy", {}).get("all", {}).items():
         if isinstance(figure, dict) and None not in (figure["value"], figure["low"], figure["high"]):
-            print(f"  {name:12} {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]")
+            print(f"  {name:16} {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]")
 
 
 def register(app: typer.Typer) -> None:

@@ -21,8 +21,10 @@ from lidc_xai.training.bootstrap import mcnemar, metric_difference, metric_inter
 from lidc_xai.training.metrics import (
     CLASSIFICATION,
     ECE_BINS,
+    Metric,
     accuracy,
     auc,
+    auc_within,
     brier,
     mean_absolute,
     mean_squared,
@@ -32,7 +34,7 @@ from lidc_xai.training.metrics import (
 from lidc_xai.training.noise_floor import reader_noise
 
 _NEEDED = ("nodule_id", "patient_id", "label", "n_readers", "diameter_readers")
-_COMPARED = {"auc": auc, "accuracy": accuracy, "brier": brier}
+_COMPARED: dict[str, Metric] = {"auc": auc, "accuracy": accuracy, "brier": brier}
 
 
 def evaluate_predictions(
@@ -107,7 +109,18 @@ def _malignancy(table: pd.DataFrame, column: str, options: dict[str, int]) -> di
         return {}
     sizes = table["diameter_readers"].map(diameter_stratum)
     parts = {"all": table, **{name: table[sizes == name] for _, name in DIAMETER_STRATA}}
-    return {part: _classification(rows, column, options) for part, rows in parts.items()}
+    found = {part: _classification(rows, column, options) for part, rows in parts.items()}
+    tested = table.dropna(subset=["label", column])
+    if _several_folds(tested):
+        y, probability = tested["label"].to_numpy(np.float64), tested[column].to_numpy(np.float64)
+        metric = auc_within(tested["fold"].to_numpy())
+        within = metric_interval(metric, y, probability, tested["patient_id"].tolist(), **options)
+        found["all"]["auc_within_folds"] = _interval(within)
+    return found
+
+
+def _several_folds(table: pd.DataFrame) -> bool:
+    return "fold" in table and table["fold"].nunique() > 1
 
 
 def _classification(rows: pd.DataFrame, column: str, options: dict[str, int]) -> dict[str, Any]:
@@ -188,7 +201,10 @@ def comparisons(table: pd.DataFrame, baselines: list[str], options: dict[str, in
         y, own = chosen["label"].to_numpy(np.float64), chosen["malignancy_probability"].to_numpy(np.float64)
         for name in baselines:
             other = chosen[f"baseline.{name}.malignancy_probability"].to_numpy(np.float64)
-            for metric, function in _COMPARED.items():
+            compared: dict[str, Metric] = dict(_COMPARED)
+            if part == "all" and _several_folds(chosen) and np.isfinite([y, own, other]).all():
+                compared["auc_within_folds"] = auc_within(chosen["fold"].to_numpy())
+            for metric, function in compared.items():
                 found = metric_difference(function, y, own, other, chosen["patient_id"].tolist(), **options)
                 row = {"part": part, "metric": metric, "a": "model", "b": name, **vars(found)}
                 rows.append(row | ({"p_mcnemar": mcnemar(y, own, other)} if metric == "accuracy" else {}))

@@ -59,6 +59,22 @@ def auc(y: Array, score: Array, weights: Array | None = None) -> Array:
     return _ratio(won, positive.sum(1) * negative.sum(1), single)
 
 
+def auc_within(folds: Array) -> Metric:
+    """Mean over ``folds`` (n,) of the AUC among each fold's own nodules.
+
+    Pooled probabilities compare nodules of different folds, whose calibrations were fitted on few patients each; this
+    asks only how a model ranks the nodules that it tested.
+    """
+    members = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
+
+    def mean_auc(y: Array, score: Array, weights: Array | None = None) -> Array:
+        return np.mean(
+            [auc(y[own], score[own], None if weights is None else weights[:, own]) for own in members], axis=0
+        )
+
+    return mean_auc
+
+
 def brier(y: Array, probability: Array, weights: Array | None = None) -> Array:
     """Mean squared difference between probability and label."""
     w, single = _weights(y, weights)

@@ -70,6 +70,10 @@ def test_learned_and_beside_it_the_baselines(run: CrossValidation) -> None:
     assert found["leaks"] is False
     pairs = {(row["part"], row["metric"], row["b"]) for row in found["comparisons"]}
     assert ("all", "auc", "diameter_only") in pairs
+    assert ("all", "auc_within_folds", "diameter_only") in pairs
+    assert found["malignancy"]["all"]["auc_within_folds"]["value"] == pytest.approx(
+        np.mean([row["auc"] for row in found["malignancy"]["per_fold"]])
+    )
     assert ("8–12 mm", "accuracy", "reader_ratings") in pairs
     assert "cancer" not in json.dumps(found)
 

@@ -30,6 +30,21 @@ def test_classification_figures_equal_scikit_learns(sample: tuple) -> None:
     assert np.isclose(metrics.brier(y, p), reference.brier_score_loss(y, p))
 
 
+def test_auc_within_folds_does_not_see_a_folds_own_calibration(sample: tuple) -> None:
+    y, p, patients = sample
+    folds = np.arange(len(y)) % 3
+    metric = metrics.auc_within(folds)
+    wanted = np.mean([reference.roc_auc_score(y[folds == k], p[folds == k]) for k in range(3)])
+    assert np.isclose(metric(y, p), wanted)
+    skewed = p ** np.array([1, 5, 0.2])[folds]
+    assert np.isclose(metric(y, skewed), wanted)
+    assert not np.isclose(metrics.auc(y, skewed), metrics.auc(y, p))
+    weights = patient_weights(patients, resamples=5, seed=1)
+    times = weights[2].astype(int)
+    repeated = metrics.auc_within(np.repeat(folds, times))(np.repeat(y, times), np.repeat(p, times))
+    assert np.isclose(metric(y, p, weights)[2], repeated)
+
+
 def test_calibration_error_by_hand() -> None:
     y, p = np.array([1.0, 0.0, 1.0, 0.0]), np.array([0.9, 0.95, 0.15, 0.1])
     assert np.isclose(metrics.expected_calibration_error(y, p), (abs(1.85 - 1) + abs(0.25 - 1)) / 4)
