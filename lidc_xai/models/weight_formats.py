@@ -16,7 +16,9 @@ from torch import Tensor
 from lidc_xai.errors import ModelError
 
 _WRAPPERS = ("teacher", "state_dict", "model", "model_state", "student")
-_ANCHORS = ("patch_embed.proj.weight", "conv_proj.weight", "features.0.weight", "conv1.weight")
+_ANCHORS = (
+    "patch_embed.proj.weight", "patch_embed.proj.0.weight", "conv_proj.weight", "features.0.weight", "conv1.weight",
+)  # fmt: skip
 """First layer of each layout: what stands before it is a prefix that some training code added."""
 
 _TORCHVISION_VIT = (

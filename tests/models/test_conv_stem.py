@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lidc_xai.errors import UsageError
 from lidc_xai.explain import explain
@@ -45,6 +46,18 @@ def test_saved_and_restored_bit_for_bit(tmp_path: Path) -> None:
 def test_a_patch_that_is_no_power_of_two_is_refused() -> None:
     with pytest.raises(UsageError, match="power of two, got 14 px"):
         ConvStem(img_size=56, patch_size=14)
+
+
+def test_a_model_starts_from_weights_of_its_kind(tmp_path: Path) -> None:
+    """From a bare backbone as pre-training writes it, and from a trained model."""
+    first, other = build_model("vit_nodule_p8", seed=0), build_model("vit_nodule_p8", seed=1)
+    save_file(first.backbone.state_dict(), tmp_path / "backbone.safetensors")
+    save_model(first, tmp_path / "model")
+    for weights in (tmp_path / "backbone.safetensors", tmp_path / "model"):
+        started = build_model("vit_nodule_p8", weights=weights, seed=1)
+        wanted = first.backbone.state_dict()
+        assert all(torch.equal(value, wanted[name]) for name, value in started.backbone.state_dict().items())
+        assert torch.equal(started.head.weight, other.head.weight)
 
 
 def test_patches_know_where_they_lie_from_the_start() -> None:
