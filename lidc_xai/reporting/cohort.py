@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from lidc_xai.nodule_maps import NoduleMaps
 
 _FIGURES = (
-    ("auc", "AUC"), ("accuracy", "Accuracy"), ("sensitivity", "Sensitivity"), ("specificity", "Specificity"),
-    ("brier", "Brier score"), ("ece", "Calibration error"),
+    ("auc", "AUC"), ("auc_within_folds", "AUC within folds"), ("accuracy", "Accuracy"),
+    ("sensitivity", "Sensitivity"), ("specificity", "Specificity"), ("brier", "Brier score"),
+    ("ece", "Calibration error"),
 )  # fmt: skip
 _ERRORS = (("mse_z", "MSE (standardised)"), ("mae", "Mean absolute error"), ("r2", "R²"), ("spearman", "Spearman"))
 
@@ -149,15 +150,16 @@ def _drawn(
 
 def malignancy_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows of the model and of every baseline, on all nodules: ``who`` and one entry per figure."""
-    rows = []
-    for who, path in (
-        ("Model", ("malignancy",)),
-        *((name, ("baselines", name, "malignancy")) for name in metrics.get("baselines", {})),
-    ):
-        found = {key: size_of(metrics, *path, "all", key) for key, _ in _FIGURES}
-        if any(found.values()):
-            rows.append({"who": who, "figures": [{"title": title, **(found[key] or {})} for key, title in _FIGURES]})
-    return rows
+    paths = {"Model": ("malignancy",)} | {
+        name: ("baselines", name, "malignancy") for name in metrics.get("baselines", {})
+    }
+    found = {who: {key: size_of(metrics, *path, "all", key) for key, _ in _FIGURES} for who, path in paths.items()}
+    shown = [(key, title) for key, title in _FIGURES if any(figures[key] for figures in found.values())]
+    return [
+        {"who": who, "figures": [{"title": title, **(figures[key] or {})} for key, title in shown]}
+        for who, figures in found.items()
+        if any(figures.values())
+    ]
 
 
 def biomarker_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -81,8 +81,11 @@ def test_cohort_page_says_what_the_metrics_say(cohort):
     assert f"{auc['value']:.3f}" in text
     assert f"{auc['low']:.3f} to {auc['high']:.3f}" in text
     assert "diameter only" in text
-    for phrase in ("Reliability diagram", "AUC by size", "Error of every biomarker", "Radial profile of margin",
-                   "Surest and right", "Most wrong", "Most disagreed on", "Model card", "CLAIM"):  # fmt: skip
+    within = cohort.metrics["malignancy"]["all"]["auc_within_folds"]
+    assert f"{within['value']:.3f}" in text
+    for phrase in ("AUC within folds", "Reliability diagram", "AUC by size", "Error of every biomarker",
+                   "Radial profile of margin", "Surest and right", "Most wrong", "Most disagreed on", "Model card",
+                   "CLAIM"):  # fmt: skip
         assert phrase in text, phrase
     assert "&lt;b&gt;late&lt;/b&gt;" in text
     assert not re.findall(r'(?:src|href)="(?!data:|nodules/|nodules\.html|#)[^"]+"', text)
