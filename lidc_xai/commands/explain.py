@@ -67,7 +67,8 @@ def explain(config: ExplainConfig, run: Run) -> None:
     with atomic_path(out / "predictions.csv") as temporary:
         predictions.to_csv(temporary, index=False)
     run.results = {"nodules": len(ids), "methods": methods, "outputs": list(models[0].output_names)}
-    print(f"{out / 'maps'}: {len(ids)} nodules × {len(methods)} methods × {len(models[0].output_names)} outputs")
+    where = out / "maps" if len(models) == 1 else out / "fold-*" / "maps"
+    print(f"{where}: {len(ids)} nodules × {len(methods)} methods × {len(models[0].output_names)} outputs")
 
 
 def list_methods_of(model: NoduleModel) -> list[str]:
