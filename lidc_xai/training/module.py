@@ -41,7 +41,9 @@ class FitModule(lightning.LightningModule):
         self.taught = with_soft_labels(self.targets, bank, model) if options.loss.soft_labels else self.targets
         self.positive_weight = _positive_weight(bank, train) if options.loss.class_weights else 1.0
         self.draws: Draws | None = None
-        self.mask_head = MaskHead(model) if options.loss.mask_weight else None
+        with torch.random.fork_rng(devices=[]):  # its first weights are the run's own, whatever was drawn before
+            torch.manual_seed(options.seed)
+            self.mask_head = MaskHead(model) if options.loss.mask_weight else None
 
     def train_dataloader(self) -> DataLoader:
         sampler: DistributedSampler = DistributedSampler(

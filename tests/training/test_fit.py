@@ -90,6 +90,17 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes(
     assert not list((tmp_path / "killed").rglob("*.ckpt"))
 
 
+def test_the_same_seed_gives_the_same_model_with_a_helper_task(toy_store: CropStore, quick: Quick) -> None:
+    """Every weight that learns is drawn from the run's seed, also the mask head's, which is thrown away."""
+    options = quick(epochs=1, loss={"mask_weight": 1.0})
+    first = fit(toy_store, None, options=options).model.state_dict()
+    torch.rand(17)
+    again = fit(toy_store, None, options=options).model.state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    other = fit(toy_store, None, options=quick(epochs=1, loss={"mask_weight": 1.0}, seed=1)).model.state_dict()
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
 def test_a_finished_run_is_loaded_and_another_one_is_refused(
     toy_store: CropStore, quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
