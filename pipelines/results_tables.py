@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from lidc_xai.errors import LidcXaiError, UsageError
+from lidc_xai.errors import DataError, LidcXaiError, UsageError
 from lidc_xai.evaluation.benchmark_tables import ALL_OUTPUTS
 from lidc_xai.ratings import BIOMARKERS
 from lidc_xai.training.run_files import read_metrics
@@ -133,7 +133,13 @@ def benchmarked(folder: Path) -> list[str]:
     path = folder / "summary.csv"
     if not path.is_file():
         raise UsageError(f"{path}: no such file; give a folder that benchmark_folds has finished")
-    summary = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    try:
+        summary = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: cannot be read as CSV ({str(error).splitlines()[0]})") from error
+    missing = [name for name in ("metric", "method", "output", "mean", "low", "high") if name not in summary]
+    if missing:
+        raise DataError(f"{path}: has no column {missing[0]!r}; it is no summary.csv of benchmark_folds")
     joined = summary[(summary["output"] == ALL_OUTPUTS) | summary["output"].isna()]
     joined = joined[~joined["method"].str.contains("@") | (joined["method"] == "cdam@random_weights")]
     lines = _wide(joined, "method", {k: v for k, v in MEASURED.items() if (joined["metric"] == k).any()})
