@@ -44,7 +44,7 @@ def explain(config: ExplainConfig, run: Run) -> None:
     from lidc_xai.imaging import CropStore
     from lidc_xai.predict import predict
     from lidc_xai.reporting import export_nifti
-    from lidc_xai.reporting.explained import explain_for_report
+    from lidc_xai.reporting.explained import explain_out_of_fold
     from lidc_xai.reporting.panels import draw_nodule_panels
 
     store, models = CropStore(store_path), need_models(config.model)
@@ -52,7 +52,7 @@ def explain(config: ExplainConfig, run: Run) -> None:
     methods = list_methods_of(models[0]) if config.method == ["all"] else words(config.method)
     if not methods:
         raise UsageError("--method names no method; see lidc-xai info methods")
-    explained = explain_for_report(
+    explained = explain_out_of_fold(
         models, store, out, wanted, methods, device, controls=False, spread=False, options=config.options
     )
     maps, ids = explained.maps, [name for name in wanted if name in explained.maps[methods[0]].folders]

@@ -53,10 +53,10 @@ def export(config: ExportConfig, run: Run) -> None:
     maps: MapsByMethod = {}
     predictions = None
     if config.model:
-        from lidc_xai.reporting.explained import explain_for_report
+        from lidc_xai.reporting.explained import explain_out_of_fold
 
         models, device = need_models(config.model), pick_device(config.device)
-        found = explain_for_report(
+        found = explain_out_of_fold(
             models, store, config.maps or out, ids, words(config.method), device, controls=False, spread=False
         )
         maps, run.skipped = found.maps, found.skipped

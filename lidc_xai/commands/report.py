@@ -54,13 +54,13 @@ def report(config: ReportConfig, run: Run) -> None:
     from lidc_xai.imaging import CropStore
     from lidc_xai.predict import predict
     from lidc_xai.reporting import study_report
-    from lidc_xai.reporting.explained import explain_for_report, shared_info, with_baselines
+    from lidc_xai.reporting.explained import explain_out_of_fold, shared_info, with_baselines
 
     store = CropStore(store_path)
     ids, device = words(config.nodule) or store.nodule_ids, pick_device(config.device)
     predictions = predict(models, store, nodule_ids=ids, device=device)
     folder = need_path(config.maps, "--maps") if config.maps else out
-    found = explain_for_report(
+    found = explain_out_of_fold(
         models, store, folder, ids, words(config.method), device,
         controls=config.controls, spread=config.spread, curves=words(config.curves), seed=config.seed,
     )  # fmt: skip

@@ -80,7 +80,7 @@ class Explained:
     skipped: list[Skipped] = field(default_factory=list)
 
 
-def explain_for_report(
+def explain_out_of_fold(
     models: Sequence[NoduleModel],
     store: CropStore,
     folder: Path,

@@ -16,7 +16,7 @@ from lidc_xai.imaging.store import CropStore
 from lidc_xai.models import build_model, save_model
 from lidc_xai.nodule_maps import explain_nodules, load_maps, nodule_images
 from lidc_xai.predict import load_models, predict
-from lidc_xai.reporting.explained import explain_for_report, own_model, with_baselines, with_spread
+from lidc_xai.reporting.explained import explain_out_of_fold, own_model, with_baselines, with_spread
 from lidc_xai.run import Run
 
 PATIENTS = ["LIDC-IDRI-0001", "LIDC-IDRI-0002", "LIDC-IDRI-0003"]
@@ -44,13 +44,13 @@ def test_each_nodule_is_explained_by_a_model_that_never_saw_its_patient(
 ) -> None:
     models = load_models(run)
     assert [own_model(models, patient) for patient in PATIENTS] == [0, 1, None]
-    found = explain_for_report(models, study.store, tmp_path, study.ids, ["cdam", "attention"], curves=["malignancy"])
+    found = explain_out_of_fold(models, study.store, tmp_path, study.ids, ["cdam", "attention"], curves=["malignancy"])
     assert list(found.maps) == ["cdam", "attention", "cdam@random_weights"]
     assert list(found.maps["cdam"]) == study.ids[:2]
     assert [row.nodule_id for row in found.skipped] == study.ids[2:]
     assert "trained or chosen on this patient" in found.skipped[0].reason
     for place, nodule_id in enumerate(study.ids[:2]):
-        single = explain_for_report([models[place]], study.store, tmp_path / "one" / str(place), [nodule_id], ["cdam"])
+        single = explain_out_of_fold([models[place]], study.store, tmp_path / "one" / str(place), [nodule_id], ["cdam"])
         assert np.array_equal(found.maps["cdam"][nodule_id].relevance, single.maps["cdam"][nodule_id].relevance)
     first, second = found.repeats[study.ids[0]]
     assert np.array_equal(first.relevance, found.maps["cdam"][study.ids[0]].relevance)
@@ -77,7 +77,7 @@ def test_deletion_curves_are_those_of_fidelity(run: Path, study: SimpleNamespace
     import torch
 
     model, nodule_id = load_models(run)[0], study.ids[0]
-    found = explain_for_report(
+    found = explain_out_of_fold(
         [model], study.store, tmp_path, [nodule_id], ["cdam"], controls=False, curves=["texture"]
     )
     curve, maps = found.curves[nodule_id]["texture"], found.maps["cdam"][nodule_id]
