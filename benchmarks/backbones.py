@@ -23,9 +23,9 @@ from torch import Tensor
 from lidc_xai.explain import explain
 from lidc_xai.models import BACKBONES, Backbone, build_backbone, build_model, list_backbones
 from lidc_xai.ratings import OUTPUTS
-from lidc_xai.training.augment import augmented, draw
-from lidc_xai.training.losses import masked_loss
-from lidc_xai.training.optimiser import build_optimiser
+from lidc_xai.training.loop.augment import augmented, draw
+from lidc_xai.training.loop.losses import masked_loss
+from lidc_xai.training.loop.optimiser import build_optimiser
 from lidc_xai.training.options import AugmentOptions, LossOptions, OptimiserOptions
 
 KEYS = Path(__file__).resolve().parents[1] / "tests" / "models" / "official_keys"

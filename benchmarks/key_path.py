@@ -19,7 +19,7 @@ from lidc_xai.explain import explain
 from lidc_xai.imaging import CropStore
 from lidc_xai.imaging.planes import VIEWS
 from lidc_xai.models import load_model
-from lidc_xai.nodule_maps import nodule_images
+from lidc_xai.nodules.maps import nodule_images
 
 
 def main() -> None:

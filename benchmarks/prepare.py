@@ -72,7 +72,7 @@ def write_scan(folder: Path, nodules: list[Nodule], simulated: bool) -> None:
     if (folder / first.patient_id).exists():
         return
     if simulated:
-        from lidc_xai.imaging.simulate import simulate_ct, write_dicom
+        from lidc_xai.simulate import simulate_ct, write_dicom
 
         write_dicom(simulate_ct(nodules, scope="full"), folder)
         return

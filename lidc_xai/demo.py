@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from lidc_xai.annotations import Nodule
     from lidc_xai.evaluation.statistics import Interval
-    from lidc_xai.imaging.store import CropStore
+    from lidc_xai.imaging.store.crop_store import CropStore
 
 CHANCE = 0.5
 SHOWN = {
@@ -102,8 +102,8 @@ def run_demo(
 ) -> DemoResult:
     """Run every step into ``out``. Steps that are done already are not repeated."""
     from lidc_xai.models import load_model
-    from lidc_xai.nodule_maps import maps_of_store, random_weights_maps
-    from lidc_xai.predict import predict
+    from lidc_xai.nodules._predict import predict
+    from lidc_xai.nodules.maps import maps_of_store, random_weights_maps
     from lidc_xai.reporting import study_report
     from lidc_xai.run import current_argv, versions
     from lidc_xai.training import FitOptions, fit
@@ -183,7 +183,7 @@ def _simulate_series(nodules: Sequence[Nodule], folder: Path, seed: int, jobs: i
 
 
 def _write_series(nodules: Sequence[Nodule], folder: Path, seed: int) -> None:
-    from lidc_xai.imaging.simulate import simulate_ct, write_dicom
+    from lidc_xai.simulate import simulate_ct, write_dicom
 
     write_dicom(simulate_ct(nodules, seed), folder)
 
@@ -196,7 +196,7 @@ def _prepare(out: Path, jobs: int) -> CropStore:
 
 
 def _simulate_crops(parts: Parts, folder: Path, seed: int, jobs: int) -> CropStore:
-    from lidc_xai.imaging.simulate import simulate_store
+    from lidc_xai.simulate import simulate_store
 
     return simulate_store(folder, [*parts.training, *parts.validation, *parts.held_out], seed, jobs=jobs)
 

@@ -21,18 +21,18 @@ from pydantic import Field
 
 from lidc_xai.config import Config, load_config
 from lidc_xai.errors import DataError, LidcXaiError, UsageError
-from lidc_xai.evaluation.benchmark import read_parts
-from lidc_xai.evaluation.benchmark_options import BenchmarkOptions
-from lidc_xai.evaluation.benchmark_report import write_benchmark
-from lidc_xai.evaluation.benchmark_tables import HEADLINES, figures, metric_correlations
+from lidc_xai.evaluation.benchmark.options import BenchmarkOptions
+from lidc_xai.evaluation.benchmark.report import write_benchmark
+from lidc_xai.evaluation.benchmark.runner import read_parts
+from lidc_xai.evaluation.benchmark.tables import HEADLINES, figures, metric_correlations
 from lidc_xai.files import atomic_path, write_text
 from lidc_xai.imaging import CropStore
 from lidc_xai.models import load_model
-from lidc_xai.nodule_cases import benchmark_store
+from lidc_xai.nodules.cases import benchmark_store
 from lidc_xai.progress import say, show_progress
 from lidc_xai.run import Run
 from lidc_xai.skipped import write_skipped
-from lidc_xai.training.run_files import read_predictions
+from lidc_xai.training.loop.run_files import read_predictions
 
 
 class Study(Config):

@@ -24,20 +24,20 @@ from pydantic import Field
 from lidc_xai.annotations import Nodule, load_nodules
 from lidc_xai.config import Config, load_config
 from lidc_xai.errors import LidcXaiError, UsageError
-from lidc_xai.evaluation.benchmark import read_parts
-from lidc_xai.evaluation.benchmark_options import BenchmarkOptions
-from lidc_xai.evaluation.benchmark_report import write_benchmark
-from lidc_xai.evaluation.benchmark_tables import HEADLINES, comparisons, figures, metric_correlations, summarise
-from lidc_xai.evaluation.causes import CARRIERS
+from lidc_xai.evaluation.benchmark.options import BenchmarkOptions
+from lidc_xai.evaluation.benchmark.report import write_benchmark
+from lidc_xai.evaluation.benchmark.runner import read_parts
+from lidc_xai.evaluation.benchmark.tables import HEADLINES, comparisons, figures, metric_correlations, summarise
+from lidc_xai.evaluation.metrics.causes import CARRIERS
 from lidc_xai.evaluation.statistics import bootstrap_mean, precision_by_samples, spearman
 from lidc_xai.files import write_json, write_text
 from lidc_xai.imaging import CropStore
-from lidc_xai.imaging.simulate import simulate_store
 from lidc_xai.models import NoduleModel
-from lidc_xai.nodule_cases import benchmark_store
-from lidc_xai.predict import predict
+from lidc_xai.nodules._predict import predict
+from lidc_xai.nodules.cases import benchmark_store
 from lidc_xai.progress import say, show_progress
 from lidc_xai.run import Run
+from lidc_xai.simulate import simulate_store
 from lidc_xai.training import fit
 from lidc_xai.training.options import FitOptions
 

@@ -18,8 +18,9 @@ import numpy as np
 from lidc_xai.annotations import load_nodules
 from lidc_xai.errors import DataError
 from lidc_xai.files import write_json
-from lidc_xai.imaging import CTVolume, read_ct, simulate_ct
-from lidc_xai.imaging.simulate.realism import LIMITS, appearance, outside_limits
+from lidc_xai.imaging import CTVolume, read_ct
+from lidc_xai.simulate import simulate_ct
+from lidc_xai.simulate.realism import LIMITS, appearance, outside_limits
 
 WINDOWS = {"lung": (-1350, 150), "soft tissue": (-160, 240)}
 

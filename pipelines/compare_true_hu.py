@@ -25,9 +25,9 @@ from lidc_xai.errors import LidcXaiError, UsageError
 from lidc_xai.evaluation.statistics import bootstrap_mean, spearman
 from lidc_xai.files import atomic_path, write_json
 from lidc_xai.imaging import CropStore, NoduleCrop
-from lidc_xai.imaging.png_match import match_nodule
-from lidc_xai.imaging.png_source import PngEdition
-from lidc_xai.predict import predict
+from lidc_xai.imaging.png.match import match_nodule
+from lidc_xai.imaging.png.source import PngEdition
+from lidc_xai.nodules._predict import predict
 from lidc_xai.ratings import BIOMARKERS
 
 

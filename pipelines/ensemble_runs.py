@@ -23,7 +23,7 @@ from lidc_xai.files import atomic_path, write_text
 from lidc_xai.ratings import BIOMARKERS
 from lidc_xai.run import Run
 from lidc_xai.training import evaluate_predictions
-from lidc_xai.training.run_files import read_predictions
+from lidc_xai.training.loop.run_files import read_predictions
 
 PROBABILITY, FLOOR = "malignancy_probability", 1e-6
 NEEDED = ("nodule_id", "fold", "malignancy_logit", PROBABILITY)

@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field
-
-from lidc_xai.imagenet.epochs import EpochOptions
-from lidc_xai.imagenet.finetuning import finetune
-from lidc_xai.imagenet.image_sets import ImageSet, read_image_set
-from lidc_xai.imagenet.study import Study, StudyConfig, main
-from lidc_xai.imagenet.study_arms import IMAGES, find_weights, what_to_bring
-from lidc_xai.imagenet.study_table import Row
-from lidc_xai.imagenet.trained_classifier import accuracy_interval
+from studies.epochs import EpochOptions
+from studies.finetuning import finetune
+from studies.image_sets import ImageSet, read_image_set
+from studies.study import Study, StudyConfig, main
+from studies.study_arms import IMAGES, find_weights, what_to_bring
+from studies.study_table import Row
+from studies.trained_classifier import accuracy_interval
 
 MADE = "made singles"
 METRIC = "accuracy"

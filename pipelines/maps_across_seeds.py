@@ -30,16 +30,16 @@ import torch
 from torch import Tensor
 
 from lidc_xai.errors import LidcXaiError
-from lidc_xai.evaluation.randomisation import randomised
+from lidc_xai.evaluation.metrics._parameter_randomisation import randomised
 from lidc_xai.evaluation.statistics import bootstrap_mean, spearman
 from lidc_xai.explain import ConceptSimilarity, Logit, Probability, concept_vector, explain
 from lidc_xai.files import atomic_path
 from lidc_xai.imaging import CropStore
 from lidc_xai.models import NoduleModel, load_model
-from lidc_xai.nodule_maps import nodule_images
+from lidc_xai.nodules.maps import nodule_images
 from lidc_xai.progress import show_progress, track
 from lidc_xai.run import Run
-from lidc_xai.training.run_files import read_predictions
+from lidc_xai.training.loop.run_files import read_predictions
 
 CONCEPT, MOST = "spiculation", 20
 

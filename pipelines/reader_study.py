@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lidc_xai.errors import LidcXaiError, UsageError
 from lidc_xai.imaging import CropStore
-from lidc_xai.nodule_maps import load_maps
+from lidc_xai.nodules.maps import load_maps
 from lidc_xai.reporting import export_reader_study, score_reader_study
 
 

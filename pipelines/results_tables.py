@@ -15,9 +15,9 @@ from typing import Any
 import pandas as pd
 
 from lidc_xai.errors import DataError, LidcXaiError, UsageError
-from lidc_xai.evaluation.benchmark_tables import ALL_OUTPUTS
+from lidc_xai.evaluation.benchmark.tables import ALL_OUTPUTS
 from lidc_xai.ratings import BIOMARKERS
-from lidc_xai.training.run_files import read_metrics
+from lidc_xai.training.loop.run_files import read_metrics
 
 NAMES = {
     "model": "**model**",

@@ -15,10 +15,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from studies.multi_object import COUNT, MAX_OVERLAP, MIN_DISTANCE, MultiSelection, select_multi, write_multi
+from studies.real_labels import read_real_labels
+
 from lidc_xai.errors import LidcXaiError
 from lidc_xai.files import write_json, write_text
-from lidc_xai.imagenet import ClassNames, MultiSelection, read_real_labels, select_multi
-from lidc_xai.imagenet.multi_object import COUNT, MAX_OVERLAP, MIN_DISTANCE, write_multi
+from lidc_xai.imagenet import ClassNames
 
 ATTRIBUTION = (
     "ReaL labels: Beyer, Hénaff, Kolesnikov, Zhai, van den Oord, Are we done with ImageNet? (2020), google-research/"

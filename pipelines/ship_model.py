@@ -13,7 +13,7 @@ from pathlib import Path
 from lidc_xai.errors import DataError, LidcXaiError
 from lidc_xai.models import load_model, save_model
 from lidc_xai.models.saved import SHIPPED
-from lidc_xai.training.run_files import read_metrics
+from lidc_xai.training.loop.run_files import read_metrics
 
 MOST_BYTES = 12 * 2**20
 

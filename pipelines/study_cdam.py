@@ -20,24 +20,15 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field
-from torch import Tensor, nn
-
-from lidc_xai.errors import ModelError
-from lidc_xai.evaluation import fidelity
-from lidc_xai.evaluation.benchmark_options import BenchmarkOptions
-from lidc_xai.evaluation.published import CDAM_PAPER
-from lidc_xai.evaluation.statistics import bootstrap_mean
-from lidc_xai.explain import tune_sigma
-from lidc_xai.explain.tuning import SIGMAS
-from lidc_xai.imagenet.cdam_figures import attention_agreement
-from lidc_xai.imagenet.cdam_pictures import (
+from studies.cdam_figures import attention_agreement
+from studies.cdam_pictures import (
     ConceptSet,
     attention_figure,
     class_figures,
     concept_figure,
     concept_measures,
 )
-from lidc_xai.imagenet.cdam_tables import (
+from studies.cdam_tables import (
     CDAM,
     OTHERS,
     TABLES,
@@ -47,10 +38,8 @@ from lidc_xai.imagenet.cdam_tables import (
     not_run,
     rows_of,
 )
-from lidc_xai.imagenet.classifier import Classifier, load_classifier
-from lidc_xai.imagenet.photographs import find_photos, read_photo
-from lidc_xai.imagenet.study import Study, StudyConfig, main
-from lidc_xai.imagenet.study_arms import (
+from studies.study import Study, StudyConfig, main
+from studies.study_arms import (
     MADE_PAIRS,
     MADE_SINGLES,
     PHOTOS,
@@ -62,9 +51,19 @@ from lidc_xai.imagenet.study_arms import (
     photo_images,
     what_to_bring,
 )
-from lidc_xai.imagenet.study_measures import OWN_SHARE
-from lidc_xai.imagenet.study_sets import X_MULTI, X_VAL, StudySets, study_sets
-from lidc_xai.imagenet.study_table import Finding, Row
+from studies.study_measures import OWN_SHARE
+from studies.study_sets import X_MULTI, X_VAL, StudySets, study_sets
+from studies.study_table import Finding, Row
+from torch import Tensor, nn
+
+from lidc_xai.errors import ModelError
+from lidc_xai.evaluation import fidelity, tune_sigma
+from lidc_xai.evaluation.benchmark.options import BenchmarkOptions
+from lidc_xai.evaluation.published import CDAM_PAPER
+from lidc_xai.evaluation.statistics import bootstrap_mean
+from lidc_xai.evaluation.tuning import SIGMAS
+from lidc_xai.imagenet.classifier import Classifier, load_classifier
+from lidc_xai.imagenet.photographs import find_photos, read_photo
 from lidc_xai.models.backbones import BACKBONES
 
 ON_VAL, ON_MULTI = ("fidelity", "box", "compactness"), ("discrimination",)

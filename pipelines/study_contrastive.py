@@ -18,14 +18,10 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 from pydantic import Field
-from torch import Tensor
-
-from lidc_xai.evaluation import blur_mask_test, epsilon_perturbation, two_probable
-from lidc_xai.explain.vit import as_vit
-from lidc_xai.imagenet.contrasts import check_contrasts, contrast_maps
-from lidc_xai.imagenet.study import Study, StudyConfig, main
-from lidc_xai.imagenet.study_arms import MADE_PAIRS, Arm, StudyImage
-from lidc_xai.imagenet.study_measures import (
+from studies.contrasts import check_contrasts, contrast_maps
+from studies.study import Study, StudyConfig, main
+from studies.study_arms import MADE_PAIRS, Arm, StudyImage
+from studies.study_measures import (
     OWN_SHARE,
     draw_example,
     joined,
@@ -36,6 +32,10 @@ from lidc_xai.imagenet.study_measures import (
     readable,
     tidy,
 )
+from torch import Tensor
+
+from lidc_xai.evaluation import blur_mask_test, epsilon_perturbation, two_probable
+from lidc_xai.explain.networks.vit import as_vit
 
 SOURCE = "arXiv 2501.11096"
 TITLE = "Contrastive explanations"

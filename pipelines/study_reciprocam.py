@@ -20,15 +20,9 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field
-from torch import Tensor
-
-from lidc_xai.evaluation import adcc
-from lidc_xai.evaluation.geometry import centred_disc
-from lidc_xai.explain import explain
-from lidc_xai.explain.vit import as_vit
-from lidc_xai.imagenet.study import Study, StudyConfig, main
-from lidc_xai.imagenet.study_arms import MADE_PAIRS, Arm, StudyImage
-from lidc_xai.imagenet.study_measures import (
+from studies.study import Study, StudyConfig, main
+from studies.study_arms import MADE_PAIRS, Arm, StudyImage
+from studies.study_measures import (
     OWN_SHARE,
     draw_example,
     joined,
@@ -39,7 +33,13 @@ from lidc_xai.imagenet.study_measures import (
     readable,
     tidy,
 )
-from lidc_xai.imagenet.study_table import Row
+from studies.study_table import Row
+from torch import Tensor
+
+from lidc_xai.evaluation import adcc
+from lidc_xai.evaluation.geometry import centred_disc
+from lidc_xai.explain import explain
+from lidc_xai.explain.networks.vit import as_vit
 
 SOURCE = "arXiv 2310.02588"
 RIVAL = "relevance_propagation"

@@ -21,15 +21,10 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field
-from torch import Tensor, nn
-
-from lidc_xai.evaluation import deletion_insertion, map_similarity, seed_agreement
-from lidc_xai.explain import Explanation, Logit, LogProbability, Probability, explain
-from lidc_xai.imagenet.classifier import load_classifier
-from lidc_xai.imagenet.equivalents import Sharpened, Shifted, shifted
-from lidc_xai.imagenet.study import Study, StudyConfig, main
-from lidc_xai.imagenet.study_arms import IMAGES, MADE_PAIRS, Arm, StudyImage
-from lidc_xai.imagenet.study_measures import (
+from studies.equivalents import Sharpened, Shifted, shifted
+from studies.study import Study, StudyConfig, main
+from studies.study_arms import IMAGES, MADE_PAIRS, Arm, StudyImage
+from studies.study_measures import (
     OWN_SHARE,
     draw_example,
     joined,
@@ -40,6 +35,11 @@ from lidc_xai.imagenet.study_measures import (
     readable,
     tidy,
 )
+from torch import Tensor, nn
+
+from lidc_xai.evaluation import deletion_insertion, map_similarity, seed_agreement
+from lidc_xai.explain import Explanation, Logit, LogProbability, Probability, explain
+from lidc_xai.imagenet.classifier import load_classifier
 
 SOURCE = "arXiv 2306.13197"
 TARGETS = {"logit": Logit, "probability": Probability, "log-probability": LogProbability}

@@ -24,9 +24,9 @@ from lidc_xai.annotations import Nodule, load_nodules
 from lidc_xai.errors import DataError
 from lidc_xai.files import write_json
 from lidc_xai.imaging import read_ct
-from lidc_xai.imaging.png_hu import calibrate
-from lidc_xai.imaging.png_match import match_nodule
-from lidc_xai.imaging.png_source import PngEdition, PngNodule
+from lidc_xai.imaging.png.hu import calibrate
+from lidc_xai.imaging.png.match import match_nodule
+from lidc_xai.imaging.png.source import PngEdition, PngNodule
 
 FIXED = (2080 / 255, -1010.0)
 SAME = 0.97

@@ -32,10 +32,10 @@ class BenchmarkConfig(Config):
 def benchmark(config: BenchmarkConfig, run: Run) -> None:
     """Measure, tabulate, report."""
     store_path, out = need_path(config.store, "--store"), need_out(config)
-    from lidc_xai.evaluation.benchmark_options import BenchmarkOptions
-    from lidc_xai.evaluation.benchmark_report import write_benchmark
+    from lidc_xai.evaluation.benchmark.options import BenchmarkOptions
+    from lidc_xai.evaluation.benchmark.report import write_benchmark
     from lidc_xai.imaging import CropStore
-    from lidc_xai.nodule_cases import benchmark_store
+    from lidc_xai.nodules.cases import benchmark_store
     from lidc_xai.reporting import benchmark_report
 
     options = load_config(BenchmarkOptions, None, (), config.options)

@@ -191,7 +191,7 @@ def need_models(name: str | None) -> list[NoduleModel]:
     """The models behind --model: of a cross-validated run its fold models, else the one."""
     if not name:
         raise UsageError("--model is missing: name a model folder (RUN/model) or a cross-validated run")
-    from lidc_xai.predict import load_models
+    from lidc_xai.nodules._predict import load_models
 
     return load_models(name)
 

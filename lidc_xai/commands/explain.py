@@ -42,10 +42,10 @@ def explain(config: ExplainConfig, run: Run) -> None:
         raise UsageError(f"--format {','.join(unknown)}: choose from npz, nifti, png")
     from lidc_xai.files import atomic_path
     from lidc_xai.imaging import CropStore
-    from lidc_xai.predict import predict
+    from lidc_xai.nodules._predict import predict
+    from lidc_xai.nodules.explained import explain_out_of_fold
     from lidc_xai.reporting import export_nifti
-    from lidc_xai.reporting.explained import explain_out_of_fold
-    from lidc_xai.reporting.panels import draw_nodule_panels
+    from lidc_xai.reporting.nodule.panels import draw_nodule_panels
 
     store, models = CropStore(store_path), need_models(config.model)
     wanted, device = words(config.nodule) or store.nodule_ids, pick_device(config.device)

@@ -45,7 +45,7 @@ def export(config: ExportConfig, run: Run) -> None:
         raise UsageError("--format dicom needs --dicom: the folder that the store was made from")
     dicom = need_path(config.dicom, "--dicom") if config.dicom else None
     from lidc_xai.imaging import CropStore
-    from lidc_xai.predict import predict
+    from lidc_xai.nodules._predict import predict
     from lidc_xai.reporting import export_dicom, export_nifti
 
     store = CropStore(store_path)
@@ -53,7 +53,7 @@ def export(config: ExportConfig, run: Run) -> None:
     maps: MapsByMethod = {}
     predictions = None
     if config.model:
-        from lidc_xai.reporting.explained import explain_out_of_fold
+        from lidc_xai.nodules.explained import explain_out_of_fold
 
         models, device = need_models(config.model), pick_device(config.device)
         found = explain_out_of_fold(

@@ -52,9 +52,9 @@ def report(config: ReportConfig, run: Run) -> None:
     out = need_out(config)
     models = need_models(config.model)
     from lidc_xai.imaging import CropStore
-    from lidc_xai.predict import predict
+    from lidc_xai.nodules._predict import predict
+    from lidc_xai.nodules.explained import explain_out_of_fold, shared_info, with_baselines
     from lidc_xai.reporting import study_report
-    from lidc_xai.reporting.explained import explain_out_of_fold, shared_info, with_baselines
 
     store = CropStore(store_path)
     ids, device = words(config.nodule) or store.nodule_ids, pick_device(config.device)
@@ -92,8 +92,8 @@ def _cohort_report(
     import pandas as pd
 
     from lidc_xai.annotations import cohort_exclusions
+    from lidc_xai.nodules.explained import with_spread
     from lidc_xai.reporting import cohort_report
-    from lidc_xai.reporting.explained import with_spread
     from lidc_xai.training import evaluate_predictions
 
     path = need_path(config.predictions, "--predictions")

@@ -15,7 +15,7 @@ from lidc_xai.run import Run
 from lidc_xai.training.options import FitOptions, PretrainOptions
 
 if TYPE_CHECKING:
-    from lidc_xai.imaging.store import CropStore
+    from lidc_xai.imaging.store.crop_store import CropStore
 
 
 class TrainConfig(Config):
@@ -102,7 +102,7 @@ def sweep_verb(config: SweepConfig, run: Run) -> None:
     store_path, out = need_path(config.store, "--store"), need_out(config)
     from lidc_xai.imaging import CropStore
     from lidc_xai.training import SweepOptions, sweep
-    from lidc_xai.training.parts import split_off_validation
+    from lidc_xai.training.loop.parts import split_off_validation
 
     search = load_config(SweepOptions, None, (), config.search)
     store, options = CropStore(store_path), _options(config)
@@ -187,7 +187,7 @@ def predict_verb(config: PredictConfig, run: Run) -> None:
         raise UsageError("--model is missing: name a model folder (RUN/model)")
     from lidc_xai.files import atomic_path
     from lidc_xai.imaging import CropStore
-    from lidc_xai.predict import predict
+    from lidc_xai.nodules._predict import predict
 
     ids = words(config.nodule) or None
     table = predict(config.model, CropStore(store_path), nodule_ids=ids, device=pick_device(config.device))

@@ -21,7 +21,7 @@ from lidc_xai.ratings import BIOMARKERS, OUTPUTS
 
 if TYPE_CHECKING:
     from lidc_xai.data.splits import Splits
-    from lidc_xai.imaging.store import CropStore
+    from lidc_xai.imaging.store.crop_store import CropStore
 
 _SEEDS = 2**31
 

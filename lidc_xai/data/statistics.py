@@ -14,7 +14,7 @@ from lidc_xai.ratings import BIOMARKERS, OUTPUTS
 if TYPE_CHECKING:
     import pandas
 
-    from lidc_xai.imaging.store import CropStore
+    from lidc_xai.imaging.store.crop_store import CropStore
 
 WINDOW_HU = (-1000.0, 400.0)
 

@@ -24,7 +24,7 @@ from lidc_xai.errors import DataError, UsageError
 from lidc_xai.imaging.planes import VIEWS, extract_plane
 
 if TYPE_CHECKING:
-    from lidc_xai.imaging.store import CropStore
+    from lidc_xai.imaging.store.crop_store import CropStore
     from lidc_xai.models.preprocess import Preprocess
 
 Item = dict[str, Any]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lidc_xai.errors import DataError, UsageError
-from lidc_xai.explain.context import Pass
+from lidc_xai.explain.networks.context import Pass
 from lidc_xai.explain.targets import Outputs, TargetSet, TargetsLike, output_spec, resolve
 
 Precision = Literal["float32", "bfloat16", "float16"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from lidc_xai.explain.lrp_rules import chain_refusal
+from lidc_xai.explain.networks.vit import Block, ViT, as_vit, not_a_vit
 from lidc_xai.explain.registry import METHODS, Method
-from lidc_xai.explain.vit import Block, ViT, as_vit, not_a_vit
+from lidc_xai.explain.tokens.lrp_rules import chain_refusal
 
 _CNN_ALONE = {
     "gradcam_plus_plus": "it is defined for activations that are not negative (after a ReLU); on a ViT's tokens its "

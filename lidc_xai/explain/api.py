@@ -14,10 +14,10 @@ from lidc_xai.errors import ModelError
 from lidc_xai.explain import targets as target_module
 from lidc_xai.explain.abilities import why_not
 from lidc_xai.explain.checks import check_images, check_outputs
-from lidc_xai.explain.context import Context, Pass, Result
 from lidc_xai.explain.contrast import combine_maps, without_map_contrasts
 from lidc_xai.explain.explanation import Explanation
-from lidc_xai.explain.manners import borrowed
+from lidc_xai.explain.networks.context import Context, Pass, Result
+from lidc_xai.explain.networks.manners import borrowed
 from lidc_xai.explain.registry import MAX_BATCH, Method, find_method, method_options
 from lidc_xai.explain.targets import Outputs, TargetSet, TargetsLike, check_batch, output_spec, resolve, select_targets
 

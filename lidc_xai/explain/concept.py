@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from lidc_xai.errors import DataError, ModelError, UsageError
 from lidc_xai.explain.checks import check_images
-from lidc_xai.explain.context import Pass
-from lidc_xai.explain.manners import borrowed
-from lidc_xai.explain.plain_model import unwrapped
+from lidc_xai.explain.networks.context import Pass
+from lidc_xai.explain.networks.manners import borrowed
+from lidc_xai.explain.networks.plain_model import unwrapped
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 

@@ -6,7 +6,7 @@ from zlib import crc32
 
 import torch
 
-from lidc_xai.explain.context import Context, Result
+from lidc_xai.explain.networks.context import Context, Result
 
 
 def random(context: Context) -> Result:

@@ -56,7 +56,7 @@ RULE = ("right", "left", "midpoint", "trapezoid", "gauss-legendre")
 
 def _cam(name: str, summary: str, needs: str = "layer", **options: Option) -> Method:
     shared = {"layer": CAM_LAYER, "relu": RELU, "max_batch": MAX_BATCH}
-    return Method(name, "cam", summary, needs, f"cam:{name}", {**shared, **options}, per_image=True)
+    return Method(name, "cam", summary, needs, f"pixels.cam:{name}", {**shared, **options}, per_image=True)
 
 
 _METHODS = (
@@ -65,7 +65,7 @@ _METHODS = (
         "attention",
         "attention of the CLS token to the patches in the last block",
         "attention",
-        "attention:attention",
+        "tokens.attention:attention",
         {"per_head": PER_HEAD, "layer": VIT_LAYER},
         per_image=False,
     ),
@@ -74,7 +74,7 @@ _METHODS = (
         "attention",
         "product of the attention matrices with the identity added, over all blocks",
         "all_attention",
-        "rollout:attention_rollout",
+        "tokens.rollout:attention_rollout",
         {
             "discard_ratio": DISCARD,
             "fusion": Option("mean", ("mean", "max", "min"), "how heads are joined"),
@@ -87,7 +87,7 @@ _METHODS = (
         "attention",
         "attention rollout weighted by the target's gradient, aligned by layer",
         "all_attention",
-        "rollout:gradient_rollout",
+        "tokens.rollout:gradient_rollout",
         {
             "discard_ratio": DISCARD,
             "clamp": Option(True, "flag", "drop negative entries and normalise rows; False: signed, not normalised"),
@@ -100,7 +100,7 @@ _METHODS = (
         "cdam",
         "class-discriminative attention map: tokens times gradient at the last block's normalised tokens",
         "tokens",
-        "cdam:cdam",
+        "tokens.cdam:cdam",
         {
             "parts": Option(None, "any", "of ('value', 'key', 'query'), the paths through attention; None: all"),
             "per_head": PER_HEAD,
@@ -115,7 +115,7 @@ _METHODS = (
         "cdam",
         "mean CDAM over noisy tokens",
         "tokens",
-        "cdam:smooth_cdam",
+        "tokens.cdam:smooth_cdam",
         {
             "samples": SAMPLES,
             "sigma": Option(0.15, "number", "standard deviation of the noise"),
@@ -133,7 +133,7 @@ _METHODS = (
         "cdam",
         "tokens times their mean gradient on the line from zero tokens",
         "tokens",
-        "cdam:integrated_cdam",
+        "tokens.cdam:integrated_cdam",
         {
             "steps": STEPS,
             "rule": Option("right", RULE, "quadrature"),
@@ -149,7 +149,7 @@ _METHODS = (
         "attention",
         "R ← R + Ā R with Ā the mean over heads of the positive attention times gradient (ICCV 2021)",
         "all_attention",
-        "rollout:relevance_propagation",
+        "tokens.rollout:relevance_propagation",
         {"max_batch": MATRICES},
     ),
     Method(
@@ -157,7 +157,7 @@ _METHODS = (
         "lrp",
         "attention gradients times LRP relevance of the attention, multiplied over blocks (CVPR 2021)",
         "lrp",
-        "transformer_attribution:transformer_attribution",
+        "tokens.transformer_attribution:transformer_attribution",
         {"start_layer": START, "max_batch": MATRICES},
     ),
     Method(
@@ -165,7 +165,7 @@ _METHODS = (
         "lrp",
         "LRP (α = 1, β = 0) from the output to the last block's attention matrix",
         "lrp_last",
-        "partial_lrp:partial_lrp",
+        "tokens.partial_lrp:partial_lrp",
         {"rule": Option("joint", ("joint", "separate"), "one denominator, which conserves, or the public code's two")},
         per_image=False,
     ),
@@ -174,7 +174,7 @@ _METHODS = (
         "gradient",
         "gradient towards the pixels",
         "any",
-        "gradients:saliency",
+        "pixels.gradients:saliency",
         {"reduce": Option("sum", ("sum", "abs_sum", "max_abs"), "over channels"), "max_batch": MAX_BATCH},
     ),
     Method(
@@ -182,7 +182,7 @@ _METHODS = (
         "gradient",
         "pixel times gradient, in the normalised input space",
         "any",
-        "gradients:input_x_gradient",
+        "pixels.gradients:input_x_gradient",
         {"reduce": Option("sum", ("sum", "abs_sum"), "over channels"), "max_batch": MAX_BATCH},
     ),
     Method(
@@ -190,7 +190,7 @@ _METHODS = (
         "gradient",
         "mean gradient over noisy images",
         "any",
-        "gradients:smoothgrad",
+        "pixels.gradients:smoothgrad",
         {
             "samples": SAMPLES,
             "sigma": Option(0.15, "number", "standard deviation of the noise"),
@@ -204,7 +204,7 @@ _METHODS = (
         "gradient",
         "pixel times mean gradient on the line from a baseline",
         "any",
-        "gradients:integrated_gradients",
+        "pixels.gradients:integrated_gradients",
         {
             "steps": STEPS,
             "rule": Option("gauss-legendre", RULE, "quadrature"),
@@ -222,7 +222,7 @@ _METHODS = (
         "cam",
         "GradCAM with gradients integrated along the activations of a path from black",
         "cnn",
-        "rsi_gradcam:rsi_gradcam",
+        "pixels.rsi_gradcam:rsi_gradcam",
         {
             "layer": CAM_LAYER,
             "steps": STEPS,
@@ -239,7 +239,7 @@ _METHODS = (
         "gradient",
         "input times gradient plus every bias times its gradient",
         "fullgrad",
-        "fullgrad:fullgrad",
+        "pixels.fullgrad:fullgrad",
         {
             "post": Option(None, ("abs_minmax",), "the public code's scaling; None: raw sums, which are complete"),
             "max_batch": MAX_BATCH,
@@ -250,7 +250,7 @@ _METHODS = (
         "occlusion",
         "class probability with only one token's neighbourhood kept in the last block",
         "reciprocam",
-        "reciprocam:reciprocam",
+        "tokens.reciprocam:reciprocam",
         {
             "kernel": Option("gaussian", ("gaussian", "dirac"), "3×3 Gaussian, or the token alone"),
             "cls": Option(True, "flag", "keep the CLS token in the masked block"),
@@ -269,7 +269,7 @@ _METHODS = (
         "occlusion",
         "f(x) − f(x without the token)",
         "ablation",
-        "token_ablation:token_ablation",
+        "tokens.token_ablation:token_ablation",
         {
             "at": Option("input", ("input", "last"), "removed before the first block, or from the last one's keys"),
             "max_batch": MAX_BATCH,

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from lidc_xai.errors import UsageError
-from lidc_xai.explain.outputs import Outputs, OutputSpec
+from lidc_xai.explain.networks.outputs import Outputs, OutputSpec
 
 OutputRef = int | str | Tensor | None
 """An output: its column, its name, a column per image (LongTensor (B,)), or None for each image's predicted class."""

@@ -13,7 +13,6 @@ import torchvision
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-import lidc_xai.imagenet.small_models  # noqa: F401  adds made_vit and made_vgg to timm's register
 from lidc_xai.errors import UsageError
 from lidc_xai.imagenet.class_names import ClassNames
 from lidc_xai.imagenet.classifier_weights import fetch_published, insert_weights, pretrained_tag, state_dict

@@ -16,10 +16,10 @@ from scipy import ndimage
 from skimage.draw import polygon2mask
 
 from lidc_xai.errors import DataError, UsageError
-from lidc_xai.imaging.contours import GridBox
-from lidc_xai.imaging.nifti import image_affine, read_image
-from lidc_xai.imaging.reading import VOLUME_SUFFIXES
-from lidc_xai.imaging.volume import CTVolume
+from lidc_xai.imaging.crops.contours import GridBox
+from lidc_xai.imaging.ct.nifti import image_affine, read_image
+from lidc_xai.imaging.ct.reading import VOLUME_SUFFIXES
+from lidc_xai.imaging.ct.volume import CTVolume
 
 _SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 _LABELMAP_SEG = "1.2.840.10008.5.1.4.1.1.66.7"

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from lidc_xai.errors import DataError
-from lidc_xai.imaging.crop import crop_nodule
+from lidc_xai.imaging.crops.crop import crop_nodule
+from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+from lidc_xai.imaging.crops.resample import CropGrid, resample_mask
+from lidc_xai.imaging.ct.reading import read_ct
+from lidc_xai.imaging.ct.volume import AIR_HU, CTVolume
 from lidc_xai.imaging.mask_files import NamedMask, read_masks, referenced_series
-from lidc_xai.imaging.nodule_crop import NoduleCrop
 from lidc_xai.imaging.points import NamedPoint, read_points
 from lidc_xai.imaging.prepare import CropOptions, PrepareResult
-from lidc_xai.imaging.reading import read_ct
-from lidc_xai.imaging.resample import CropGrid, resample_mask
-from lidc_xai.imaging.store import StoreWriter
-from lidc_xai.imaging.volume import AIR_HU, CTVolume
+from lidc_xai.imaging.store.crop_store import StoreWriter
 from lidc_xai.progress import track
 from lidc_xai.skipped import Skipped
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lidc_xai.errors import DataError, UsageError
-from lidc_xai.imaging.volume import CTVolume
+from lidc_xai.imaging.ct.volume import CTVolume
 
 SYSTEMS = ("lps", "ras", "voxel")
 _FORMS = "x_lps,y_lps,z_lps or x_ras,y_ras,z_ras (mm), or i,j,k (voxel: column, row, slice)"

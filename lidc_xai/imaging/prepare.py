@@ -16,13 +16,13 @@ from lidc_xai.annotations.cohort import cohorts_of
 from lidc_xai.annotations.nodule import Nodule
 from lidc_xai.annotations.tables import nodule_row, nodule_votes
 from lidc_xai.errors import DataError, DependencyError, LidcXaiError, UsageError
-from lidc_xai.imaging.crop import crop_nodule, voxels_per_side
-from lidc_xai.imaging.dicom_index import SeriesFiles, index_folder
-from lidc_xai.imaging.reading import read_series
-from lidc_xai.imaging.resample import ORDERS
-from lidc_xai.imaging.scan_nodules import plan_nodules
-from lidc_xai.imaging.store import StoreWriter
-from lidc_xai.imaging.volume import AIR_HU
+from lidc_xai.imaging.crops.crop import crop_nodule, voxels_per_side
+from lidc_xai.imaging.crops.resample import ORDERS
+from lidc_xai.imaging.crops.scan_nodules import plan_nodules
+from lidc_xai.imaging.ct.dicom_index import SeriesFiles, index_folder
+from lidc_xai.imaging.ct.reading import read_series
+from lidc_xai.imaging.ct.volume import AIR_HU
+from lidc_xai.imaging.store.crop_store import StoreWriter
 from lidc_xai.progress import say, track
 from lidc_xai.skipped import Skipped
 

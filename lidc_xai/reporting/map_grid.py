@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lidc_xai.errors import UsageError
 
 if TYPE_CHECKING:
-    from lidc_xai.nodule_maps import NoduleMaps
+    from lidc_xai.nodules.maps import NoduleMaps
 
 _AXES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 """Per view the index (0 = i, 1 = j, 2 = k) that is cut, and those of a plane's rows and columns."""

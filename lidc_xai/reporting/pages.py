@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from lidc_xai import __version__
 from lidc_xai.ratings import OUTPUTS, RESEARCH_USE_ONLY, SCALES
-from lidc_xai.reporting.charts import deletion_chart, rating_strip
-from lidc_xai.reporting.facts import method_title
+from lidc_xai.reporting.nodule.charts import deletion_chart, rating_strip
+from lidc_xai.reporting.nodule.facts import method_title
 from lidc_xai.reporting.pictures import (
     CONSENSUS_COLOUR,
     READER_COLOURS,

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from lidc_xai.nodules.agreement import map_spread, overlap_figures
+from lidc_xai.nodules.maps import RANDOM_WEIGHTS
 from lidc_xai.ratings import OUTPUTS
-from lidc_xai.reporting.agreement import map_spread, overlap_figures
 from lidc_xai.reporting.pdf import check_paper
 
 if TYPE_CHECKING:
-    from lidc_xai.imaging.nodule_crop import NoduleCrop
-    from lidc_xai.imaging.store import CropStore
-    from lidc_xai.nodule_maps import NoduleMaps
+    from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+    from lidc_xai.imaging.store.crop_store import CropStore
+    from lidc_xai.nodules.maps import NoduleMaps
 
 SMALLEST_COHORT = 20
 """A percentile among fewer predictions says nothing."""
 MapsByMethod = Mapping[str, "Mapping[str, NoduleMaps] | Sequence[NoduleMaps]"]
-RANDOM_WEIGHTS = "random_weights"
 CLASS_BLIND = ("attention", "attention_rollout", "random")
 """Methods whose map is the same for every output."""
 

@@ -20,14 +20,14 @@ from lidc_xai.errors import DataError, UsageError
 from lidc_xai.files import write_json, write_text
 from lidc_xai.progress import track
 from lidc_xai.ratings import READER_RATINGS, SCALES
-from lidc_xai.reporting.drawing import crop_pictures, evaluated_indices, map_panels
-from lidc_xai.reporting.facts import UNITS
+from lidc_xai.reporting.nodule.drawing import crop_pictures, evaluated_indices, map_panels
+from lidc_xai.reporting.nodule.facts import UNITS
 from lidc_xai.reporting.pages import render
 from lidc_xai.reporting.study import wanted_ids
 
 if TYPE_CHECKING:
-    from lidc_xai.imaging.store import CropStore
-    from lidc_xai.nodule_maps import NoduleMaps
+    from lidc_xai.imaging.store.crop_store import CropStore
+    from lidc_xai.nodules.maps import NoduleMaps
 
 CONDITIONS = ("without", "with")
 RATED = tuple(name for name in READER_RATINGS if name != "internal_structure")

@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from lidc_xai.errors import DataError
-from lidc_xai.imaging.crop import crop_nodule, native_masks
-from lidc_xai.imaging.dicom_index import FolderIndex, SeriesFiles, index_folder
-from lidc_xai.imaging.nodule_crop import NoduleCrop
-from lidc_xai.imaging.reading import read_series
-from lidc_xai.imaging.scan_nodules import plan_nodules
-from lidc_xai.imaging.volume import CTVolume
+from lidc_xai.imaging.crops.crop import crop_nodule, native_masks
+from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+from lidc_xai.imaging.crops.scan_nodules import plan_nodules
+from lidc_xai.imaging.ct.dicom_index import FolderIndex, SeriesFiles, index_folder
+from lidc_xai.imaging.ct.reading import read_series
+from lidc_xai.imaging.ct.volume import CTVolume
 
 if TYPE_CHECKING:
     from lidc_xai.annotations.nodule import Nodule
-    from lidc_xai.imaging.store import CropStore
+    from lidc_xai.imaging.store.crop_store import CropStore
 
 CONTEXT_MM = 72.0
 

@@ -14,8 +14,8 @@ from joblib import Parallel, delayed
 from lidc_xai.errors import DependencyError, LidcXaiError, UsageError
 from lidc_xai.files import write_text
 from lidc_xai.progress import say, track
-from lidc_xai.reporting.drawing import thumbnail
-from lidc_xai.reporting.nodule import write_nodule
+from lidc_xai.reporting.nodule.drawing import thumbnail
+from lidc_xai.reporting.nodule.page import write_nodule
 from lidc_xai.reporting.pages import render
 from lidc_xai.reporting.parts import MapsByMethod, NoduleParts, ReportParts
 from lidc_xai.reporting.pdf import check_paper, load_weasyprint
@@ -23,8 +23,8 @@ from lidc_xai.reporting.scans import Scans
 from lidc_xai.skipped import Skipped, write_skipped
 
 if TYPE_CHECKING:
-    from lidc_xai.imaging.store import CropStore
-    from lidc_xai.nodule_maps import NoduleMaps
+    from lidc_xai.imaging.store.crop_store import CropStore
+    from lidc_xai.nodules.maps import NoduleMaps
 
 MANY = 50
 """From this many nodules on, pages leave out what only enlarges them."""

@@ -16,20 +16,20 @@ from numpy.typing import NDArray
 
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.files import atomic_path, write_json
-from lidc_xai.imaging.contours import consensus_mask
-from lidc_xai.imaging.nifti import to_image
+from lidc_xai.imaging.crops.contours import consensus_mask
+from lidc_xai.imaging.ct.nifti import to_image
 from lidc_xai.progress import track
 from lidc_xai.ratings import RESEARCH_USE_ONLY, SCALES
-from lidc_xai.reporting.facts import UNITS
 from lidc_xai.reporting.map_grid import map_on_grid
+from lidc_xai.reporting.nodule.facts import UNITS
 from lidc_xai.reporting.parts import MapsByMethod, ReportParts
 from lidc_xai.reporting.scans import Scans, box_corners
 from lidc_xai.skipped import Skipped, write_skipped
 
 if TYPE_CHECKING:
-    from lidc_xai.imaging.nodule_crop import NoduleCrop
-    from lidc_xai.imaging.store import CropStore
-    from lidc_xai.nodule_maps import NoduleMaps
+    from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+    from lidc_xai.imaging.store.crop_store import CropStore
+    from lidc_xai.nodules.maps import NoduleMaps
 
 FORMATS = ("nii.gz", "nrrd")
 GRIDS = ("crop", "scanner")

@@ -20,7 +20,7 @@ from lidc_xai.progress import track
 from lidc_xai.ratings import BIOMARKERS
 
 if TYPE_CHECKING:
-    from lidc_xai.imaging.store import CropStore
+    from lidc_xai.imaging.store.crop_store import CropStore
 
 _MASK_FEATURES = ("mask_log_volume", "mask_mean_hu", "mask_sd_hu")
 

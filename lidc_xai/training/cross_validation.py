@@ -26,12 +26,12 @@ from lidc_xai.ratings import BIOMARKERS
 from lidc_xai.training.assessment import evaluate_predictions
 from lidc_xai.training.baselines import baseline_features, baseline_predictions
 from lidc_xai.training.fitting import FitResult, fit, planes_for
+from lidc_xai.training.loop.planes import PlaneBank, targets_of
 from lidc_xai.training.options import FitOptions
-from lidc_xai.training.planes import PlaneBank, targets_of
 from lidc_xai.training.sweeping import SweepOptions, sweep
 
 if TYPE_CHECKING:
-    from lidc_xai.imaging.store import CropStore
+    from lidc_xai.imaging.store.crop_store import CropStore
 
 PREDICTIONS = "predictions.csv"
 

@@ -17,17 +17,17 @@ from lidc_xai.models.inference import view_outputs
 from lidc_xai.models.nodule_model import NoduleModel, build_model
 from lidc_xai.models.saved import load_model, save_model
 from lidc_xai.training.calibration import calibrate
+from lidc_xai.training.loop.module import FitModule, standardised
+from lidc_xai.training.loop.optimiser import choose_trainable
+from lidc_xai.training.loop.parts import check_parts, split_off_validation
+from lidc_xai.training.loop.planes import PlaneBank, load_planes
+from lidc_xai.training.loop.record import read_record, run_key, without_nan
+from lidc_xai.training.loop.trainer import is_first_process, train
 from lidc_xai.training.metrics import CLASSIFICATION, mean_squared
-from lidc_xai.training.module import FitModule, standardised
-from lidc_xai.training.optimiser import choose_trainable
 from lidc_xai.training.options import FitOptions
-from lidc_xai.training.parts import check_parts, split_off_validation
-from lidc_xai.training.planes import PlaneBank, load_planes
-from lidc_xai.training.record import read_record, run_key, without_nan
-from lidc_xai.training.trainer import is_first_process, train
 
 if TYPE_CHECKING:
-    from lidc_xai.imaging.store import CropStore
+    from lidc_xai.imaging.store.crop_store import CropStore
 
 RECORD = "fit.json"
 

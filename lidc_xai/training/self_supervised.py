@@ -31,16 +31,16 @@ from lidc_xai.files import atomic_path, write_json
 from lidc_xai.models.nodule_model import build_backbone
 from lidc_xai.models.preprocess import Preprocess
 from lidc_xai.models.weights import sha256_of
-from lidc_xai.training.augment import mixed_seed
-from lidc_xai.training.callbacks import History
-from lidc_xai.training.optimiser import build_optimiser, build_schedule
+from lidc_xai.training.loop.augment import mixed_seed
+from lidc_xai.training.loop.callbacks import History
+from lidc_xai.training.loop.optimiser import build_optimiser, build_schedule
+from lidc_xai.training.loop.planes import load_planes
+from lidc_xai.training.loop.record import read_record, run_key, without_nan
+from lidc_xai.training.loop.trainer import is_first_process, run_epochs
 from lidc_xai.training.options import OptimiserOptions, PretrainOptions
-from lidc_xai.training.planes import load_planes
-from lidc_xai.training.record import read_record, run_key, without_nan
-from lidc_xai.training.trainer import is_first_process, run_epochs
 
 if TYPE_CHECKING:
-    from lidc_xai.imaging.store import CropStore
+    from lidc_xai.imaging.store.crop_store import CropStore
 
 RECORD = "pretrain.json"
 LOCAL_SHARE = 96 / 224

@@ -22,14 +22,14 @@ from pydantic import Field, model_validator
 from lidc_xai.errors import ModelError, UsageError
 from lidc_xai.files import write_text
 from lidc_xai.progress import say
-from lidc_xai.training.augment import mixed_seed
 from lidc_xai.training.fitting import fit, planes_for
+from lidc_xai.training.loop.augment import mixed_seed
+from lidc_xai.training.loop.planes import PlaneBank
+from lidc_xai.training.loop.record import run_key
 from lidc_xai.training.options import FitOptions, Options
-from lidc_xai.training.planes import PlaneBank
-from lidc_xai.training.record import run_key
 
 if TYPE_CHECKING:
-    from lidc_xai.imaging.store import CropStore
+    from lidc_xai.imaging.store.crop_store import CropStore
 
 HEARTBEAT_SECONDS = 20
 MOST_FAILURES = 5

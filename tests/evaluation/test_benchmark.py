@@ -27,8 +27,8 @@ from lidc_xai.evaluation import (
     sensitivity_n,
     write_benchmark,
 )
-from lidc_xai.evaluation.benchmark import part_path, read_parts
-from lidc_xai.evaluation.benchmark_options import METRICS
+from lidc_xai.evaluation.benchmark.options import METRICS
+from lidc_xai.evaluation.benchmark.runner import part_path, read_parts
 from lidc_xai.evaluation.published import published
 from lidc_xai.explain import explain
 

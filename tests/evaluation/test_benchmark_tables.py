@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lidc_xai.errors import DataError
-from lidc_xai.evaluation.benchmark_tables import comparisons, figures, metric_correlations, summarise
+from lidc_xai.evaluation.benchmark.tables import comparisons, figures, metric_correlations, summarise
 from lidc_xai.evaluation.published import published, read_published
 from lidc_xai.evaluation.statistics import bootstrap_mean
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.evaluation import box_sensitivity, class_discrimination, fidelity, wrong_class
-from lidc_xai.evaluation.boxes import random_boxes
 from lidc_xai.evaluation.maps import tie_permutation
+from lidc_xai.evaluation.metrics._box_sensitivity import random_boxes
 from lidc_xai.evaluation.replacement import Replacement
 
 

@@ -17,8 +17,8 @@ from lidc_xai.evaluation import (
     radial_profile,
     reader_agreement,
 )
-from lidc_xai.evaluation.contours import average_precision
 from lidc_xai.evaluation.geometry import centred_disc, in_plane, signed_distance
+from lidc_xai.evaluation.metrics._localisation import average_precision
 
 
 def disc(size: int, centre: tuple[float, float], radius: float) -> np.ndarray:

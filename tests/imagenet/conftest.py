@@ -10,8 +10,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-
-from lidc_xai.imagenet.made_photos import MadePhotos, make_photos
+from studies.made_photos import MadePhotos, make_photos
 
 
 @pytest.fixture(scope="session")

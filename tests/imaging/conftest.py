@@ -154,7 +154,7 @@ def nodule_series() -> Callable[..., Path]:
     """Writes the slices around a real nodule as its own series: lung with a bright nodule where the readers drew it."""
 
     def write(folder: Path, nodule: Nodule, margin_mm: float = 20.0, **options: Any) -> Path:
-        from lidc_xai.imaging.contours import contours_box, contours_mask
+        from lidc_xai.imaging.crops.contours import contours_box, contours_mask
 
         z = np.unique(nodule.slice_positions_mm)
         zs = [contour.z_mm for reading in nodule.readers for contour in reading.contours]

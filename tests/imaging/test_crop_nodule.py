@@ -10,8 +10,8 @@ import pytest
 from lidc_xai.annotations import Contour
 from lidc_xai.errors import DataError
 from lidc_xai.imaging import VIEWS, crop_nodule, extract_plane, read_ct
-from lidc_xai.imaging.contours import consensus_mask, mask_bounds
-from lidc_xai.imaging.crop import consensus_centre, native_masks
+from lidc_xai.imaging.crops.contours import consensus_mask, mask_bounds
+from lidc_xai.imaging.crops.crop import consensus_centre, native_masks
 
 NODULE = "LIDC-IDRI-0003-s1-n1"
 

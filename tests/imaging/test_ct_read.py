@@ -6,7 +6,7 @@ import SimpleITK as sitk
 
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.imaging import crop_nodule, read_ct
-from lidc_xai.imaging.nifti import to_image
+from lidc_xai.imaging.ct.nifti import to_image
 
 TURN = np.array([[0.936, 0.0, -0.352], [0.0, 1.0, 0.0], [0.352, 0.0, 0.936]])
 TURN = np.linalg.qr(TURN)[0] * np.sign(np.diag(np.linalg.qr(TURN)[1]))
@@ -132,7 +132,7 @@ def test_pixels_are_decoded_once(write_series, tmp_path, monkeypatch):
 
     seen = []
     monkeypatch.setattr(dicom_pixels, "read_image", lambda path: seen.append(path) or original(path))
-    original = __import__("lidc_xai.imaging.nifti", fromlist=["read_image"]).read_image
+    original = __import__("lidc_xai.imaging.ct.nifti", fromlist=["read_image"]).read_image
     read_ct(tmp_path / "ct")
     assert len(seen) == len(set(seen)) == 12
 

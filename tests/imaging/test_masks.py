@@ -5,7 +5,7 @@ import pytest
 
 from lidc_xai.annotations import Contour, select_cohort
 from lidc_xai.imaging import CTVolume, crop_nodule
-from lidc_xai.imaging.contours import (
+from lidc_xai.imaging.crops.contours import (
     GridBox,
     consensus_mask,
     contours_box,
@@ -13,8 +13,8 @@ from lidc_xai.imaging.contours import (
     fill_outline,
     mask_bounds,
 )
-from lidc_xai.imaging.crop import crop_grid, native_masks, outlines_extent_mm
-from lidc_xai.imaging.resample import resample_mask
+from lidc_xai.imaging.crops.crop import crop_grid, native_masks, outlines_extent_mm
+from lidc_xai.imaging.crops.resample import resample_mask
 
 KEEPS_ON_LINE = {4989, 2459}
 """pylidc takes away the points of an outline but keeps pixels that lie on the line between two distant points."""

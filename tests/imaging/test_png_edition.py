@@ -12,12 +12,13 @@ from PIL import Image
 
 from lidc_xai.annotations import COHORTS, Nodule, select_cohort
 from lidc_xai.errors import DataError, UsageError
-from lidc_xai.imaging import CTVolume, crop_nodule, read_ct, simulate_ct
-from lidc_xai.imaging.contours import contours_box, contours_mask
-from lidc_xai.imaging.png_edition import png_crop, prepare_png
-from lidc_xai.imaging.png_hu import calibrate
-from lidc_xai.imaging.png_match import match_nodule
-from lidc_xai.imaging.png_source import PngEdition, PngNodule
+from lidc_xai.imaging import CTVolume, crop_nodule, read_ct
+from lidc_xai.imaging.crops.contours import contours_box, contours_mask
+from lidc_xai.imaging.png.edition import png_crop, prepare_png
+from lidc_xai.imaging.png.hu import calibrate
+from lidc_xai.imaging.png.match import match_nodule
+from lidc_xai.imaging.png.source import PngEdition, PngNodule
+from lidc_xai.simulate import simulate_ct
 
 FIRST = "LIDC-IDRI-0001-s1-n0"
 SIZE = 128

@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from lidc_xai.annotations import nodule_row, nodule_votes
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.imaging import CropStore, NoduleCrop, StoreWriter
-from lidc_xai.imaging.store import MANIFEST_COLUMNS
+from lidc_xai.imaging.store.crop_store import MANIFEST_COLUMNS
 
 RULE = {"interpolation": "linear"}
 

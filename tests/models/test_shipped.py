@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from lidc_xai.errors import UsageError
-from lidc_xai.imaging.nodule_crop import NoduleCrop
+from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 from lidc_xai.models import load_model, shipped_models
 from lidc_xai.models.saved import SHIPPED
-from lidc_xai.predict import predict
+from lidc_xai.nodules._predict import predict
 from lidc_xai.ratings import OUTPUTS
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lidc_xai.imaging.nodule_crop import NoduleCrop
-from lidc_xai.imaging.store import CropStore, StoreWriter
-from lidc_xai.nodule_maps import NoduleMaps
+from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+from lidc_xai.imaging.store.crop_store import CropStore, StoreWriter
+from lidc_xai.nodules.maps import NoduleMaps
 from lidc_xai.ratings import BIOMARKERS, OUTPUTS, READER_RATINGS
 
 VIEWS = ("axial", "coronal", "sagittal")

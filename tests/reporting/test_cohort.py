@@ -19,7 +19,7 @@ from lidc_xai.reporting import (
     image_sheet,
     score_reader_study,
 )
-from lidc_xai.reporting.cohort_figures import cohort_overlap, flow, galleries, radial_curves
+from lidc_xai.reporting.cohort.figures import cohort_overlap, flow, galleries, radial_curves
 from lidc_xai.reporting.plots import Chart, limits, ticks
 from lidc_xai.reporting.reader_study import RATED
 
@@ -191,7 +191,7 @@ def test_leaking_split_is_said(cohort, tmp_path):
 @pytest.fixture
 def benchmark(tmp_path):
     """Results of three methods and a control on six cases, summarised by the benchmark's own functions."""
-    from lidc_xai.evaluation.benchmark_tables import comparisons, figures, summarise
+    from lidc_xai.evaluation.benchmark.tables import comparisons, figures, summarise
 
     rng = np.random.default_rng(0)
     rows = []

@@ -13,10 +13,10 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from lidc_xai.errors import UsageError
 from lidc_xai.imaging import crop_nodule, read_ct
-from lidc_xai.imaging.store import StoreWriter
-from lidc_xai.nodule_maps import NoduleMaps
+from lidc_xai.imaging.store.crop_store import StoreWriter
+from lidc_xai.nodules.maps import NoduleMaps
 from lidc_xai.ratings import OUTPUTS, RESEARCH_USE_ONLY
-from lidc_xai.reporting.dicom_files import export_dicom
+from lidc_xai.reporting.dicom.files import export_dicom
 from lidc_xai.reporting.map_grid import map_on_grid
 from lidc_xai.reporting.volume_files import export_nifti
 
@@ -251,7 +251,7 @@ def test_export_refuses_and_names(phantom, study, tmp_path):
 def test_real_outlines_are_exact(shared, tmp_path):
     """LIDC-IDRI-0001: the segmentation holds each reader's rasterised outline, pixel for pixel."""
     from lidc_xai.imaging import prepare_dicom
-    from lidc_xai.imaging.store import CropStore
+    from lidc_xai.imaging.store.crop_store import CropStore
     from lidc_xai.reporting.scans import Scans
 
     folder = shared / "lidc" / "dicom" / "LIDC-IDRI-0001"

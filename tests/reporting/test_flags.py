@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lidc_xai.reporting import nodule_report
-from lidc_xai.reporting.flags import quality_flags
+from lidc_xai.reporting.nodule.flags import quality_flags
 
 
 def test_flags():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.path import Path as Outline
 
-from lidc_xai.reporting.contours import dice, outline_path
-from lidc_xai.reporting.geometry import display_plane
+from lidc_xai.reporting.nodule.geometry import display_plane
+from lidc_xai.reporting.nodule.outlines import dice, outline_path
 
 # A point left, posterior, superior of the middle: where it must show (row share, column share) in each view.
 EXPECTED = {"axial": ("low", "right"), "coronal": ("high", "right"), "sagittal": ("high", "right")}

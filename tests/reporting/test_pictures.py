@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lidc_xai.reporting.payload import differences, pack, unpack
+from lidc_xai.reporting.nodule.payload import differences, pack, unpack
 from lidc_xai.reporting.pictures import ct_picture, map_picture, palette, pooled, signed_colour, windowed
 
 

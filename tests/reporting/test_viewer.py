@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lidc_xai.imaging.nodule_crop import NoduleCrop
+from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 from lidc_xai.ratings import OUTPUTS
 from lidc_xai.reporting import nodule_report, study_report
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lidc_xai.imaging.nodule_crop import NoduleCrop
-from lidc_xai.imaging.store import CropStore, StoreWriter
+from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+from lidc_xai.imaging.store.crop_store import CropStore, StoreWriter
 from lidc_xai.ratings import READER_RATINGS
 from lidc_xai.training.options import FitOptions
 

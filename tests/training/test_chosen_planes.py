@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from lidc_xai.errors import UsageError
-from lidc_xai.imaging.store import CropStore
+from lidc_xai.imaging.store.crop_store import CropStore
 from lidc_xai.models import build_model, load_model
-from lidc_xai.predict import predict
+from lidc_xai.nodules._predict import predict
 from lidc_xai.training import FitOptions, cross_validate, fit
-from lidc_xai.training.mask_head import MaskHead
-from lidc_xai.training.module import with_soft_labels
-from lidc_xai.training.planes import load_planes
+from lidc_xai.training.loop.mask_head import MaskHead
+from lidc_xai.training.loop.module import with_soft_labels
+from lidc_xai.training.loop.planes import load_planes
 
 Quick = Callable[..., FitOptions]
 

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from lidc_xai.errors import DataError, UsageError
-from lidc_xai.imaging.store import CropStore
+from lidc_xai.imaging.store.crop_store import CropStore
 from lidc_xai.models import load_model
-from lidc_xai.predict import predict
+from lidc_xai.nodules._predict import predict
 from lidc_xai.training import CrossValidation, FitOptions, cross_validate, evaluate_predictions
 from lidc_xai.training.sweeping import Range, SweepOptions
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from lidc_xai.errors import DataError, LidcXaiError, ModelError, UsageError
-from lidc_xai.imaging.store import CropStore
+from lidc_xai.imaging.store.crop_store import CropStore
 from lidc_xai.models import load_model
 from lidc_xai.models.inference import view_outputs
 from lidc_xai.training import FitOptions, fit
+from lidc_xai.training.loop.module import FitModule
+from lidc_xai.training.loop.planes import load_planes
 from lidc_xai.training.metrics import auc
-from lidc_xai.training.module import FitModule
-from lidc_xai.training.planes import load_planes
 
 Quick = Callable[..., FitOptions]
 

@@ -9,10 +9,10 @@ import torch
 
 from lidc_xai.errors import UsageError
 from lidc_xai.models import build_model
-from lidc_xai.training.augment import augmented, draw
 from lidc_xai.training.calibration import calibrate
-from lidc_xai.training.losses import masked_loss
-from lidc_xai.training.optimiser import build_optimiser, build_schedule, choose_trainable
+from lidc_xai.training.loop.augment import augmented, draw
+from lidc_xai.training.loop.losses import masked_loss
+from lidc_xai.training.loop.optimiser import build_optimiser, build_schedule, choose_trainable
 from lidc_xai.training.options import AugmentOptions, FitOptions, LossOptions, OptimiserOptions
 
 PLAIN = AugmentOptions(rotate90=False, flip=False, shift_pixels=0, shift_hu=0)

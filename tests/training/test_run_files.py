@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lidc_xai.errors import DataError, UsageError
-from lidc_xai.training.run_files import read_metrics, read_predictions
+from lidc_xai.training.loop.run_files import read_metrics, read_predictions
 
 
 def test_predictions_by_nodule(tmp_path: Path) -> None:

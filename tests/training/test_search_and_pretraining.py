@@ -12,7 +12,7 @@ import yaml
 
 from lidc_xai.commands.training import PretrainConfig, pretrain_verb
 from lidc_xai.errors import DataError, ModelError, UsageError
-from lidc_xai.imaging.store import CropStore
+from lidc_xai.imaging.store.crop_store import CropStore
 from lidc_xai.models import build_backbone, save_model
 from lidc_xai.run import Run
 from lidc_xai.training import FitOptions, PretrainOptions, Range, SweepOptions, fit, pretrain, sweep, sweeping

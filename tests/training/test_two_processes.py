@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lidc_xai.imaging.store import CropStore
+from lidc_xai.imaging.store.crop_store import CropStore
 from lidc_xai.training import FitOptions, fit
 
 SCRIPT = """
 import sys
-from lidc_xai.imaging.store import CropStore
+from lidc_xai.imaging.store.crop_store import CropStore
 from lidc_xai.training import FitOptions, fit
 fit(CropStore(sys.argv[1]), sys.argv[2], options=FitOptions.model_validate_json(sys.argv[3]))
 """

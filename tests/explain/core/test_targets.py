@@ -21,7 +21,7 @@ from lidc_xai.explain import (
     concept_vector,
     explain,
 )
-from lidc_xai.explain.outputs import Outputs, OutputSpec
+from lidc_xai.explain.networks.outputs import Outputs, OutputSpec
 from lidc_xai.explain.targets import resolve
 from lidc_xai.models import NoduleModel
 

@@ -17,7 +17,7 @@ from torchvision.models.convnext import CNBlockConfig
 
 from lidc_xai.errors import ModelError
 from lidc_xai.explain import explain, list_methods
-from lidc_xai.explain.cnn import _KNOWN
+from lidc_xai.explain.pixels.cnn import _KNOWN
 
 SIZE = (64, 96)
 

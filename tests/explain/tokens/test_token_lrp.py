@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lidc_xai.errors import ModelError
 from lidc_xai.explain import LogOdds, MeanContrast, Probability, explain
-from lidc_xai.explain.lrp_rules import LinearRule, product_rule, sum_rule
+from lidc_xai.explain.tokens.lrp_rules import LinearRule, product_rule, sum_rule
 from lidc_xai.models import build_model
 
 EPSILON = 1e-9

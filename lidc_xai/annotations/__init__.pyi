@@ -1,0 +1,16 @@
+from .cohort import COHORTS as COHORTS
+from .cohort import cohort_exclusions as cohort_exclusions
+from .cohort import select_cohort as select_cohort
+from .nodule import Contour as Contour
+from .nodule import Nodule as Nodule
+from .nodule import Reading as Reading
+from .source import get_nodules as get_nodules
+from .source import load_nodules as load_nodules
+from .tables import ROW_COLUMNS as ROW_COLUMNS
+from .tables import VOTE_COLUMNS as VOTE_COLUMNS
+from .tables import nodule_row as nodule_row
+from .tables import nodule_table as nodule_table
+from .tables import nodule_votes as nodule_votes
+from .tables import p_calcified as p_calcified
+from .tables import votes_table as votes_table
+from .write_xml import write_reader_xml as write_reader_xml

@@ -1,0 +1,12 @@
+from .dataset import NoduleDataset as NoduleDataset
+from .dataset import fold_datasets as fold_datasets
+from .idc import DownloadResult as DownloadResult
+from .idc import download as download
+from .splits import FoldIds as FoldIds
+from .splits import Splits as Splits
+from .splits import load_splits as load_splits
+from .splits import make_splits as make_splits
+from .splits import split_store as split_store
+from .statistics import target_scaling as target_scaling
+from .statistics import window_statistics as window_statistics
+from .transforms import Augmentation as Augmentation

@@ -1,0 +1,1 @@
+"""Methods × metrics × outputs over any iterable of cases, and the tables of what came out."""

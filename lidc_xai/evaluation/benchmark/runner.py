@@ -1,0 +1,219 @@
+"""The benchmark runner: methods × metrics × outputs over any iterable of cases, resumable case by case.
+
+    out/benchmark.json        options and fingerprint (options and weights); another fingerprint is refused
+    out/parts/<case>.parquet  rows of one case: case, plane, cluster, group, method, output, metric, x, value, note
+                              (x is NaN for a figure, the position for a point of a curve)
+
+Within a batch of cases the trunk is run once for all methods, random boxes and pixel sets once for all methods and
+outputs, the ends of the MIF and LIF curves once for all, and every perturbed pass is read for every output. A part is
+written atomically when its case is done: the same command goes on after a kill.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import pandas as pd
+from torch import nn
+
+from lidc_xai.errors import DataError, LidcXaiError, UsageError
+from lidc_xai.evaluation.benchmark.batch import COLUMNS, Batch, Rows, Variants
+from lidc_xai.evaluation.benchmark.masks import maps_and_controls, measure_causes, measure_localisation, measure_radial
+from lidc_xai.evaluation.benchmark.metrics import SIMPLE, measure_box, measure_fidelity
+from lidc_xai.evaluation.benchmark.options import BenchmarkOptions
+from lidc_xai.evaluation.cases import Case, LazyCase, Sample, cases_of
+from lidc_xai.files import atomic_path, remove_half_written, write_json
+from lidc_xai.progress import track
+from lidc_xai.skipped import Skipped
+
+AGAINST_MASKS = ("localisation", "radial", "causes")
+STAGE = "benchmark"
+
+
+@dataclass(frozen=True)
+class BenchmarkRun:
+    """Where the results lie, how many cases were measured now, were there already, or were left out."""
+
+    out: Path
+    measured: int
+    found: int
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def table(self) -> pd.DataFrame:
+        """All rows of all cases."""
+        return read_parts(self.out)
+
+
+def run_benchmark(
+    model: nn.Module,
+    samples: Iterable[Sample],
+    out: Path | str,
+    options: BenchmarkOptions | None = None,
+    *,
+    total: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+) -> BenchmarkRun:
+    """Measure every case that is not measured yet; results go to ``out``.
+
+    ``total``: number of samples, for the time left. ``shard`` (i, n): only every n-th case from the i-th; n processes
+    with the same ``out`` share the work. Raises ``UsageError`` where ``out`` holds another benchmark.
+    """
+    options = options or BenchmarkOptions()
+    folder = Path(out)
+    variants = options.variants(model)
+    prepare_benchmark(model, folder, options, clean=shard == (0, 1))
+    found, measured = 0, 0
+    skipped: list[Skipped] = []
+    waiting: list[Case] = []
+    for lazy in track(_sharded(cases_of(samples), shard), "benchmark", total):
+        if part_path(folder, lazy.case_id).exists():
+            found += 1
+            continue
+        case = _load(lazy, skipped)
+        if case is None:
+            continue
+        if waiting and not _fits(waiting, case, options.explain_batch):
+            measured += _measure(model, waiting, folder, options, variants, skipped)
+            waiting = []
+        waiting.append(case)
+        if sum(len(one.images) for one in waiting) >= options.explain_batch:
+            measured += _measure(model, waiting, folder, options, variants, skipped)
+            waiting = []
+    if waiting:
+        measured += _measure(model, waiting, folder, options, variants, skipped)
+    return BenchmarkRun(folder, measured, found, skipped)
+
+
+def read_parts(out: Path | str) -> pd.DataFrame:
+    """All rows under ``out``, by case; ``DataError`` where there are none."""
+    paths = sorted((Path(out) / "parts").glob("*.parquet"))
+    if not paths:
+        raise DataError(f"{out}: holds no benchmark results (parts/*.parquet)")
+    return pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
+
+
+def part_path(out: Path, case_id: str) -> Path:
+    """Where a case's rows lie: its id, made fit for a file name."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", case_id).lstrip(".")[:80]
+    name = plain if plain == case_id and plain else f"{plain}-{sha256(case_id.encode()).hexdigest()[:8]}"
+    return out / "parts" / f"{name}.parquet"
+
+
+def case_rows(
+    model: nn.Module, cases: list[Case], options: BenchmarkOptions, variants: Variants | None = None
+) -> list[pd.DataFrame]:
+    """The rows of each of some cases of one image size."""
+    batch = Batch(model, cases, options, options.variants(model) if variants is None else variants)
+    rows = Rows()
+    wanted = options.metrics
+    if "fidelity" in wanted or "discrimination" in wanted:
+        measure_fidelity(batch, rows, "discrimination" in wanted)
+    if "box" in wanted or "discrimination" in wanted:
+        measure_box(batch, rows, "discrimination" in wanted)
+    for name, measure in SIMPLE.items():
+        if name in wanted:
+            measure(batch, rows)
+    if any(name in wanted for name in AGAINST_MASKS):
+        maps = maps_and_controls(batch)
+        for name, compare in zip(AGAINST_MASKS, (measure_localisation, measure_radial, measure_causes), strict=True):
+            if name in wanted:
+                compare(batch, rows, maps)
+    return list(_by_case(cases, rows))
+
+
+def _by_case(cases: list[Case], rows: Rows) -> Iterator[pd.DataFrame]:
+    start = 0
+    for case in cases:
+        planes = []
+        for v, plane in enumerate(case.plane_names):
+            own = rows.of_image(start + v)
+            own.insert(0, "plane", plane)
+            planes.append(own)
+        start += len(case.images)
+        frame = pd.concat(planes, ignore_index=True).assign(case=case.case_id, cluster=case.cluster, group=case.group)
+        frame = frame[list(COLUMNS)]
+        for name in COLUMNS:
+            if name not in ("x", "value"):
+                frame[name] = frame[name].astype("category")
+        yield frame
+
+
+def _measure(
+    model: nn.Module,
+    cases: list[Case],
+    folder: Path,
+    options: BenchmarkOptions,
+    variants: Variants,
+    skipped: list[Skipped],
+) -> int:
+    """Measure cases together; where that fails, one by one, so that one bad case does not cost the others."""
+    try:
+        frames = case_rows(model, cases, options, variants)
+    except DataError as error:
+        if len(cases) == 1:
+            skipped.append(Skipped(cases[0].case_id, STAGE, str(error)))
+            return 0
+        return sum(_measure(model, [case], folder, options, variants, skipped) for case in cases)
+    for case, frame in zip(cases, frames, strict=True):
+        with atomic_path(part_path(folder, case.case_id)) as temporary:
+            frame.to_parquet(temporary, index=False)
+    return len(cases)
+
+
+def _load(lazy: LazyCase, skipped: list[Skipped]) -> Case | None:
+    try:
+        return lazy.load()
+    except LidcXaiError as error:
+        skipped.append(Skipped(lazy.case_id, STAGE, str(error)))
+        return None
+
+
+def _fits(waiting: list[Case], case: Case, limit: int) -> bool:
+    """Whether a case can be measured with those that wait: the same image size, targets alike, and room for it."""
+    first = waiting[0]
+    together = sum(len(one.images) for one in waiting) + len(case.images)
+    return first.images.shape[1:] == case.images.shape[1:] and together <= limit
+
+
+def _sharded(cases: Iterable[LazyCase], shard: tuple[int, int]) -> Iterator[LazyCase]:
+    index, count = shard
+    if not 0 <= index < count:
+        raise UsageError(f"shard is (i, n) with 0 ≤ i < n, not {shard}")
+    seen: set[str] = set()
+    for number, case in enumerate(cases):
+        if case.case_id in seen:
+            raise DataError(f"two cases are called {case.case_id!r}; ids must differ")
+        seen.add(case.case_id)
+        if number % count == index:
+            yield case
+
+
+def prepare_benchmark(
+    model: nn.Module, out: Path | str, options: BenchmarkOptions | None = None, *, clean: bool = True
+) -> None:
+    """Open ``out`` for this model and these options; ``UsageError`` where it holds another benchmark.
+
+    ``clean``: remove what a killed run left half-written (not while another process writes there).
+    """
+    options = options or BenchmarkOptions()
+    fingerprint = options.fingerprint(model)
+    folder = Path(out)
+    if clean:
+        remove_half_written(folder)
+    path = folder / "benchmark.json"
+    if path.exists():
+        try:
+            known = json.loads(path.read_text(encoding="utf-8")).get("fingerprint")
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); remove it or choose another --out") from None
+        if known != fingerprint:
+            raise UsageError(
+                f"{folder}: holds a benchmark of another model or with other options; choose another --out"
+            )
+        return
+    write_json(path, {"fingerprint": fingerprint, "options": options.model_dump(mode="json")})

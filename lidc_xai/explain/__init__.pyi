@@ -1,0 +1,13 @@
+from .abilities import list_methods as list_methods
+from .abilities import refusals as refusals
+from .api import explain as explain
+from .concept import concept_vector as concept_vector
+from .explanation import Explanation as Explanation
+from .targets import ConceptSimilarity as ConceptSimilarity
+from .targets import Logit as Logit
+from .targets import LogOdds as LogOdds
+from .targets import LogProbability as LogProbability
+from .targets import MaxContrast as MaxContrast
+from .targets import MeanContrast as MeanContrast
+from .targets import Probability as Probability
+from .targets import Target as Target

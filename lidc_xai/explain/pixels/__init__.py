@@ -1,0 +1,1 @@
+"""Estimators by gradients towards pixels or at one layer, for any network."""

@@ -1,0 +1,147 @@
+"""Activations of one layer and the target's gradient there, for any network whose layer lies on an image grid.
+
+The trunk runs without a graph; the graph begins at the layer, so that a gradient costs only what lies behind it.
+Layouts that are understood: (B, K, h, w), (B, h, w, K) as in Swin, and tokens (B, P + h·w, K).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil, log
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lidc_xai.errors import ModelError
+from lidc_xai.explain.networks.context import Context, gradients
+from lidc_xai.explain.networks.manners import hooked
+from lidc_xai.explain.networks.plain_model import plain_forward, unwrapped
+from lidc_xai.explain.targets import Outputs
+
+
+@dataclass(frozen=True)
+class Features:
+    """Activations (B, K, h, w), their gradients (T, B, K, h, w), the scores (B, T) and the layer's name.
+
+    Of n copies of each image: (B, n, K, h, w), (T, B, n, K, h, w) and (B, n, T).
+    """
+
+    activations: Tensor
+    gradients: Tensor
+    scores: Tensor
+    layer: str
+
+
+def read_layer(
+    context: Context, name: str, module: nn.Module, images: Tensor | None = None, *, record: bool = False
+) -> Features:
+    """Activations and gradients of ``module`` for ``images`` (default: the context's), or for n copies of each.
+
+    ``record``: these are the context's images, so that their outputs are kept. Raises ``ModelError`` for a layer that
+    does not run once, or whose output is not on an image grid.
+    """
+    images = context.images if images is None else images
+    seen: list[Tensor] = []
+
+    def cut(module: nn.Module, inputs: Any, output: Any) -> Tensor:
+        if not isinstance(output, Tensor):
+            raise ModelError(f"layer {name} returns a {type(output).__name__}; choose one that returns a tensor")
+        seen.append(output.detach().clone().requires_grad_())
+        return seen[-1].clone()  # a copy goes on: an in-place ReLU behind the layer must not change what was seen
+
+    with hooked(module, cut):
+        outputs = plain_forward(unwrapped(context.model), images.flatten(0, -4))
+    if len(seen) != 1:
+        raise ModelError(f"layer {name} runs {len(seen)} times in a forward pass; choose one that runs once")
+    if record:
+        context.run.record(outputs)
+    batch = images.shape[:-3]
+    scores = context.targets.scores(outputs.map(lambda x: x.unflatten(0, batch)))
+    as_maps = _layout(context, module, seen[0], name)
+    slopes = torch.stack([as_maps(slope).unflatten(0, batch) for slope in _gradients(scores, seen[0], name)])
+    return Features(as_maps(seen[0].detach()).unflatten(0, batch), slopes, scores.detach(), name)
+
+
+def read_tokens(context: Context, layer: int) -> Features:
+    """The same for the normalised patch tokens of a ViT's block, by automatic differentiation from there on."""
+    vit = context.vit
+    assert vit is not None
+    z = context.run.tokens(layer)
+    with torch.no_grad():
+        t = vit.blocks[vit.layer(layer)].norm1(z)
+    t.requires_grad_()
+    outputs: Outputs = vit.finish(layer, z, t)
+    context.run.record(outputs)
+    scores = context.targets.scores(outputs)
+    name = norm1_name(context, layer)
+    maps = [vit.to_grid(x.transpose(-1, -2), context.images) for x in (t.detach(), _gradients(scores, t, name))]
+    return Features(maps[0], maps[1], scores.detach(), name)
+
+
+def norm1_name(context: Context, layer: int) -> str:
+    """What the normalised tokens of a ViT's block are called in results and messages."""
+    assert context.vit is not None
+    return f"norm1 of block {context.vit.layer(layer)}"
+
+
+def _gradients(scores: Tensor, inputs: Tensor, name: str) -> Tensor:
+    if not scores.requires_grad:
+        raise ModelError(f"the outputs do not depend on layer {name}; choose a layer that they are computed from")
+    return gradients(scores, inputs)
+
+
+def refuse_silence(features: Features) -> None:
+    """``ModelError`` where no patch of the layer has a gradient: a map of zeros would say nothing about the image."""
+    if bool((features.gradients != 0).any()):
+        return
+    raise ModelError(
+        f"every gradient at the patches of {features.layer} is 0: behind this layer the score reads other tokens alone "
+        "(as a CLS head does after the last attention), or it has saturated; choose an earlier layer or LogOdds"
+    )
+
+
+def _layout(context: Context, module: nn.Module, output: Tensor, name: str) -> Callable[[Tensor], Tensor]:
+    """How to see this layer's output as maps (B, K, h, w). ``ModelError`` where it is on no image grid."""
+    size = (context.images.shape[-2], context.images.shape[-1])
+    if output.ndim == 4:
+        if channels_last(module, output, size):
+            return lambda x: x.movedim(-1, 1)
+        return lambda x: x
+    grid = _token_grid(context, output.shape[1], size) if output.ndim == 3 else None
+    if grid is None:
+        raise ModelError(
+            f"layer {name} gives {tuple(output.shape)}, which is not on an image grid: wanted (B, K, h, w), "
+            "(B, h, w, K) or a token per patch"
+        )
+    return lambda x: x[:, x.shape[1] - grid[0] * grid[1] :].transpose(1, 2).unflatten(-1, grid)
+
+
+def _token_grid(context: Context, tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
+    """(h, w) of the patches among ``tokens``, which may begin with prefix tokens."""
+    if context.vit is not None:
+        rows, columns = context.vit.grid(context.images)
+        return (rows, columns) if tokens in (rows * columns, rows * columns + context.vit.prefix) else None
+    prefix = getattr(unwrapped(context.model), "num_prefix_tokens", 0)
+    return _grid(tokens - prefix, size) or _grid(tokens, size)
+
+
+def channels_last(module: nn.Module, output: Tensor, size: tuple[int, int]) -> bool:
+    """Whether a 4-D output is (B, h, w, K): by the kind of layer, else by which pair of axes has the image's shape."""
+    if isinstance(module, nn.Conv2d | nn.modules.batchnorm._BatchNorm):
+        return False
+    if type(module) is nn.LayerNorm:
+        return True
+    _, a, b, c = output.shape
+    wanted = log(size[0] / size[1])
+    return abs(log(a / b) - wanted) < abs(log(b / c) - wanted)
+
+
+def _grid(count: int, size: tuple[int, int]) -> tuple[int, int] | None:
+    """(h, w) with h·w = count that a stride of whole pixels makes of the image."""
+    for stride in range(1, max(size) + 1):
+        grid = (ceil(size[0] / stride), ceil(size[1] / stride))
+        if grid[0] * grid[1] == count:
+            return grid
+    return None

@@ -1,0 +1,15 @@
+from .check.ct import check_ct as check_ct
+from .crops.crop import crop_nodule as crop_nodule
+from .crops.nodule_crop import NoduleCrop as NoduleCrop
+from .ct.reading import read_ct as read_ct
+from .ct.volume import CTVolume as CTVolume
+from .own_ct import prepare_mask as prepare_mask
+from .own_ct import prepare_points as prepare_points
+from .planes import VIEWS as VIEWS
+from .planes import Plane as Plane
+from .planes import extract_plane as extract_plane
+from .png.edition import prepare_png as prepare_png
+from .prepare import PrepareResult as PrepareResult
+from .prepare import prepare_dicom as prepare_dicom
+from .store.crop_store import CropStore as CropStore
+from .store.crop_store import StoreWriter as StoreWriter

@@ -1,0 +1,200 @@
+"""``crop_nodule``: an isotropic box of CT around a nodule or a point, with the readers' masks where there are any."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lidc_xai.annotations.nodule import Nodule
+from lidc_xai.errors import DataError, UsageError
+from lidc_xai.imaging.crops.contours import GridBox, consensus_mask, contours_box, contours_mask, mask_bounds
+from lidc_xai.imaging.crops.matching import check_series, contour_slices
+from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+from lidc_xai.imaging.crops.resample import CropGrid, resample_mask, sample_ct
+from lidc_xai.imaging.ct.volume import AIR_HU, CTVolume
+
+
+def crop_nodule(
+    ct: CTVolume,
+    nodule_or_point_mm: Nodule | ArrayLike,
+    size_mm: float = 32.0,
+    spacing_mm: float = 1.0,
+    *,
+    interpolation: str = "linear",
+    padding_hu: float = AIR_HU,
+    nodule_id: str = "",
+) -> NoduleCrop:
+    """Cut a cube of ``size_mm`` (isotropic ``spacing_mm``) out of ``ct`` by physical coordinates.
+
+    For a :class:`Nodule` the cube's centre is the middle of the 50 % consensus' bounding box (the mean of the readers'
+    centroids where the consensus is empty) and the crop has ``reader_masks`` and ``consensus``; for a point (3,) in LPS
+    mm it has none. With an even number of voxels the centre lies between the two middle ones. The crop's axes are the
+    scan's own, in the order and sense closest to LPS. ``interpolation``: "linear" or "bspline".
+
+    Outside the scan the crop is ``padding_hu`` and ``padded`` is set; ``larger_than_box`` where the readers' outlines
+    together are larger than the box on some axis. Raises UsageError for a wrong size or option; DataError where the CT
+    is not the nodule's series, where slices of its contours are missing, where the point lies outside the scan, or
+    where slices are missing inside the box.
+    """
+    count = voxels_per_side(size_mm, spacing_mm)
+    if not isinstance(nodule_or_point_mm, Nodule):
+        centre = np.asarray(nodule_or_point_mm, dtype=np.float64)
+        _check_point(ct, centre)
+        return _crop_at(ct, centre, count, spacing_mm, interpolation, padding_hu, nodule_id)[0]
+    nodule = nodule_or_point_mm
+    masks, box = native_masks(ct, nodule)
+    centre = consensus_centre(ct, nodule, consensus_mask(masks), box)
+    return crop_marked(ct, masks, box, centre, count, spacing_mm, interpolation, padding_hu, nodule.nodule_id)
+
+
+def crop_marked(
+    ct: CTVolume,
+    masks: NDArray[np.bool_],
+    box: GridBox,
+    centre_mm: NDArray[np.float64],
+    count: int,
+    spacing_mm: float,
+    interpolation: str,
+    padding_hu: float,
+    nodule_id: str,
+) -> NoduleCrop:
+    """The crop of ``count``³ voxels with readers' masks (R, z, y, x) that are known over ``box`` of the stored grid."""
+    consensus = consensus_mask(masks)
+    crop, grid = _crop_at(ct, centre_mm, count, spacing_mm, interpolation, padding_hu, nodule_id)
+    crop.reader_masks = np.stack([resample_mask(ct, mask, box, grid) for mask in masks])
+    crop.consensus = resample_mask(ct, consensus, box, grid)
+    extent, size_mm = outlines_extent_mm(ct, box), count * spacing_mm
+    crop.larger_than_box = bool(extent.max() > size_mm)
+    if crop.larger_than_box:
+        crop.issues.append(f"the outlines reach over {extent.max():.1f} mm: larger than the {size_mm:g} mm box")
+    if not consensus.any():
+        crop.issues.append("no voxel is marked by half of the readers: centred on their centroids")
+    for number, mask in enumerate(masks, start=1):
+        if not mask.any():
+            crop.issues.append(f"reader {number}'s outline encloses no pixel")
+    return crop
+
+
+def native_masks(ct: CTVolume, nodule: Nodule) -> tuple[NDArray[np.bool_], GridBox]:
+    """Each reader's mask (R, z, y, x) on the stored pixel grid, over the box that holds all outlines.
+
+    Raises DataError where ``ct`` is not the series of the nodule or lacks slices of its contours.
+    """
+    check_series(ct, nodule)
+    slices = contour_slices(ct, nodule)
+    contours = [contour for reading in nodule.readers for contour in reading.contours]
+    box = contours_box(contours, [k for places in slices for k in places])
+    rows, columns = ct.stored.shape[1:]
+    if min(box.low) < 0 or box.high[0] >= columns or box.high[1] >= rows:
+        raise DataError(
+            f"{nodule.nodule_id}: contours reach pixel {box.high[:2]}, outside of {columns} x {rows} pixels"
+        )
+    pairs = zip(nodule.readers, slices, strict=True)
+    return np.stack([contours_mask(reading.contours, places, box) for reading, places in pairs]), box
+
+
+def outlines_extent_mm(ct: CTVolume, box: GridBox) -> NDArray[np.float64]:
+    """(3,) mm along columns, rows and slices of the box around all outlines, its outer voxels included."""
+    between_slices, between_rows, between_columns = ct.spacing_mm
+    depth = ct.positions_mm[box.high[2]] - ct.positions_mm[box.low[2]] + between_slices
+    width, height = (box.high[axis] - box.low[axis] + 1 for axis in (0, 1))
+    return np.array([width * between_columns, height * between_rows, depth])
+
+
+def consensus_centre(ct: CTVolume, nodule: Nodule, consensus: NDArray[np.bool_], box: GridBox) -> NDArray[np.float64]:
+    """LPS mm (3,) of the middle of the consensus' bounding box, or of the readers' mean centroid without consensus."""
+    bounds = mask_bounds(consensus)
+    if bounds is None:
+        i, j, _ = nodule.centroid
+        k = np.interp(nodule.centroid_z_mm, ct.slice_z_mm, np.arange(len(ct.slice_z_mm)))
+        return ct.stored_index_to_mm(np.array([i, j, k]))
+    ends = ct.stored_index_to_mm(np.array([bound[::-1] for bound in bounds]) + np.array(box.low))
+    return ends.mean(axis=0)
+
+
+def crop_grid(ct: CTVolume, centre_mm: NDArray[np.float64], count: int, spacing_mm: float) -> CropGrid:
+    """A cube of ``count``³ voxels around ``centre_mm`` along the scan's axes, ordered and directed as LPS."""
+    normal = ct.normal
+    row = ct.affine[:3, 0] / np.linalg.norm(ct.affine[:3, 0])
+    axes = np.stack([row, np.cross(normal, row), normal], axis=1)
+    best = max(permutations(range(3)), key=lambda order: sum(abs(axes[world, order[world]]) for world in range(3)))
+    axes = axes[:, best]
+    axes = axes * np.where(np.diag(axes) < 0, -1.0, 1.0)
+    affine = np.eye(4)
+    affine[:3, :3] = axes * spacing_mm
+    affine[:3, 3] = centre_mm - affine[:3, :3] @ np.full(3, (count - 1) / 2)
+    return CropGrid(affine, (count, count, count))
+
+
+def _crop_at(
+    ct: CTVolume,
+    centre: NDArray[np.float64],
+    count: int,
+    spacing_mm: float,
+    interpolation: str,
+    padding_hu: float,
+    nodule_id: str,
+) -> tuple[NoduleCrop, CropGrid]:
+    grid = crop_grid(ct, centre, count, spacing_mm)
+    name = nodule_id or f"point ({', '.join(f'{value:.1f}' for value in centre)}) mm"
+    _check_gaps(ct, grid, name)
+    values, outside = sample_ct(ct, grid, interpolation, padding_hu)
+    issues = [issue for issue in ct.issues if issue not in ct.outside_view]
+    if outside.any():
+        issues.append(f"{outside.mean():.1%} of the box lies outside the scan: padded with {padding_hu:.0f} HU")
+    crop = NoduleCrop(
+        ct=values,
+        affine=grid.affine,
+        issues=issues,
+        nodule_id=nodule_id,
+        series_uid=ct.series_uid,
+        padded=bool(outside.any()),
+    )
+    return crop, grid
+
+
+def voxels_per_side(size_mm: float, spacing_mm: float) -> int:
+    """Voxels along one side of the cube; UsageError where that is no whole positive number."""
+    if not (size_mm > 0 and spacing_mm > 0):
+        raise UsageError(f"size_mm ({size_mm}) and spacing_mm ({spacing_mm}) must be positive")
+    count = round(size_mm / spacing_mm)
+    if count < 1 or abs(count * spacing_mm - size_mm) > 1e-6 * size_mm:
+        raise UsageError(f"size_mm ({size_mm}) must be a whole number of voxels of spacing_mm ({spacing_mm})")
+    return count
+
+
+def _check_point(ct: CTVolume, point: NDArray[np.float64]) -> None:
+    if point.shape != (3,) or not np.isfinite(point).all():
+        raise UsageError(f"a point is three numbers in LPS mm (x, y, z); got {point.tolist()}")
+    if _in_scan(ct, point):
+        return
+    flipped = point * (-1, -1, 1)
+    hint = "; as RAS mm it would lie inside: negate x and y" if _in_scan(ct, flipped) else ""
+    low, high = _extent(ct)
+    spans = ", ".join(f"{axis} {a:.0f} to {b:.0f}" for axis, a, b in zip("xyz", low, high, strict=True))
+    words = ", ".join(f"{value:g}" for value in point)
+    raise DataError(f"point ({words}) LPS mm lies outside the scan ({spans} mm){hint}")
+
+
+def _in_scan(ct: CTVolume, point: NDArray[np.float64]) -> bool:
+    index = ct.to_stored_index(point)
+    return bool(((index >= -0.5) & (index <= np.array(ct.stored.shape[::-1]) - 0.5)).all())
+
+
+def _extent(ct: CTVolume) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    ends = np.array(ct.stored.shape[::-1]) - 1
+    corners = ct.stored_index_to_mm(np.array(list(np.ndindex(2, 2, 2))) * ends.astype(np.float64))
+    return corners.min(axis=0), corners.max(axis=0)
+
+
+def _check_gaps(ct: CTVolume, grid: CropGrid, name: str) -> None:
+    if not ct.gaps:
+        return
+    along = grid.points() @ ct.normal
+    low, high = float(along.min()), float(along.max())
+    for start, stop in ct.gaps:
+        if start < high and stop > low:
+            where = f"between {start:.2f} and {stop:.2f} mm along the scan"
+            raise DataError(f"{name}: slices are missing {where}, inside the box; complete the series")

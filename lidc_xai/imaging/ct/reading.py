@@ -1,0 +1,187 @@
+"""``read_ct``: a DICOM series (in any layout of files) or one volume file as a :class:`CTVolume`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from lidc_xai.errors import DataError, UsageError
+from lidc_xai.imaging.ct.dicom_geometry import SeriesGeometry, arrange, shared_issues
+from lidc_xai.imaging.ct.dicom_headers import SliceHeader, read_header
+from lidc_xai.imaging.ct.dicom_index import FolderIndex, SeriesFiles, index_folder
+from lidc_xai.imaging.ct.dicom_pixels import read_slices
+from lidc_xai.imaging.ct.enhanced import headers_of
+from lidc_xai.imaging.ct.nifti import image_affine, nifti_voxels, read_image
+from lidc_xai.imaging.ct.volume import AIR_HU, CTVolume
+
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mhd", ".mha")
+LUNG_HU = -300.0
+_FEW = 3
+
+
+def read_ct(path: Path | str, series_uid: str | None = None) -> CTVolume:
+    """Read one CT.
+
+    ``path``: a folder with DICOM files in any layout, one enhanced (multi-frame) DICOM file, or one NIfTI, NRRD or MHD
+    volume in HU. ``series_uid``: which series of a folder with several. Every slice is decoded once.
+    Raises UsageError for a missing path, a folder without DICOM, an unknown or ambiguous series; DataError (with the
+    reason) for a series that is not one readable CT volume. What could be met is in ``.issues``.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UsageError(f"{path}: no such file or folder")
+    if path.is_dir():
+        index = index_folder(path)
+        found = _choose(index, series_uid)
+        return read_series(found, index.damaged_beside(found.paths))
+    if path.name.lower().endswith(VOLUME_SUFFIXES):
+        return _read_volume_file(path)
+    found = SeriesFiles("", "CT", [path])
+    return read_series(found, [])
+
+
+def read_series(found: SeriesFiles, damaged: Sequence[tuple[Path, str]] = ()) -> CTVolume:
+    """Read the files of one series. ``damaged``: files beside them that cannot be read, to be named in ``.issues``."""
+    name = f"series {found.series_uid}" if found.series_uid else str(found.paths[0])
+    slices, issues = _usable_headers(found.paths)
+    issues += [f"{path.name}: {reason}: left out" for path, reason in damaged[:_FEW]]
+    if len(damaged) > _FEW:
+        issues.append(f"{len(damaged) - _FEW} more damaged files left out")
+    if not slices:
+        raise DataError(f"{name}: no usable slice ({'; '.join(issues[:_FEW]) or 'no image'})")
+    geometry = arrange(slices, name)
+    stored, failed, remarks = read_slices(geometry.slices)
+    if failed:
+        issues += _few([f"{reason}: left out" for reason in failed.values()])
+        lost = {id(geometry.slices[place]) for place in failed}
+        # A slice that cannot be decoded is a missing slice; a duplicate of it may take its place.
+        geometry = arrange([one for one in slices if id(one) not in lost], name)
+        stored, failed, remarks = read_slices(geometry.slices)
+        if failed:
+            raise DataError(f"{name}: pixels cannot be decoded ({next(iter(failed.values()))})")
+    issues += geometry.issues + shared_issues(geometry.slices) + _duplicate_issues(geometry, stored)
+    volume = _as_volume(geometry, stored, issues + _not_hu(stored) + remarks, found)
+    volume.outside_view = remarks
+    return volume
+
+
+def _choose(index: FolderIndex, series_uid: str | None) -> SeriesFiles:
+    series = index.ct
+    if series_uid is not None:
+        if series_uid in series:
+            return series[series_uid]
+        if series_uid in index.series:
+            modality = index.series[series_uid].modality
+            raise DataError(f"{index.folder}: series {series_uid} has Modality {modality or 'unknown'}, not CT")
+        raise UsageError(f"{index.folder}: has no series {series_uid}; it has {', '.join(series) or 'no CT series'}")
+    if not series:
+        damaged = "; ".join(f"{path.name}: {reason}" for path, reason in index.damaged[:1])
+        raise DataError(f"{index.folder}: has no CT series (found {index.modalities() or damaged})")
+    if len(series) > 1:
+        found = ", ".join(f"{uid} ({len(files.paths)} files)" for uid, files in series.items())
+        raise UsageError(f"{index.folder}: has {len(series)} CT series; name one with series_uid: {found}")
+    return next(iter(series.values()))
+
+
+def _usable_headers(paths: Sequence[Path]) -> tuple[list[SliceHeader], list[str]]:
+    """Headers of all slices, copies of one instance once, and what was left out and why."""
+    slices: dict[tuple[str, int, bytes], SliceHeader] = {}
+    reasons: list[str] = []
+    copies = 0
+    for path in paths:
+        try:
+            frames = headers_of(path, read_header(path))
+        except DataError as error:
+            reasons.append(f"{error}: left out")
+            continue
+        for frame in frames:
+            key = (frame.sop_instance_uid, frame.frame, frame.position.tobytes())
+            copies += key in slices
+            slices.setdefault(key, frame)
+    issues = _few(reasons)
+    if copies:
+        issues.append(f"{copies} file(s) present twice (same SOPInstanceUID), used once")
+    return list(slices.values()), issues
+
+
+def _few(reasons: list[str]) -> list[str]:
+    return reasons[:_FEW] + ([f"{len(reasons) - _FEW} more like this"] if len(reasons) > _FEW else [])
+
+
+def _duplicate_issues(geometry: SeriesGeometry, stored: np.ndarray) -> list[str]:
+    """Say for slices at one place whether they show the same."""
+    if not geometry.duplicates:
+        return []
+    place_of = {id(one): place for place, one in enumerate(geometry.slices)}
+    differ = 0
+    for kept, other in geometry.duplicates:
+        values, failed, _ = read_slices([other])
+        differ += bool(failed) or not np.array_equal(values[0], stored[place_of[id(kept)]])
+    words = "all equal" if not differ else f"{differ} with other content"
+    return [f"{len(geometry.duplicates)} slice(s) at the place of another ({words}), lowest instance number kept"]
+
+
+def _not_hu(array: np.ndarray) -> list[str]:
+    """A chest has air in it; values that begin near zero are grey levels or lack their intercept."""
+    lowest, highest = float(array.min()), float(array.max())
+    if lowest < LUNG_HU:
+        return []
+    return [f"values from {lowest:g} to {highest:g}: nothing below {LUNG_HU:.0f}, so these may not be HU"]
+
+
+def _as_volume(geometry: SeriesGeometry, stored: np.ndarray, issues: list[str], found: SeriesFiles) -> CTVolume:
+    first = geometry.slices[0]
+    return CTVolume(
+        array=stored if geometry.even else _on_even_grid(stored, geometry),
+        affine=geometry.affine,
+        series_uid=found.series_uid,
+        issues=issues,
+        stored=stored,
+        positions_mm=geometry.positions_mm,
+        slice_z_mm=np.array([one.position[2] for one in geometry.slices]),
+        sop_instance_uids=[one.sop_instance_uid for one in geometry.slices],
+        patient_id=first.patient_id,
+        study_uid=first.study_uid,
+        slice_thickness_mm=first.slice_thickness_mm,
+        scanner=first.scanner,
+        simulated=any(one.simulated for one in geometry.slices),
+        source=str(found.paths[0].parent),
+    )
+
+
+def _on_even_grid(stored: np.ndarray, geometry: SeriesGeometry) -> np.ndarray:
+    """Slices interpolated linearly, from their true positions, to the even grid of the affine."""
+    positions = geometry.positions_mm
+    step = float(geometry.slices[0].normal @ geometry.affine[:3, 2])
+    count = int(np.floor((positions[-1] - positions[0]) / step + 1e-6)) + 1
+    at = np.interp(positions[0] + np.arange(count) * step, positions, np.arange(len(positions)))
+    low = np.minimum(at.astype(int), len(positions) - 2)
+    even = np.empty((count, *stored.shape[1:]), dtype=np.float32)
+    for k, (below, share) in enumerate(zip(low, at - low, strict=True)):
+        even[k] = stored[below] * np.float32(1 - share) + stored[below + 1] * np.float32(share)
+    return even
+
+
+def _read_volume_file(path: Path) -> CTVolume:
+    image = read_image(path)
+    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
+        image = image[:, :, :, 0]
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise DataError(f"{path}: is not one 3D volume of single values (size {image.GetSize()})")
+    if min(image.GetSize()) < 2:
+        raise DataError(f"{path}: a volume needs at least 2 slices, rows and columns (size {image.GetSize()})")
+    array = sitk.GetArrayFromImage(image).astype(np.float32)
+    issues = []
+    unknown = ~np.isfinite(array)
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        voxels = nifti_voxels(path)
+        if voxels.dtype.kind == "f":
+            unknown |= ~np.isfinite(voxels.reshape(array.shape))
+    if unknown.any():
+        array[unknown] = AIR_HU
+        issues.append(f"{np.count_nonzero(unknown)} voxels without a number read as {AIR_HU:.0f} HU")
+    issues += _not_hu(array)
+    return CTVolume(array=array, affine=image_affine(image), issues=issues, source=str(path))

@@ -1,0 +1,195 @@
+"""``prepare_png``: the PNG edition of LIDC-IDRI in, the same store of nodule crops out, with ``hu_calibrated`` false.
+
+The edition has 128 x 128 grey pictures of the slices that the readers marked, and their masks. Patient and group join
+it to the annotations (:mod:`lidc_xai.imaging.png.match`), from which spacing, slice positions, outlines and ratings
+come; grey levels become estimated HU (:mod:`lidc_xai.imaging.png.hu`). What it cannot have: slices above and below the
+nodule (the crop is padded with air there) and patient coordinates (x and y count in mm from the scan's first pixel, z
+is the scan's own).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lidc_xai.annotations import load_nodules, select_cohort
+from lidc_xai.annotations.cohort import cohorts_of
+from lidc_xai.annotations.nodule import Nodule
+from lidc_xai.annotations.tables import nodule_row, nodule_votes
+from lidc_xai.errors import DataError, UsageError
+from lidc_xai.imaging.crops.contours import GridBox, consensus_mask
+from lidc_xai.imaging.crops.crop import consensus_centre, crop_marked, voxels_per_side
+from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+from lidc_xai.imaging.ct.slices import axial_volume
+from lidc_xai.imaging.ct.volume import AIR_HU, CTVolume
+from lidc_xai.imaging.png.hu import Calibration, calibrate
+from lidc_xai.imaging.png.match import PngMatch, match_nodule, place
+from lidc_xai.imaging.png.source import PngNodule, open_edition
+from lidc_xai.imaging.prepare import PrepareResult
+from lidc_xai.imaging.store.crop_store import StoreWriter
+from lidc_xai.progress import say, track
+from lidc_xai.skipped import Skipped
+
+DOUBTFUL_HU = 30.0
+"""An estimate whose SD at soft tissue is larger is called doubtful in the manifest."""
+
+
+@dataclass(frozen=True)
+class _Patient:
+    """One unit of work: a patient's groups in the edition and nodules in the database."""
+
+    source: Path
+    patient_id: str
+    groups: list[int]
+    nodules: list[Nodule]
+    wanted: frozenset[str] | None
+    size_mm: float
+    spacing_mm: float
+
+
+def prepare_png(
+    source: Path | str,
+    out: Path | str,
+    cohort: str | None = None,
+    size_mm: float = 32.0,
+    spacing_mm: float = 1.0,
+    jobs: int = 1,
+) -> PrepareResult:
+    """Turn the nodules of the PNG edition (a zip or a folder) into the store ``out``.
+
+    ``cohort``: a name of :data:`~lidc_xai.annotations.COHORTS`, or ``None`` for all. ``jobs``: worker processes. Every
+    nodule of the edition is written, or is a row of ``skipped.csv`` with its reason. The manifest's ``issues`` say
+    where masks and annotations disagree, and where the HU are in doubt. Raises UsageError for a path that is not the
+    edition, an unknown cohort, or a store made by another rule.
+    """
+    voxels_per_side(size_mm, spacing_mm)
+    if jobs == 0 or jobs < -1:
+        raise UsageError(f"jobs = {jobs}: give the number of worker processes, or -1 for one per core")
+    source = Path(source).resolve()
+    edition = open_edition(source)
+    wanted = None if cohort is None else frozenset(select_cohort(cohort)["nodule_id"])
+    rule = {"source": "png", "cohort": cohort or "all nodules of the edition", "hu": "estimated per picture"}
+    writer = StoreWriter(Path(out).resolve(), size_mm=size_mm, spacing_mm=spacing_mm, rule=rule)
+    known: dict[str, list[Nodule]] = defaultdict(list)
+    for nodule in load_nodules():
+        known[nodule.patient_id].append(nodule)
+    units = [
+        _Patient(source, patient, groups, known[patient], wanted, size_mm, spacing_mm)
+        for patient, groups in edition.patients.items()
+        if wanted is None or any(nodule.nodule_id in wanted for nodule in known[patient])
+    ]
+    result = PrepareResult(writer.path)
+    say(f"{sum(len(unit.groups) for unit in units)} nodules of {len(units)} patients in {source.name}")
+    for done in track(_run(writer, units, jobs), "importing patients", total=len(units)):
+        result.written += done.written
+        result.kept += done.kept
+        result.skipped += done.skipped
+        for part, seconds in done.seconds.items():
+            result.seconds[part] += seconds
+    if wanted is not None:
+        left = wanted - {*result.written, *result.kept, *(row.nodule_id for row in result.skipped)}
+        result.skipped += [Skipped(nodule_id, "source", "not in the PNG edition") for nodule_id in left]
+    for row in result.skipped:
+        writer.skip(row.nodule_id, row.stage, row.reason)
+    writer.finish()
+    result.written.sort()
+    result.skipped = sorted(set(result.skipped))
+    return result
+
+
+def _run(writer: StoreWriter, units: list[_Patient], jobs: int) -> Iterator[PrepareResult]:
+    if jobs == 1:
+        yield from (_prepare_patient(writer, unit) for unit in units)
+        return
+    from joblib import Parallel, delayed
+
+    pool = Parallel(n_jobs=jobs, return_as="generator_unordered")
+    yield from pool(delayed(_prepare_patient)(writer, unit) for unit in units)
+
+
+def _prepare_patient(writer: StoreWriter, unit: _Patient) -> PrepareResult:
+    """Read, match, calibrate and crop all nodules of one patient; what cannot be used becomes a skipped row."""
+    done = PrepareResult(writer.path)
+    edition = open_edition(unit.source)
+    taken: dict[str, str] = {}
+    for group in unit.groups:
+        name = f"{unit.patient_id}-s1-n{group}"
+        start = perf_counter()
+        try:
+            png = edition.read(unit.patient_id, group)
+            match = match_nodule(png, unit.nodules)
+            nodule_id = match.nodule.nodule_id
+            if nodule_id in taken:
+                raise DataError(f"{png.name}: is {nodule_id} by its masks, as {taken[nodule_id]} is already")
+            taken[nodule_id] = png.name
+            if unit.wanted is not None and nodule_id not in unit.wanted:
+                continue
+            if writer.done(nodule_id):
+                done.kept.append(nodule_id)
+                continue
+            crop = png_crop(png, match, unit.size_mm, unit.spacing_mm)
+        except DataError as error:
+            if unit.wanted is None or name in unit.wanted:
+                done.skipped.append(Skipped(name, "match", str(error)))
+            continue
+        middle = perf_counter()
+        row = nodule_row(match.nodule) | {"hu_calibrated": False, "cohorts": " ".join(cohorts_of(match.nodule))}
+        writer.write(crop, row, nodule_votes(match.nodule))
+        done.written.append(nodule_id)
+        done.seconds["resample"] += middle - start
+        done.seconds["write"] += perf_counter() - middle
+    return done
+
+
+def png_crop(png: PngNodule, match: PngMatch, size_mm: float = 32.0, spacing_mm: float = 1.0) -> NoduleCrop:
+    """One nodule of the edition as a crop in estimated HU, with the outlines of the annotations as masks."""
+    calibration = calibrate(png.images)
+    ct = _as_volume(png, match, calibration)
+    shape = np.array(png.images.shape)[::-1]
+    low = np.array(match.box.low) - match.offset
+    first, last = np.maximum(low, 0), np.minimum(low + match.masks.shape[:0:-1], shape)  # what the pictures show
+    i, j, k = (slice(a, b) for a, b in zip(first, last, strict=True))
+    masks = place(match.masks, low, png.images.shape)[:, k, j, i]
+    box = GridBox(_triple(first), _triple(last - 1))
+    consensus = consensus_mask(masks)
+    if consensus.any():
+        centre = consensus_centre(ct, match.nodule, consensus, box)
+    else:
+        centre = ct.stored_index_to_mm(match.nodule.centroid - match.offset)
+    count = voxels_per_side(size_mm, spacing_mm)
+    return crop_marked(ct, masks, box, centre, count, spacing_mm, "linear", AIR_HU, match.nodule.nodule_id)
+
+
+def _triple(values: NDArray[np.int64]) -> tuple[int, int, int]:
+    i, j, k = values.tolist()
+    return i, j, k
+
+
+def _as_volume(png: PngNodule, match: PngMatch, calibration: Calibration) -> CTVolume:
+    nodule, (i, j, k) = match.nodule, match.offset.tolist()
+    heights = nodule.slice_positions_mm[max(k, 0) : k + len(png.images)]
+    if k < 0 or len(heights) < len(png.images):
+        raise DataError(f"{png.name}: its slices lie outside the scan of {nodule.nodule_id}")
+    if (np.diff(heights) <= 0).any():
+        raise DataError(f"{png.name}: the scan of {nodule.nodule_id} has several slices at one z position here")
+    spacing = nodule.pixel_spacing_mm
+    hu = "HU estimated from grey levels"
+    if calibration.soft_sd > DOUBTFUL_HU:
+        hu += f", in doubt at soft tissue (SD {calibration.soft_sd:.0f} HU under the model)"
+    return axial_volume(
+        calibration.to_hu(png.images),
+        heights,
+        spacing,
+        (i * spacing, j * spacing),
+        nodule.slice_thickness_mm,
+        series_uid=nodule.series_uid,
+        patient_id=nodule.patient_id,
+        slice_thickness_mm=nodule.slice_thickness_mm,
+        issues=[*match.issues, hu],
+    )

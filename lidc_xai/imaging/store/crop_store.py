@@ -1,0 +1,207 @@
+"""The store of crops on disk: a folder per nodule, tables over all of them, a fingerprint of what it was made from.
+
+STORE/ manifest.parquet (+ .csv), votes.csv, crops/<nodule_id>/{ct,readers,consensus}.nii.gz + nodule.json, skipped.csv,
+fingerprint.json. A nodule's folder appears whole or not at all, so a killed run is continued by running it again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lidc_xai.annotations.tables import ROW_COLUMNS, VOTE_COLUMNS
+from lidc_xai.errors import DataError, UsageError
+from lidc_xai.files import atomic_path, remove_half_written, write_json, write_text
+from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+from lidc_xai.imaging.store.crop_files import plain, read_causes, read_crop_files, read_record, write_crop_files
+from lidc_xai.imaging.store.fingerprint import describe_store
+from lidc_xai.skipped import Skipped, write_skipped
+
+CROP_COLUMNS = (
+    "size_mm", "spacing_mm", "centre_x_mm", "centre_y_mm", "centre_z_mm", "n_readers_masked", "padded",
+    "larger_than_box", "hu_calibrated", "simulated", "scanner", "ct_mean_hu", "cohorts", "issues",
+)  # fmt: skip
+MANIFEST_COLUMNS = (*ROW_COLUMNS, *CROP_COLUMNS)
+"""Columns of ``manifest.parquet``: those of a cohort, then what is known of the crop."""
+
+_TEXT = {"nodule_id", "patient_id", "series_uid", "study_uid", "scanner", "cohorts", "issues"}
+_WHOLE = {"scan_index", "cluster_index", "n_readers", "n_readers_masked", "label"}
+_FLAGS = {"ambiguous", "padded", "larger_than_box", "hu_calibrated", "simulated"}
+_FLAGS_OR_UNKNOWN = {"is_from_initial", "contrast_used"}
+
+
+class CropStore:
+    """A finished store, read only.
+
+    ``manifest``: one row per nodule in nodule_id order, index 0 to n − 1 (columns :data:`MANIFEST_COLUMNS`);
+    ``votes``: one row per reading; ``fingerprint``: counts, spacings, HU statistics, versions, rule, hash. Raises
+    UsageError where the path is no store, DataError where the store is unfinished or damaged.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        settings = _read_settings(self.path)
+        if settings is None:
+            raise UsageError(f"{self.path}: is not a store of crops (no fingerprint.json); make one with prepare")
+        if not settings.get("complete"):
+            raise DataError(f"{self.path}: this store is unfinished; run the same prepare command again to complete it")
+        self.fingerprint: dict[str, Any] = settings
+        try:
+            self.manifest = pd.read_parquet(self.path / "manifest.parquet")
+            self.votes = pd.read_csv(self.path / "votes.csv")
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path}: manifest or votes cannot be read ({error}); run prepare again") from error
+        self.nodule_ids: list[str] = self.manifest["nodule_id"].tolist()
+        self._place = {nodule_id: place for place, nodule_id in enumerate(self.nodule_ids)}
+
+    def __len__(self) -> int:
+        return len(self.nodule_ids)
+
+    def load(self, nodule_id: str) -> NoduleCrop:
+        """One crop: CT (z, y, x) in HU, its affine, readers' masks and consensus."""
+        return read_crop_files(self._folder(nodule_id))
+
+    def row(self, nodule_id: str) -> pd.Series:
+        """The manifest's row of one nodule."""
+        self._folder(nodule_id)
+        return self.manifest.iloc[self._place[nodule_id]]
+
+    def causes(self, nodule_id: str) -> dict[str, np.ndarray]:
+        """By biomarker, the (z, y, x) bool voxels known to carry it: simulated nodules only, else empty."""
+        return read_causes(self._folder(nodule_id))
+
+    def _folder(self, nodule_id: str) -> Path:
+        if nodule_id not in self._place:
+            raise UsageError(f"{self.path}: has no nodule {nodule_id!r}; its {len(self)} ids are in manifest.csv")
+        return self.path / "crops" / nodule_id
+
+
+class StoreWriter:
+    """Fills a store, nodule by nodule, in any order and from several processes (pickle it to them; make it only once).
+
+    ``rule``: JSON-able description of how crops are made. An existing store with another rule, size or spacing is a
+    UsageError; one with the same is continued: :meth:`done` says what it has.
+    """
+
+    def __init__(self, path: Path | str, *, size_mm: float, spacing_mm: float, rule: Mapping[str, Any] | str) -> None:
+        self.path = Path(path)
+        self.size_mm, self.spacing_mm = float(size_mm), float(spacing_mm)
+        self._settings = {"size_mm": self.size_mm, "spacing_mm": self.spacing_mm, "rule": plain(rule)}
+        self._skipped: list[Skipped] = []
+        self._check_same()
+        remove_half_written(self.path)
+        if _read_settings(self.path) is None:
+            write_json(self.path / "fingerprint.json", {**self._settings, "complete": False})
+
+    def _check_same(self) -> None:
+        old = _read_settings(self.path)
+        if old is None:
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.glob("crops/*"))):
+                raise UsageError(f"{self.path}: exists and is not a store of crops; choose another --out")
+            return
+        for name, value in self._settings.items():
+            if old.get(name) != value:
+                made = f"{self.path}: was made with {name} = {old.get(name)}, not {value}"
+                raise UsageError(f"{made}; choose another --out or delete it")
+
+    def done(self, nodule_id: str) -> bool:
+        """Whether this nodule's folder is already there, whole."""
+        return (self._folder(nodule_id) / "nodule.json").exists()
+
+    def write(
+        self,
+        crop: NoduleCrop,
+        row: Mapping[str, Any],
+        votes: list[dict[str, Any]],
+        causes: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Write one nodule atomically.
+
+        ``row``: columns of ``nodule_row`` as far as known (an absent rating is NaN), ``hu_calibrated`` (default True),
+        ``simulated`` (default False) and ``cohorts`` (names with spaces between; default none); everything about
+        the crop itself is taken from ``crop``.
+        """
+        record = {"row": self._complete_row(crop, row), "votes": votes}
+        with atomic_path(self._folder(crop.nodule_id)) as folder:
+            write_crop_files(folder, crop, record, causes)
+
+    def skip(self, nodule_id: str, stage: str, reason: str) -> None:
+        """Note a nodule that is not written; it becomes a row of ``skipped.csv`` in :meth:`finish`."""
+        self._skipped.append(Skipped(nodule_id, stage, reason))
+
+    def finish(self) -> CropStore:
+        """Write manifest, votes, skipped and fingerprint over everything that the store holds, and open it."""
+        folders = sorted(path.parent for path in self.path.glob("crops/*/nodule.json"))
+        records = [read_record(folder) for folder in folders]
+        manifest = _manifest([record["row"] for record in records])
+        votes = pd.DataFrame([vote for record in records for vote in record["votes"]], columns=list(VOTE_COLUMNS))
+        with atomic_path(self.path / "manifest.parquet") as temporary:
+            manifest.to_parquet(temporary, index=False)
+        write_text(self.path / "manifest.csv", _readable(manifest).to_csv(index=False, lineterminator="\n"))
+        write_text(self.path / "votes.csv", votes.to_csv(index=False, lineterminator="\n"))
+        write_skipped(self.path, self._skipped)
+        description = describe_store(manifest, records, len(set(self._skipped)))
+        write_json(self.path / "fingerprint.json", {**self._settings, "complete": True, **plain(description)})
+        return CropStore(self.path)
+
+    def _folder(self, nodule_id: str) -> Path:
+        if not nodule_id or nodule_id.startswith(".") or set(nodule_id) & set("/\\"):
+            raise UsageError(f"nodule id {nodule_id!r} cannot be a folder's name; use letters, digits, - and _")
+        return self.path / "crops" / nodule_id
+
+    def _complete_row(self, crop: NoduleCrop, row: Mapping[str, Any]) -> dict[str, Any]:
+        x, y, z = crop.centre_mm.tolist()
+        known = {"hu_calibrated": True, "simulated": False, "patient_id": "", "ambiguous": False, "annotation_ids": ()}
+        made = {
+            "nodule_id": crop.nodule_id,
+            "series_uid": crop.series_uid or row.get("series_uid", ""),
+            "size_mm": self.size_mm,
+            "spacing_mm": self.spacing_mm,
+            "centre_x_mm": x,
+            "centre_y_mm": y,
+            "centre_z_mm": z,
+            "n_readers_masked": 0 if crop.reader_masks is None else int(crop.reader_masks.any(axis=(1, 2, 3)).sum()),
+            "padded": bool(crop.padded),
+            "larger_than_box": bool(crop.larger_than_box),
+            "ct_mean_hu": float(crop.ct.mean(dtype=np.float64)),
+            "issues": "; ".join(crop.issues),
+        }
+        values = {"n_readers": made["n_readers_masked"], **known, **row, **made}
+        return {name: values.get(name) for name in MANIFEST_COLUMNS}
+
+
+def _read_settings(path: Path) -> dict[str, Any] | None:
+    file = path / "fingerprint.json"
+    if not file.is_file():
+        return None
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: is damaged ({error}); delete it and run prepare again") from error
+
+
+def _manifest(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as a table with one fixed type per column, whatever is missing."""
+    table = pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS))
+    for name in MANIFEST_COLUMNS:
+        if name in _TEXT:
+            table[name] = table[name].fillna("").astype(str)
+        elif name in _WHOLE:
+            table[name] = table[name].astype("Int64")
+        elif name in _FLAGS:
+            table[name] = table[name].astype(bool)
+        elif name in _FLAGS_OR_UNKNOWN:
+            table[name] = table[name].astype("boolean")
+        elif name != "annotation_ids":
+            table[name] = table[name].astype("float64")
+    return table.sort_values("nodule_id", ignore_index=True)
+
+
+def _readable(manifest: pd.DataFrame) -> pd.DataFrame:
+    """For the CSV: lists of annotation ids as words."""
+    return manifest.assign(annotation_ids=[" ".join(map(str, ids)) for ids in manifest["annotation_ids"]])

@@ -1,0 +1,12 @@
+from .backbones import BACKBONES as BACKBONES
+from .backbones import Backbone as Backbone
+from .backbones import backbone_entry as backbone_entry
+from .backbones import list_backbones as list_backbones
+from .nodule_model import NoduleModel as NoduleModel
+from .nodule_model import build_backbone as build_backbone
+from .nodule_model import build_model as build_model
+from .preprocess import Preprocess as Preprocess
+from .saved import load_model as load_model
+from .saved import save_model as save_model
+from .saved import shipped_models as shipped_models
+from .weights import load_weights as load_weights

@@ -1,0 +1,5 @@
+"""What joins models, estimators and stores: predictions, maps, benchmark cases. Computes; draws nothing."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

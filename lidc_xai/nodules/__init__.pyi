@@ -1,0 +1,11 @@
+from ._predict import predict as predict
+from .cases import benchmark_store as benchmark_store
+from .cases import nodule_case as nodule_case
+from .cases import store_cases as store_cases
+from .explained import explain_out_of_fold as explain_out_of_fold
+from .maps import NoduleMaps as NoduleMaps
+from .maps import explain_nodules as explain_nodules
+from .maps import explain_store as explain_store
+from .maps import load_maps as load_maps
+from .maps import maps_of_store as maps_of_store
+from .maps import nodule_images as nodule_images

@@ -1,0 +1,85 @@
+"""Do the maps lie on the nodule, and do repeated models draw the same map? Figures for a nodule's page.
+
+Overlap figures are those of ``evaluation.localisation`` in each evaluated plane, averaged over planes. They describe
+agreement with the readers' outline; they do not prove that a map is faithful.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from lidc_xai.imaging.planes import extract_plane
+
+if TYPE_CHECKING:
+    from lidc_xai.evaluation.metrics._localisation import LocalisationResult
+    from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+    from lidc_xai.nodules.maps import NoduleMaps
+
+FIGURES = ("positive_mass", "absolute_mass", "rank_accuracy", "iou", "auprc", "pointing_2mm")
+
+
+def overlap_figures(
+    crop: NoduleCrop, maps: Mapping[str, NoduleMaps], class_blind: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Rows of ``method``, ``output`` (``None``: every output) and ``FIGURES`` (``None`` where undefined).
+
+    After the maps: a centred disc of the same area, and each reader against the consensus of the others. Empty without
+    a consensus or maps.
+    """
+    if crop.consensus is None or not maps:
+        return []
+    from lidc_xai.evaluation.metrics._localisation import centred_disc_localisation, localisation, reader_agreement
+
+    rows = []
+    for method, item in maps.items():
+        names = item.output_names[:1] if method in class_blind else item.output_names
+        found = [
+            localisation(item.relevance[place, : len(names)], np.repeat(mask[None], len(names), axis=0), spacing)
+            for place, (mask, spacing) in enumerate(evaluated_masks(crop.consensus, crop, item))
+        ]
+        for column, output in enumerate(names):
+            rows.append({"method": method, "output": None if method in class_blind else output, **_mean(found, column)})
+    first = next(iter(maps.values()))
+    discs = [
+        centred_disc_localisation(mask[None], spacing) for mask, spacing in evaluated_masks(crop.consensus, crop, first)
+    ]
+    rows.append({"method": "centred disc", "output": None, **_mean(discs, 0)})
+    if crop.reader_masks is not None and len(crop.reader_masks) > 1:
+        readers = [evaluated_masks(mask, crop, first) for mask in crop.reader_masks]
+        planes = [(np.stack([mask for mask, _ in group]), group[0][1]) for group in zip(*readers, strict=True)]
+        agreement = [reader_agreement(masks[None], spacing) for masks, spacing in planes]
+        rows.append({"method": "readers", "output": None, **_mean(agreement, 0)})
+    return rows
+
+
+def map_spread(repeats: Sequence[NoduleMaps]) -> dict[str, float | None]:
+    """Per output, the mean Spearman correlation of the token scores between every two of several models' maps."""
+    found: dict[str, float | None] = {}
+    for column, output in enumerate(repeats[0].output_names if len(repeats) > 1 else ()):
+        scores = [np.asarray(item.relevance[:, column], np.float64).ravel() for item in repeats]
+        values = [spearmanr(a, b).statistic for a, b in combinations(scores, 2) if np.ptp(a) > 0 and np.ptp(b) > 0]
+        found[output] = float(np.mean(values)) if values else None
+    return found
+
+
+def evaluated_masks(
+    mask: NDArray, crop: NoduleCrop, maps: NoduleMaps
+) -> list[tuple[NDArray[np.bool_], tuple[float, float]]]:
+    """Per evaluated plane the mask (h, w) in stored order and the plane's spacing."""
+    planes = [extract_plane(mask, crop.affine, v, int(i)) for v, i in zip(maps.views, maps.indices, strict=True)]
+    return [(np.asarray(plane.image, dtype=bool), plane.spacing_mm) for plane in planes]
+
+
+def _mean(found: Sequence[LocalisationResult], column: int) -> dict[str, float | None]:
+    means: dict[str, float | None] = {}
+    for figure in FIGURES:
+        values = [float(getattr(one, figure)[column]) for one in found]
+        known = [value for value in values if np.isfinite(value)]
+        means[figure] = float(np.mean(known)) if known else None
+    return means

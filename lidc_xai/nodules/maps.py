@@ -1,0 +1,206 @@
+"""Maps of a store's nodules: estimators of ``explain`` on the planes of ``imaging``, kept with their geometry.
+
+A nodule's map is the set of planes that were evaluated (axial, coronal, sagittal middle slices by default), each a
+token grid over the crop's plane. Raw and signed: scaling for the eye is the reporting's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from lidc_xai.errors import DataError, UsageError
+from lidc_xai.files import atomic_path, write_json
+from lidc_xai.imaging.planes import extract_plane
+from lidc_xai.progress import track
+
+if TYPE_CHECKING:
+    import torch
+
+    from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+    from lidc_xai.imaging.store.crop_store import CropStore
+    from lidc_xai.models.nodule_model import NoduleModel
+
+
+RANDOM_WEIGHTS = "random_weights"
+"""Name of the control whose maps come from the same network before it learned anything."""
+
+
+@dataclass(frozen=True)
+class NoduleMaps:
+    """One method's maps of one nodule.
+
+    relevance: (V,T,gh,gw) float32, raw signed scores on the token grid of each view ((V,T,H,W) for pixel methods).
+    values: (V,T) the explained scores. token_mm: (row, column) extent of one cell of the map in mm.
+    """
+
+    nodule_id: str
+    method: str
+    views: tuple[str, ...]
+    indices: tuple[int, ...]
+    output_names: tuple[str, ...]
+    relevance: np.ndarray
+    values: np.ndarray
+    token_mm: tuple[float, float]
+    engine: str
+    options: dict[str, Any]
+
+    def save(self, folder: Path | str) -> Path:
+        """Write ``folder/<nodule_id>/<method>.npz`` (two arrays and their description as JSON text; no pickle)."""
+        path = Path(folder) / self.nodule_id / f"{self.method}.npz"
+        meta = {
+            "nodule_id": self.nodule_id,
+            "method": self.method,
+            "views": self.views,
+            "indices": self.indices,
+            "output_names": self.output_names,
+            "token_mm": self.token_mm,
+            "engine": self.engine,
+            "options": self.options,
+        }
+        with atomic_path(path) as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(stream, relevance=self.relevance, values=self.values, meta=np.array(json.dumps(meta)))
+        return path
+
+
+def load_maps(folder: Path | str, nodule_id: str, method: str) -> NoduleMaps:
+    """Read what ``NoduleMaps.save`` wrote; ``DataError`` where the file is absent or not such a file."""
+    path = Path(folder) / nodule_id / f"{method}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            meta = json.loads(str(file["meta"]))
+            relevance, values = file["relevance"], file["values"]
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such map; run lidc-xai explain --method {method} first") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: is not a map of lidc-xai explain ({error})") from None
+    for name in ("views", "indices", "output_names", "token_mm"):
+        meta[name] = tuple(meta[name])
+    return NoduleMaps(relevance=relevance, values=values, **meta)
+
+
+def nodule_images(model: NoduleModel, crop: NoduleCrop, views: Sequence[str] | None = None) -> torch.Tensor:
+    """Model input of a crop: its middle plane in each view (None: those that the model reads), (V,3,S,S)."""
+    import torch
+
+    views = views or model.preprocess.views
+    planes = [extract_plane(crop.ct, crop.affine, view).image for view in views]
+    return torch.stack([model.preprocess.apply(torch.from_numpy(np.ascontiguousarray(plane))) for plane in planes])
+
+
+def explain_nodules(
+    model: NoduleModel,
+    crops: Iterable[NoduleCrop],
+    methods: Sequence[str] = ("cdam",),
+    views: Sequence[str] | None = None,
+    device: str = "cpu",
+    **options: Any,
+) -> Iterable[dict[str, NoduleMaps]]:
+    """Maps of every output for each crop in turn: method -> ``NoduleMaps``. All methods share one pass of the trunk.
+
+    ``views``: None for those that the model reads.
+    """
+    from lidc_xai.explain import explain
+
+    views = views or model.preprocess.views
+    model = model.to(device).eval()
+    for crop in crops:
+        images = nodule_images(model, crop, views).to(device)
+        found = explain(model, images, method=list(methods), **options)
+        planes = [extract_plane(crop.ct, crop.affine, view) for view in views]
+        yield {
+            name: NoduleMaps(
+                nodule_id=crop.nodule_id,
+                method=name,
+                views=tuple(views),
+                indices=tuple(plane.index for plane in planes),
+                output_names=tuple(model.output_names),
+                relevance=explanation.relevance.float().cpu().numpy(),
+                values=explanation.values.float().cpu().numpy(),
+                token_mm=_cell_mm(planes[0].image.shape, planes[0].spacing_mm, explanation.relevance.shape[-2:]),
+                engine=explanation.engine,
+                options={key: value for key, value in explanation.options.items() if _is_plain(value)},
+            )
+            for name, explanation in found.items()
+        }
+
+
+def explain_store(
+    model: NoduleModel,
+    store: CropStore,
+    out: Path | str,
+    nodule_ids: Sequence[str] | None = None,
+    methods: Sequence[str] = ("cdam",),
+    device: str = "cpu",
+    **options: Any,
+) -> list[str]:
+    """Explain nodules of a store into ``out/maps``; those whose maps lie there already are kept. Returns the ids.
+
+    Raises ``UsageError`` where ``out`` holds maps of another model or with other options.
+    """
+    folder = Path(out) / "maps"
+    _check_same(folder / "explained.json", {"model": weights_digest(model), "store": store.path.name, **options})
+    wanted = list(store.nodule_ids if nodule_ids is None else nodule_ids)
+    missing = [name for name in wanted if not all((folder / name / f"{method}.npz").exists() for method in methods)]
+    crops = (store.load(name) for name in missing)
+    for maps in track(explain_nodules(model, crops, methods, device=device, **options), "explain", len(missing)):
+        for found in maps.values():
+            found.save(folder)
+    return wanted
+
+
+def maps_of_store(
+    model: NoduleModel,
+    store: CropStore,
+    folder: Path | str,
+    nodule_ids: Sequence[str],
+    methods: Sequence[str],
+    device: str = "cpu",
+    **options: Any,
+) -> dict[str, dict[str, NoduleMaps]]:
+    """Method -> nodule id -> maps, read from ``folder/maps``; what is not there yet is computed into it."""
+    explain_store(model, store, folder, nodule_ids, methods, device, **options)
+    return {name: {key: load_maps(Path(folder) / "maps", key, name) for key in nodule_ids} for name in methods}
+
+
+def random_weights_maps(
+    model: NoduleModel, store: CropStore, nodule_ids: Sequence[str], method: str, seed: int = 0, device: str = "cpu"
+) -> dict[str, NoduleMaps]:
+    """Nodule id -> maps of the same model with random weights: what a map looks like that has learned nothing."""
+    from lidc_xai.evaluation.metrics._parameter_randomisation import randomised
+
+    control, name = cast("NoduleModel", randomised(model, seed)), f"{method}@random_weights"
+    crops = (store.load(nodule_id) for nodule_id in nodule_ids)
+    found = track(explain_nodules(control, crops, [method], device=device), "control maps", len(nodule_ids))
+    return {maps[method].nodule_id: replace(maps[method], method=name) for maps in found}
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 over the names and values of a model's weights, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_same(path: Path, made_with: dict[str, Any]) -> None:
+    text = json.dumps(made_with, default=str, sort_keys=True)
+    if not path.exists():
+        write_json(path, json.loads(text))
+    elif json.loads(path.read_text(encoding="utf-8")) != json.loads(text):
+        raise UsageError(f"{path.parent}: holds maps of another model, store or options; choose another --out")
+
+
+def _cell_mm(shape: Sequence[int], spacing_mm: Sequence[float], grid: Sequence[int]) -> tuple[float, float]:
+    return (shape[0] * spacing_mm[0] / grid[0], shape[1] * spacing_mm[1] / grid[1])
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))

@@ -1,0 +1,129 @@
+"""The report of a benchmark (tables and curves), and a sheet of images × methods × classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lidc_xai.errors import DataError, DependencyError, UsageError
+from lidc_xai.files import write_json, write_text
+from lidc_xai.reporting.benchmark.tables import benchmark_curves, benchmark_tables
+from lidc_xai.reporting.pages import render
+from lidc_xai.reporting.pdf import check_paper, write_pdf
+from lidc_xai.reporting.pictures import map_picture, photograph
+from lidc_xai.reporting.study import ReportResult
+from lidc_xai.reporting.values import plain
+from lidc_xai.skipped import Skipped, write_skipped
+
+if TYPE_CHECKING:
+    from lidc_xai.explain import Explanation
+
+
+def benchmark_report(
+    results: Path | str,
+    out: Path | str,
+    *,
+    about: Sequence[str] = (),
+    outputs: Sequence[str] | None = None,
+    title: str = "How far the maps can be trusted",
+    simulated: bool = False,
+    run_info: Mapping[str, Any] | None = None,
+    pdf: bool = True,
+    paper: str = "A4",
+) -> ReportResult:
+    """Write ``out/index.html``, ``benchmark.json`` and (with ``pdf``) ``benchmark.pdf`` from a finished benchmark.
+
+    ``results``: folder that ``write_benchmark`` filled. ``about``: paragraphs at the top (model, data). ``outputs``:
+    those whose curves are shown. Raises UsageError where the folder holds no finished benchmark.
+    """
+    results, out = Path(results), Path(out)
+    if not (results / "summary.parquet").is_file():
+        raise UsageError(f"{results}: holds no finished benchmark (summary.parquet); run lidc-xai benchmark first")
+    try:
+        summary = pd.read_parquet(results / "summary.parquet")
+        compared = pd.read_csv(results / "comparisons.csv")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{results}: cannot be read as benchmark results ({error}); run it again") from error
+    tables = benchmark_tables(summary, compared)
+    values = {
+        "title": title,
+        "about": list(about),
+        "tables": tables,
+        "simulated": simulated,
+        "run": dict(run_info or {}),
+    }
+    drawn = {**values, "curves": benchmark_curves(results, outputs)}
+    skipped: list[Skipped] = []
+    paths = [out / "index.html", out / "benchmark.json"]
+    write_text(paths[0], render("benchmark.html.j2", **drawn, interactive=True))
+    write_json(paths[1], plain(values))
+    if pdf:
+        try:
+            paths.append(
+                write_pdf(
+                    render("benchmark.html.j2", **drawn, interactive=False), out / "benchmark.pdf", check_paper(paper)
+                )
+            )
+        except DependencyError as error:
+            skipped.append(Skipped("", "pdf", str(error)))
+    write_skipped(out, skipped)
+    return ReportResult(paths[0], paths, skipped)
+
+
+def image_sheet(
+    images: Sequence[NDArray],
+    explanations: Mapping[str, Explanation],
+    out: Path | str,
+    *,
+    names: Sequence[str] | None = None,
+    scores: Sequence[Sequence[str]] | None = None,
+    title: str = "Images, methods, classes",
+    per_panel: bool = True,
+) -> Path:
+    """Write ``out/sheet.html``: a row per image and class, a column per method, as in the CDAM paper's figure of cats
+    and dogs.
+
+    ``images``: (H, W, 3) uint8 or floats in [0, 1]; ``explanations``: method -> ``Explanation`` of the same images in
+    the same order, relevance (B,T,·,·). ``names``: of the images; ``scores``: per image and target a text beside its
+    name (such as a probability). ``per_panel``: every panel on its own symmetric scale (its largest absolute score
+    stands below it), else one scale per method and image.
+    """
+    if not explanations:
+        raise UsageError("image_sheet needs at least one method's explanation")
+    rows = []
+    for b, image in enumerate(images):
+        height, width = image.shape[:2]
+        targets = _targets(explanations, b)
+        panels = []
+        for t, target in enumerate(targets):
+            cells = []
+            for method, found in explanations.items():
+                maps = np.asarray(
+                    found.relevance[b].detach().cpu() if hasattr(found.relevance, "detach") else found.relevance[b]
+                )
+                scores_here = maps[t].astype(np.float64)
+                limit = float(np.abs(scores_here if per_panel else maps).max())
+                cells.append(
+                    {"method": method, "map": map_picture(scores_here, limit, (height, width), 160), "limit": limit}
+                )
+            words = scores[b][t] if scores is not None else ""
+            panels.append({"target": target, "words": words, "cells": cells})
+        label = names[b] if names is not None else f"image {b + 1}"
+        rows.append({"name": label, "picture": photograph(image), "panels": panels})
+    path = Path(out) / "sheet.html"
+    values = {"title": title, "rows": rows, "methods": list(explanations), "simulated": False}
+    write_text(path, render("sheet.html.j2", **values, interactive=True))
+    return path
+
+
+def _targets(explanations: Mapping[str, Explanation], image: int) -> list[str]:
+    first = next(iter(explanations.values()))
+    names = list(first.target_names)
+    if names and isinstance(names[0], (list, tuple)):
+        return [str(name) for name in names[image]]
+    return [str(name) for name in names]

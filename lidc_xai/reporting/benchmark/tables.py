@@ -1,0 +1,144 @@
+"""A benchmark's summary for a page: tables (who is best, who cannot be told from the best, controls) and curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from lidc_xai.reporting.nodule.facts import method_title
+from lidc_xai.reporting.plots import COLOURS, Chart, limits
+
+_LEVEL = 0.05
+
+
+def benchmark_tables(summary: pd.DataFrame, compared: pd.DataFrame) -> list[dict[str, Any]]:
+    """One table per layout of the benchmark and output: ``title``, ``about``, ``columns`` and ``rows`` of cells.
+
+    A cell has ``value``, ``low``, ``high``, ``undefined``, ``best`` and ``tied`` (not told from the best after Holm's
+    correction). Controls come last and are not ranked.
+    """
+    from lidc_xai.evaluation.benchmark.layouts import LAYOUTS
+    from lidc_xai.evaluation.benchmark.tables import ALL_OUTPUTS
+
+    tables = []
+    for layout in LAYOUTS:
+        metrics = [metric for metric, _, _ in layout.columns]
+        own = summary[summary["metric"].isin(metrics)]
+        outputs = sorted({str(name) for name in own["output"] if name}, key=lambda name: (name != ALL_OUTPUTS, name))
+        for output in outputs or ([""] if len(own) else []):
+            part = own[own["output"].isin([output, ""])]
+            columns = [column for column in layout.columns if (part["metric"] == column[0]).any()]
+            title = layout.title if output in ("", ALL_OUTPUTS) else f"{layout.title}: {output}"
+            tables.append(
+                {
+                    "title": title,
+                    "about": layout.about,
+                    "columns": [{"title": heading, "better": better} for _, heading, better in columns],
+                    "rows": _rows(part, columns, compared, output),
+                    "notes": sorted({str(note) for note in part["note"] if note}),
+                }
+            )
+    return tables
+
+
+def _rows(
+    part: pd.DataFrame, columns: list[tuple[str, str, bool | None]], compared: pd.DataFrame, output: str
+) -> list[dict[str, Any]]:
+    from lidc_xai.evaluation.benchmark.report import is_control
+
+    wide = part.pivot_table(index="method", columns="metric", values="mean", aggfunc="first", sort=False)
+    ranked = wide[[not is_control(str(name)) for name in wide.index]]
+    leading = next((column for column in columns if column[2]), columns[0])
+    order = wide[leading[0]] if leading[0] in wide else pd.Series(0.0, index=wide.index)
+    keys = {
+        str(name): (is_control(str(name)), -order[name] if leading[2] is not False else order[name])
+        for name in wide.index
+    }
+    rows = []
+    for method in sorted(keys, key=lambda name: (keys[name][0], not np.isfinite(keys[name][1]), keys[name][1])):
+        cells = []
+        for metric, _, better in columns:
+            best = _best(ranked, metric, better)
+            found = part[(part["metric"] == metric) & (part["method"] == method)]
+            cells.append(_cell(found, method == best, _tied(compared, metric, output, method, best)))
+        rows.append({"method": method, "title": method_title(method), "control": keys[method][0], "cells": cells})
+    return rows
+
+
+def _best(ranked: pd.DataFrame, metric: str, better: bool | None) -> str | None:
+    if better is None or metric not in ranked or ranked[metric].notna().sum() < 2 or ranked[metric].nunique() < 2:
+        return None
+    return str(ranked[metric].idxmax() if better else ranked[metric].idxmin())
+
+
+def _tied(compared: pd.DataFrame, metric: str, output: str, method: str, best: str | None) -> bool:
+    if best is None or method == best or "p_holm" not in compared:
+        return False
+    same = (compared["metric"] == metric) & (compared["output"].fillna("") == output)
+    pair = same & (compared["a"].isin([method, best])) & (compared["b"].isin([method, best]))
+    p = compared.loc[pair, "p_holm"]
+    return bool(len(p) and np.isfinite(p.iloc[0]) and p.iloc[0] >= _LEVEL)
+
+
+def _cell(found: pd.DataFrame, best: bool, tied: bool) -> dict[str, Any]:
+    if found.empty:
+        return {"value": None, "low": None, "high": None, "undefined": 0, "best": False, "tied": False, "n": 0}
+    row = found.iloc[0]
+    ends = {name: float(row[name]) if np.isfinite(row[name]) else None for name in ("low", "high")}
+    value = float(row["mean"]) if np.isfinite(row["mean"]) else None
+    return {"value": value, **ends, "undefined": int(row["undefined"]), "best": best, "tied": tied, "n": int(row["n"])}
+
+
+def benchmark_curves(results: Path, outputs: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Charts of every curve that the benchmark measured: ``title``, ``charts`` (output and drawing), ``legend``."""
+    from lidc_xai.evaluation.benchmark.curves import FIGURES
+    from lidc_xai.evaluation.benchmark.runner import read_parts
+    from lidc_xai.evaluation.benchmark.tables import curves
+
+    rows = read_parts(results)
+    found = []
+    for figure in FIGURES:
+        for metric, title in zip(figure.metrics, figure.titles, strict=True):
+            table = curves(rows, metric, outputs=outputs)
+            if not len(table):
+                continue
+            methods = [name for name in dict.fromkeys(table["method"]) if "@" not in name]
+            looks = {
+                name: (COLOURS[k % len(COLOURS)], _DASHES[k // len(COLOURS) % 3]) for k, name in enumerate(methods)
+            }
+            charts = [
+                {"output": str(output), "svg": _curve_chart(part, looks, figure.x, figure.y, f"{title}, {output}")}
+                for output, part in table.groupby("output", sort=False)
+            ]
+            legend = [{"title": method_title(name), "colour": c, "dash": d} for name, (c, d) in looks.items()]
+            found.append(
+                {"title": f"{figure.name.replace('-', ' ').capitalize()}: {title}", "charts": charts, "legend": legend}
+            )
+    return found
+
+
+_DASHES = ("none", "5 3", "2 2")
+
+
+def _curve_chart(part: pd.DataFrame, looks: dict[str, tuple[str, str]], x: str, y: str, label: str) -> Markup:
+    shown = part[part["method"].isin(looks)]
+    chart = Chart(
+        (float(shown["x"].min()), float(shown["x"].max())),
+        limits(shown["mean"], shown["low"], shown["high"]),
+        x,
+        y,
+        label,
+        320,
+        220,
+    )
+    for method, (colour, dash) in looks.items():
+        own = shown[shown["method"] == method].sort_values("x")
+        columns = [own[name].to_numpy(dtype=np.float64).tolist() for name in ("x", "mean", "low", "high")]
+        chart.band(columns[0], columns[2], columns[3], colour)
+        chart.line(columns[0], columns[1], colour, dash=dash)
+    return chart.svg()

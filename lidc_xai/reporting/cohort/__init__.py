@@ -1,0 +1,1 @@
+"""The page of a cohort: flow, figures with intervals, galleries, checklist."""

@@ -1,0 +1,191 @@
+"""The report of a cohort: flow, figures with intervals, calibration, profiles, galleries, checklist and model card."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from lidc_xai.errors import DependencyError
+from lidc_xai.files import write_json, write_text
+from lidc_xai.ratings import OUTPUTS
+from lidc_xai.reporting.cohort.charts import biomarker_chart, profile_chart, reliability_chart, strata_chart
+from lidc_xai.reporting.cohort.claim import claim_checklist
+from lidc_xai.reporting.cohort.figures import cohort_overlap, flow, galleries, radial_curves, size_of
+from lidc_xai.reporting.pages import render
+from lidc_xai.reporting.parts import MapsByMethod, ReportParts, is_control
+from lidc_xai.reporting.pdf import check_paper, write_pdf
+from lidc_xai.reporting.scans import Scans
+from lidc_xai.reporting.study import MANY, Pages, ReportResult, study_page, wanted_ids, write_pages
+from lidc_xai.reporting.values import plain
+from lidc_xai.skipped import Skipped, write_skipped
+
+if TYPE_CHECKING:
+    from lidc_xai.imaging.store.crop_store import CropStore
+    from lidc_xai.nodules.maps import NoduleMaps
+
+_FIGURES = (
+    ("auc", "AUC"), ("auc_within_folds", "AUC within folds"), ("accuracy", "Accuracy"),
+    ("sensitivity", "Sensitivity"), ("specificity", "Specificity"), ("brier", "Brier score"),
+    ("ece", "Calibration error"),
+)  # fmt: skip
+_ERRORS = (("mse_z", "MSE (standardised)"), ("mae", "Mean absolute error"), ("r2", "R²"), ("spearman", "Spearman"))
+
+
+def cohort_report(
+    store: CropStore,
+    out: Path | str,
+    predictions: pd.DataFrame | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    *,
+    exclusions: pd.DataFrame | None = None,
+    maps: MapsByMethod | None = None,
+    repeats: Mapping[str, Sequence[NoduleMaps]] | None = None,
+    curves: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+    model_info: Mapping[str, Any] | None = None,
+    run_info: Mapping[str, Any] | None = None,
+    benchmark: Path | str | None = None,
+    dicom: Path | str | None = None,
+    nodule_ids: Sequence[str] | None = None,
+    title: str = "Lung nodules: a cohort, a model, and its reasons",
+    pdf: bool = True,
+    paper: str = "A4",
+    nodule_pdf: bool = False,
+    jobs: int = 1,
+) -> ReportResult:
+    """Write ``out/index.html`` (the cohort; also ``cohort.pdf`` and ``cohort.json``), ``out/nodules.html`` (the table)
+    and a page per nodule.
+
+    predictions: ``predictions.csv`` of a cross-validation, or the table of ``predict``. metrics: as
+    ``evaluate_predictions`` returns them. exclusions: ``cohort_exclusions(name)``, for the flow from the database on.
+    maps: method -> maps by nodule id; repeats, curves: see ``ReportParts``. benchmark: folder of a finished benchmark,
+    whose tables are linked. pdf: of the cohort's page; nodule_pdf: of every nodule too. All is optional; what is
+    missing is said on the page.
+    """
+    out, ids = Path(out), wanted_ids(store, nodule_ids)
+    parts = ReportParts(
+        predictions=predictions,
+        maps=maps or {},
+        repeats=repeats or {},
+        curves=curves or {},
+        model_info=model_info,
+        run_info=run_info,
+        context=None if dicom is None else partial(Scans(dicom).context, store),
+        light=len(ids) >= MANY,
+        paper=check_paper(paper),
+    )
+    pages = write_pages(store, ids, out / "nodules", parts, pdf=nodule_pdf, jobs=jobs, study_link="../nodules.html")
+    write_text(out / "nodules.html", study_page("Nodules", pages, None, model_info, run_info, back="index.html"))
+    facts = _facts(store, ids, parts, pages, metrics, exclusions)
+    values = {**facts, **_drawn(store, ids, parts, pages, facts), "title": title, "benchmark": _beside(benchmark, out)}
+    paths = [out / "index.html", out / "cohort.json", out / "nodules.html"]
+    write_text(paths[0], render("cohort.html.j2", **values, interactive=True))
+    write_json(paths[1], plain(facts))
+    if pdf:
+        try:
+            paths.append(write_pdf(render("cohort.html.j2", **values, interactive=False), out / "cohort.pdf", paper))
+        except DependencyError as error:
+            pages.skipped.append(Skipped("", "pdf", str(error)))
+    write_skipped(out, pages.skipped)
+    return ReportResult(paths[0], [*paths, *pages.paths], pages.skipped)
+
+
+def _facts(
+    store: CropStore,
+    ids: Sequence[str],
+    parts: ReportParts,
+    pages: Pages,
+    metrics: Mapping[str, Any] | None,
+    exclusions: pd.DataFrame | None,
+) -> dict[str, Any]:
+    manifest = store.manifest.set_index("nodule_id").loc[list(ids)]
+    facts: dict[str, Any] = {
+        "nodules": len(ids),
+        "patients": int(manifest["patient_id"].nunique()),
+        "simulated": bool(manifest["simulated"].any()),
+        "crop": f"{manifest['size_mm'].iloc[0]:g} mm at {manifest['spacing_mm'].iloc[0]:g} mm" if len(ids) else "",
+        "flow": flow(store, parts.predictions, exclusions, ids),
+        "metrics": metrics or {},
+        "performance": malignancy_table(metrics or {}),
+        "biomarkers": biomarker_table(metrics or {}),
+        "overlap": cohort_overlap(pages.rows),
+        "model": parts.model_info or {},
+        "run": parts.run_info or {},
+        "trained_on": sum(row["status"] == "trained_on" for row in pages.rows),
+        "missing": _missing(parts, metrics),
+    }
+    facts["claim"] = claim_checklist(facts)
+    return facts
+
+
+def _drawn(
+    store: CropStore, ids: Sequence[str], parts: ReportParts, pages: Pages, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Charts and galleries: what the page draws from the facts."""
+    metrics = facts["metrics"]
+    charts: dict[str, Any] = {}
+    if metrics.get("malignancy"):
+        charts["auc"] = strata_chart(metrics, "auc", "AUC")
+        charts["accuracy"] = strata_chart(metrics, "accuracy", "Accuracy")
+        charts["reliability"] = reliability_chart(metrics["malignancy"].get("reliability") or [])
+    if metrics.get("biomarkers"):
+        charts["biomarkers"] = biomarker_chart(metrics)
+    explaining = [name for name in parts.maps if not is_control(name)]
+    profiles = {}
+    if explaining:
+        curves = radial_curves(store, lambda nodule_id: parts.map_of(explaining[0], nodule_id), ids)
+        profiles = {name: profile_chart(name, curves[name]) for name in OUTPUTS if name in curves}
+    shown = {row["nodule_id"]: row for row in pages.rows}
+    return {
+        "charts": charts,
+        "profiles": profiles,
+        "primary": explaining[0] if explaining else "",
+        "galleries": galleries(list(shown.values())),
+    }
+
+
+def malignancy_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the model and of every baseline, on all nodules: ``who`` and one entry per figure."""
+    paths = {"Model": ("malignancy",)} | {
+        name: ("baselines", name, "malignancy") for name in metrics.get("baselines", {})
+    }
+    found = {who: {key: size_of(metrics, *path, "all", key) for key, _ in _FIGURES} for who, path in paths.items()}
+    shown = [(key, title) for key, title in _FIGURES if any(figures[key] for figures in found.values())]
+    return [
+        {"who": who, "figures": [{"title": title, **(figures[key] or {})} for key, title in shown]}
+        for who, figures in found.items()
+        if any(figures.values())
+    ]
+
+
+def biomarker_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per biomarker: its figures, the floor that the readers' noise sets, and their ICC."""
+    rows = []
+    for name, figures in (metrics.get("biomarkers") or {}).items():
+        noise = (metrics.get("reader_noise") or {}).get(name) or {}
+        found = [{"title": title, **(size_of(figures, key) or {})} for key, title in _ERRORS]
+        rows.append({"name": name, "figures": found, "floor": noise.get("floor_mse_z"), "icc": noise.get("icc")})
+    return rows
+
+
+def _missing(parts: ReportParts, metrics: Mapping[str, Any] | None) -> list[str]:
+    found = []
+    if parts.predictions is None:
+        found.append("Predictions: run lidc-xai cross-validate or predict.")
+    if not metrics:
+        found.append("Performance: run lidc-xai evaluate on out-of-fold predictions.")
+    if not parts.maps:
+        found.append("Maps: run lidc-xai explain.")
+    return found
+
+
+def _beside(benchmark: Path | str | None, out: Path) -> str:
+    """Address of a benchmark's page, relative to the report."""
+    if benchmark is None:
+        return ""
+    page = Path(benchmark) / "benchmark.html"
+    return Path(os.path.relpath(page, out)).as_posix() if page.exists() else ""

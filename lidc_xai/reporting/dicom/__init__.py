@@ -1,0 +1,1 @@
+"""DICOM objects of a nodule: segmentation, parametric maps, structured report."""

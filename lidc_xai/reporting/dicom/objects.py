@@ -1,0 +1,257 @@
+"""Segmentation, parametric maps and structured report of one nodule, by highdicom, all tied to the source series."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import generate_uid
+
+from lidc_xai import __version__
+from lidc_xai.ratings import OUTPUTS, READER_RATINGS, SCALES
+from lidc_xai.reporting.dicom import codes as code
+from lidc_xai.reporting.nodule.facts import UNITS
+from lidc_xai.reporting.values import number
+
+_MANUFACTURER = "lidc-xai"
+_READER_COLOURS = ((86, 180, 233), (240, 228, 66), (204, 121, 167), (47, 191, 143), (232, 163, 61), (185, 185, 255))
+
+
+@dataclass(frozen=True)
+class Source:
+    """The slices an object refers to, in ascending order along their normal, and whose nodule it is."""
+
+    slices: Sequence[Dataset]
+    nodule_id: str
+    simulated: bool
+
+    def uid(self, *names: str) -> str:
+        """The same UID in every run for the same nodule, series and object."""
+        series = str(self.slices[0].SeriesInstanceUID)
+        return str(generate_uid(entropy_srcs=["lidc_xai", __version__, series, self.nodule_id, *names]))
+
+    def description(self, words: str) -> str:
+        """A series description of at most 64 characters that says what it must not be used for."""
+        return f"{'SIMULATED ' if self.simulated else ''}RESEARCH USE ONLY: {words}"[:64]
+
+    def common(self, name: str, series_number: int, words: str) -> dict[str, Any]:
+        """Arguments that every object needs."""
+        return {
+            "series_instance_uid": self.uid(name, "series"),
+            "series_number": series_number,
+            "sop_instance_uid": self.uid(name, "instance"),
+            "instance_number": 1,
+            "manufacturer": _MANUFACTURER,
+            "series_description": self.description(words),
+        }
+
+
+def segmentation(
+    source: Source, masks: NDArray[np.bool_], consensus: NDArray[np.bool_], exact: bool
+) -> hd.seg.Segmentation:
+    """Readers' outlines and their consensus as segments of one binary segmentation on the source's own pixels.
+
+    ``masks``: (readers, slices, rows, columns); ``consensus``: (slices, rows, columns), at least half of the readers.
+    """
+    algorithm = hd.AlgorithmIdentificationSequence(
+        name="consensus of at least half of the readers", family=code.Code("CONSENSUS", code.OURS, "Consensus"),
+        version=__version__,
+    )  # fmt: skip
+    segments = [_segment(source, number, len(masks), algorithm) for number in range(1, len(masks) + 2)]
+    stack = np.stack([*masks, consensus], axis=-1).astype(np.uint8)
+    how = "from the readers' outlines" if exact else "carried over from a resampled crop"
+    return hd.seg.Segmentation(
+        source_images=source.slices,
+        pixel_array=stack,
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=segments,
+        manufacturer_model_name="lidc-xai",
+        software_versions=__version__,
+        device_serial_number="0",
+        content_description=f"LIDC readers' masks {how}"[:64],
+        content_label="LIDC_READERS",
+        content_creator_name="LIDC^readers",
+        **source.common("seg", 9001, "LIDC readers and consensus"),
+    )
+
+
+def _segment(
+    source: Source, number: int, readers: int, algorithm: hd.AlgorithmIdentificationSequence
+) -> hd.seg.SegmentDescription:
+    manual = number <= readers
+    label = f"{source.nodule_id} {'reader ' + str(number) if manual else 'consensus'}"
+    return hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=label[:64],
+        segmented_property_category=code.ABNORMAL,
+        segmented_property_type=code.NODULE,
+        algorithm_type="MANUAL" if manual else "AUTOMATIC",
+        algorithm_identification=None if manual else algorithm,
+        tracking_uid=source.uid("track", str(number)),
+        tracking_id=label[:64],
+        anatomic_regions=[code.LUNG],
+        display_color=hd.color.CIELabColor.from_rgb(
+            *(_READER_COLOURS[(number - 1) % len(_READER_COLOURS)] if manual else (255, 255, 255))
+        ),
+    )
+
+
+def parametric_map(
+    source: Source,
+    method: str,
+    output: str,
+    values: NDArray[np.float32],
+    first_pixel: tuple[int, int],
+) -> hd.pm.ParametricMap:
+    """One signed map on a rectangle of the source's own pixels.
+
+    ``values``: (slices, rows, columns) float32, one per source slice, NaN where nothing was evaluated (declared as the
+    padding value); ``first_pixel``: (row, column) of the rectangle's first pixel in the source.
+    """
+    first = source.slices[0]
+    orientation = np.array(first.ImageOrientationPatient, dtype=np.float64)
+    rows_mm, columns_mm = (float(value) for value in first.PixelSpacing)
+    shift = orientation[:3] * columns_mm * first_pixel[1] + orientation[3:] * rows_mm * first_pixel[0]
+    positions = [
+        hd.PlanePositionSequence(
+            hd.CoordinateSystemNames.PATIENT,
+            [float(f"{value:.6f}") for value in np.array(one.ImagePositionPatient, dtype=np.float64) + shift],
+        )
+        for one in source.slices
+    ]
+    finite = values[np.isfinite(values)]
+    largest = float(np.abs(finite).max()) if finite.size else 1.0
+    mapping = hd.pm.RealWorldValueMapping(
+        lut_label=output.upper()[:16],
+        lut_explanation=f"{SCALES[output].towards(1)} (positive)"[:64],
+        unit=code.relevance_unit(output),
+        value_range=(-largest, largest),
+        slope=1.0,
+        intercept=0.0,
+        quantity_definition=code.relevance(output),
+    )
+    found = hd.pm.ParametricMap(
+        source_images=source.slices,
+        pixel_array=values.astype(np.float32),
+        manufacturer_model_name="lidc-xai",
+        software_versions=__version__,
+        device_serial_number="0",
+        contains_recognizable_visual_features=False,
+        real_world_value_mappings=[mapping],
+        voi_lut_transformations=[
+            hd.VOILUTTransformation(0.0, 2 * largest, voi_lut_function=hd.VOILUTFunctionValues.LINEAR_EXACT)
+        ],
+        content_description=f"{method} relevance for {output}, {UNITS[output]}"[:64],
+        content_label="RELEVANCE",
+        pixel_measures=hd.PixelMeasuresSequence(
+            pixel_spacing=(rows_mm, columns_mm), slice_thickness=float(first.get("SliceThickness") or 1.0)
+        ),
+        plane_orientation=hd.PlaneOrientationSequence(hd.CoordinateSystemNames.PATIENT, orientation.tolist()),
+        plane_positions=positions,
+        **source.common(f"map {method} {output}", 9100 + OUTPUTS.index(output), f"{method} {output}"),
+    )
+    found.FloatPixelPaddingValue = found.FloatPixelPaddingRangeLimit = float("nan")
+    found.Laterality = ""  # lungs are paired; which one it is, nobody recorded
+    return found
+
+
+def structured_report(
+    source: Source,
+    seg: hd.seg.Segmentation,
+    volumes_mm3: Sequence[float],
+    votes: Sequence[Mapping[str, Any]],
+    prediction: Mapping[str, Any] | None,
+    model_name: str,
+) -> hd.sr.ComprehensiveSR:
+    """TID 1500: one group per reader (ratings, diameter, volume) and one for the model's predictions.
+
+    ``volumes_mm3``: of every segment of ``seg``; ``votes``: one row of ``votes.csv`` per reader.
+    """
+    groups = [
+        _group(source, seg, number, f"Reader {number}", volumes_mm3[number - 1], _reader_items(vote), _diameter(vote))
+        for number, vote in enumerate(votes, start=1)
+    ]
+    if prediction is not None:
+        consensus = len(volumes_mm3)
+        measured = _predictions(prediction, model_name)
+        groups.append(_group(source, seg, consensus, "Model", volumes_mm3[consensus - 1], [], measured))
+    observer = hd.sr.ObserverContext(
+        observer_type=codes.DCM.Device,
+        observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
+            uid=source.uid("device"), name="lidc-xai, research use only", manufacturer_name=_MANUFACTURER
+        ),
+    )
+    report = hd.sr.MeasurementReport(
+        observation_context=hd.sr.ObservationContext(observer_device_context=observer),
+        procedure_reported=code.CT_CHEST,
+        imaging_measurements=groups,
+        title=codes.DCM.ImagingMeasurementReport,
+        referenced_images=source.slices,
+    )
+    return hd.sr.ComprehensiveSR(
+        evidence=[*source.slices, seg],
+        content=report,
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        **source.common("sr", 9002, "readers' ratings, predictions"),
+    )
+
+
+def _group(
+    source: Source,
+    seg: hd.seg.Segmentation,
+    segment: int,
+    session: str,
+    volume_mm3: float,
+    evaluations: list[hd.sr.QualitativeEvaluation],
+    measurements: list[hd.sr.Measurement],
+) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
+    label = str(seg.SegmentSequence[segment - 1].SegmentLabel)
+    volume = hd.sr.Measurement(name=code.VOLUME, value=round(volume_mm3, 3), unit=code.CUBIC_MILLIMETRE)
+    return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(uid=source.uid("track", str(segment), session), identifier=label),
+        referenced_segment=hd.sr.ReferencedSegment(
+            sop_class_uid=seg.SOPClassUID,
+            sop_instance_uid=seg.SOPInstanceUID,
+            segment_number=segment,
+            source_series=hd.sr.SourceSeriesForSegmentation(str(source.slices[0].SeriesInstanceUID)),
+        ),
+        finding_type=code.NODULE,
+        finding_sites=[hd.sr.FindingSite(anatomic_location=code.LUNG)],
+        session=session,
+        measurements=[volume, *measurements],
+        qualitative_evaluations=evaluations,
+    )
+
+
+def _reader_items(vote: Mapping[str, Any]) -> list[hd.sr.QualitativeEvaluation]:
+    found = []
+    for name in READER_RATINGS:
+        value = number(vote, name)
+        if value is not None:
+            found.append(hd.sr.QualitativeEvaluation(code.concept(name), code.rating_value(name, int(value))))
+    return found
+
+
+def _diameter(vote: Mapping[str, Any]) -> list[hd.sr.Measurement]:
+    value = number(vote, "diameter_mm")
+    return [] if value is None else [hd.sr.Measurement(code.DIAMETER, round(value, 3), code.MILLIMETRE)]
+
+
+def _predictions(prediction: Mapping[str, Any], model_name: str) -> list[hd.sr.Measurement]:
+    algorithm = hd.sr.AlgorithmIdentification(name=f"{model_name}, research use only"[:64], version=__version__)
+    found = []
+    for name in OUTPUTS:
+        value = number(prediction, "malignancy_probability" if name == "malignancy" else name)
+        if value is None:
+            continue
+        unit = code.RATIO if name == "malignancy" else code.MILLIMETRE if name == "diameter" else code.SCORE
+        found.append(hd.sr.Measurement(code.predicted(name), round(value, 4), unit, algorithm_id=algorithm))
+    return found

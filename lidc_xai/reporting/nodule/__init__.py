@@ -1,0 +1,1 @@
+"""The page of one nodule: facts as plain data, and what draws them."""

@@ -1,0 +1,164 @@
+"""Pictures of a nodule's page: planes of the crop, outlines of the readers, one panel per output, view and method."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lidc_xai.imaging.planes import VIEWS
+from lidc_xai.reporting.nodule.facts import UNITS
+from lidc_xai.reporting.nodule.geometry import DisplayPlane, display_plane
+from lidc_xai.reporting.nodule.outlines import outline_path
+from lidc_xai.reporting.pictures import ct_picture, map_picture
+
+if TYPE_CHECKING:
+    from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+    from lidc_xai.nodules.maps import NoduleMaps
+
+
+@dataclass(frozen=True)
+class PlanePicture:
+    """A plane with all that is drawn over it; lengths in mm of the displayed plane."""
+
+    plane: DisplayPlane
+    ct: str
+    window: str
+    readers: list[str]
+    consensus: str
+    box: str = ""
+
+    @property
+    def width(self) -> float:
+        return self.plane.size_mm[1]
+
+    @property
+    def height(self) -> float:
+        return self.plane.size_mm[0]
+
+    @property
+    def line(self) -> float:
+        """A thin line: the same share of the picture whatever its extent."""
+        return max(self.width, self.height) / 230
+
+    @property
+    def title(self) -> str:
+        return self.plane.view.capitalize()
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One map over one plane."""
+
+    output: str
+    over: PlanePicture
+    picture: str
+
+    @property
+    def view(self) -> str:
+        return self.over.plane.view
+
+
+def crop_pictures(
+    crop: NoduleCrop,
+    indices: Mapping[str, int] | None = None,
+    window: str = "lung",
+    pixels: int = 256,
+    inner: NoduleCrop | None = None,
+) -> list[PlanePicture]:
+    """Planes of a crop in the three views (its middle, or ``indices`` per view) with the readers' outlines.
+
+    ``inner``: a smaller crop; each plane is then taken through its middle and its border is drawn as a box.
+    """
+    found = []
+    for view in VIEWS:
+        index = (indices or {}).get(view)
+        if inner is not None:
+            index = _index_at(crop, view, inner.centre_mm)
+        plane = display_plane(crop.ct, crop.affine, view, index)
+        found.append(
+            PlanePicture(
+                plane=plane,
+                ct=ct_picture(plane.image, plane.spacing_mm, window, pixels),
+                window=window,
+                readers=[_outline(mask, crop, plane) for mask in _masks(crop)],
+                consensus="" if crop.consensus is None else _outline(crop.consensus, crop, plane),
+                box="" if inner is None else _box(inner, plane),
+            )
+        )
+    return found
+
+
+def in_window(pictures: Sequence[PlanePicture], window: str, pixels: int = 256) -> list[PlanePicture]:
+    """The same planes and outlines in another window."""
+    return [
+        replace(one, ct=ct_picture(one.plane.image, one.plane.spacing_mm, window, pixels), window=window)
+        for one in pictures
+    ]
+
+
+def map_panels(
+    maps: NoduleMaps,
+    pictures: Sequence[PlanePicture],
+    limits: Mapping[str, float],
+    outputs: Collection[str] = tuple(UNITS),
+) -> dict[str, list[Panel]]:
+    """Panels of one method: output -> one panel per displayed view. ``limits``: limit of the scale per unit."""
+    places = {view: place for place, view in reversed(list(enumerate(maps.views)))}
+    panels: dict[str, list[Panel]] = {}
+    for column, output in enumerate(maps.output_names):
+        if output not in UNITS or output not in outputs:
+            continue
+        row = []
+        for picture in pictures:
+            place = places.get(picture.plane.view)
+            if place is None:
+                continue
+            scores = picture.plane.orient(maps.relevance[place, column])
+            drawn = map_picture(scores, limits[UNITS[output]], picture.plane.size_mm)
+            row.append(Panel(output, picture, drawn))
+        panels[output] = row
+    return panels
+
+
+def evaluated_indices(maps: NoduleMaps | None) -> dict[str, int]:
+    """Slice index per view at which a method was evaluated; empty without maps."""
+    found: dict[str, int] = {}
+    if maps is not None:
+        for view, index in zip(maps.views, maps.indices, strict=True):
+            found.setdefault(view, int(index))
+    return found
+
+
+def thumbnail(crop: NoduleCrop, pixels: int = 96) -> PlanePicture:
+    """The axial middle plane, small."""
+    plane = display_plane(crop.ct, crop.affine, "axial")
+    consensus = "" if crop.consensus is None else _outline(crop.consensus, crop, plane)
+    return PlanePicture(plane, ct_picture(plane.image, plane.spacing_mm, "lung", pixels), "lung", [], consensus)
+
+
+def _masks(crop: NoduleCrop) -> list[Any]:
+    return [] if crop.reader_masks is None else list(crop.reader_masks)
+
+
+def _outline(mask: Any, crop: NoduleCrop, plane: DisplayPlane) -> str:
+    cut = display_plane(np.asarray(mask, dtype=np.float32), crop.affine, plane.view, plane.index)
+    return outline_path(cut.image > 0.5, plane.spacing_mm)
+
+
+def _index_at(crop: NoduleCrop, view: str, point_mm: np.ndarray) -> int:
+    """Index of the plane of ``view`` that holds a point, clipped to the crop."""
+    ijk = np.linalg.solve(crop.affine, [*point_mm, 1.0])[:3]
+    axis = {"axial": 2, "coronal": 1, "sagittal": 0}[view]
+    return int(np.clip(np.floor(ijk[axis] + 0.5), 0, crop.ct.shape[2 - axis] - 1))
+
+
+def _box(inner: NoduleCrop, plane: DisplayPlane) -> str:
+    """Where the border of ``inner`` cuts the plane, as a rectangle (their axes are parallel)."""
+    depth, height, width = inner.ct.shape
+    corners = np.array([[-0.5, -0.5, -0.5, 1], [width - 0.5, height - 0.5, depth - 0.5, 1]]).T
+    pixels = np.linalg.solve(plane.affine, inner.affine @ corners)[:2] + 0.5
+    (left, right), (top, bottom) = (np.sort(pixels[axis]) * plane.spacing_mm[1 - axis] for axis in (0, 1))
+    return f"M{left:.2f} {top:.2f}H{right:.2f}V{bottom:.2f}H{left:.2f}Z"

@@ -1,0 +1,123 @@
+"""The report of one nodule: HTML, its JSON twin, and PDF from the same template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lidc_xai.errors import DependencyError, UsageError
+from lidc_xai.files import write_json, write_text
+from lidc_xai.ratings import OUTPUTS
+from lidc_xai.reporting.nodule.drawing import PlanePicture, crop_pictures, evaluated_indices, in_window, map_panels
+from lidc_xai.reporting.nodule.facts import UNITS, nodule_facts
+from lidc_xai.reporting.nodule.viewer import viewer_payload
+from lidc_xai.reporting.pages import render
+from lidc_xai.reporting.parts import CLASS_BLIND, NoduleParts, ReportParts, is_control
+from lidc_xai.reporting.pdf import Pictures, write_pdf
+from lidc_xai.reporting.pictures import scale_picture
+from lidc_xai.skipped import Skipped
+
+if TYPE_CHECKING:
+    from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+    from lidc_xai.imaging.store.crop_store import CropStore
+
+
+def nodule_report(
+    store: CropStore, nodule_id: str, out: Path | str, *, pdf: bool = True, **parts: Any
+) -> tuple[list[Path], list[Skipped]]:
+    """Write ``out/<nodule_id>.html``, ``.json`` and (with ``pdf``) ``.pdf``.
+
+    ``parts``: the fields of ``ReportParts`` (predictions, maps, model_info, …). The first method of ``maps`` that is
+    not a control (``is_control``) is shown in full. What is missing (predictions, maps, contours) is said on the page.
+    Returns the files and what was left out: a PDF that the system cannot make is a row there, not an error.
+    """
+    if nodule_id not in store.nodule_ids:
+        raise UsageError(f"nodule {nodule_id!r} is not in {store.path}; its {len(store)} ids are in manifest.csv")
+    return write_nodule(store, nodule_id, Path(out), ReportParts(**parts).of(store, nodule_id), pdf=pdf)[:2]
+
+
+def write_nodule(
+    store: CropStore, nodule_id: str, folder: Path, parts: NoduleParts, pdf: bool = True, study_link: str = ""
+) -> tuple[list[Path], list[Skipped], dict[str, Any]]:
+    """Write one nodule's files into ``folder``; returns them, what was left out, and the facts."""
+    crop = parts.crop
+    votes = store.votes[store.votes["nodule_id"] == nodule_id]
+    row = {str(key): value for key, value in store.row(nodule_id).items()}
+    facts = nodule_facts(row, votes, crop, parts)
+    values = _page_values(crop, parts, facts)
+    limits = {entry["method"]: entry["limits"] for entry in facts["maps"]}
+    payload = viewer_payload(crop, parts.maps, limits, None if parts.light else parts.context)
+    html = render("nodule.html.j2", **values, study_link=study_link, interactive=True, payload=payload)
+    paths, skipped = [folder / f"{nodule_id}.html", folder / f"{nodule_id}.json"], []
+    write_text(paths[0], html)
+    write_json(paths[1], facts)
+    if pdf:
+        values["picture_groups"] = values["picture_groups"] | _printed_only(values["picture_groups"])
+        pictures = _printed(values)
+        text = render("nodule.html.j2", **values, study_link="", interactive=False, payload="", keep=pictures.keep)
+        try:
+            paths.append(write_pdf(text, folder / f"{nodule_id}.pdf", parts.paper, pictures))
+        except DependencyError as error:
+            skipped.append(Skipped(nodule_id, "pdf", str(error)))
+    return paths, skipped, facts
+
+
+def _page_values(crop: NoduleCrop, parts: NoduleParts, facts: dict[str, Any]) -> dict[str, Any]:
+    explaining = [name for name in parts.maps if not is_control(name)] or list(parts.maps)
+    primary = explaining[0] if explaining else None
+    pictures = crop_pictures(crop, evaluated_indices(parts.maps.get(primary or "")))
+    methods = []
+    for number, entry in enumerate(facts["maps"]):
+        name = entry["method"]
+        control = is_control(name) and name != primary
+        shown = sorted(entry["outputs"], key=OUTPUTS.index)[: 1 if control else None]  # a control is shown for one
+        methods.append(
+            {
+                "facts": entry,
+                "number": number,
+                "panels": map_panels(parts.maps[name], pictures, entry["limits"], shown),
+                "control": control,
+                "class_blind": name in CLASS_BLIND,
+            }
+        )
+    groups: dict[str, list[PlanePicture]] = {"ct": pictures}
+    if parts.context is not None:
+        groups["context"] = crop_pictures(parts.context, inner=crop)
+    return {
+        "facts": facts,
+        "picture_groups": groups,
+        "methods": methods,
+        "primary": next((item for item in methods if item["facts"]["method"] == primary), None),
+        "facts_extent": _extent(crop),
+        "context_padded": parts.context is not None and parts.context.padded,
+        "has_context": parts.context is not None and not parts.light,
+        "unit_of": UNITS,
+    }
+
+
+def _printed_only(groups: Mapping[str, list[PlanePicture]]) -> dict[str, list[PlanePicture]]:
+    """What the viewer shows on request and paper cannot: other windows."""
+    found = {"mediastinum": in_window(groups["ct"], "mediastinum"), "input": in_window(groups["ct"], "model input")}
+    if "context" in groups:
+        found["context-mediastinum"] = in_window(groups["context"], "mediastinum")
+    return found
+
+
+def _printed(values: Mapping[str, Any]) -> Pictures:
+    """The pictures of the page by the names under which ``print.html.j2`` shows them."""
+    found = Pictures(signed=scale_picture(-1), positive=scale_picture(0))
+    for name, group in values["picture_groups"].items():
+        found |= {f"{name}-{picture.plane.view}": picture.ct for picture in group}
+    for maps in values["methods"]:
+        panels = [panel for row in maps["panels"].values() for panel in row]
+        found |= {f"map{maps['number']}-{panel.output}-{panel.view}": panel.picture for panel in panels}
+    return found
+
+
+def _extent(crop: NoduleCrop) -> str:
+    sides = np.round(np.multiply(crop.ct.shape, crop.spacing_mm)[::-1], 1)
+    voxel = np.round(crop.spacing_mm[::-1], 2)
+    return f"{' × '.join(f'{mm:g}' for mm in sides)} mm, voxels of {' × '.join(f'{mm:g}' for mm in voxel)} mm"

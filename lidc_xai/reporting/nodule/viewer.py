@@ -1,0 +1,102 @@
+"""The data behind a nodule page's viewer: voxels, outlines on every slice, and the scores of every map.
+
+The script draws what the still pictures show, from the same numbers and with the same palette, on any slice and
+in any window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lidc_xai.imaging.planes import VIEWS
+from lidc_xai.ratings import SCALES
+from lidc_xai.reporting.nodule.facts import UNITS, method_title
+from lidc_xai.reporting.nodule.geometry import DisplayPlane, display_plane
+from lidc_xai.reporting.nodule.outlines import outline_path
+from lidc_xai.reporting.nodule.payload import differences, pack
+from lidc_xai.reporting.pictures import WINDOWS, palette, pooled
+
+if TYPE_CHECKING:
+    from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+    from lidc_xai.nodules.maps import NoduleMaps
+
+_CONTEXT_STEP_HU = 4.0  # the context is only looked at: 4 HU are less than one grey level of the lung window
+_CUT_AXIS = {"axial": 0, "coronal": 1, "sagittal": 2}
+
+
+def viewer_payload(
+    crop: NoduleCrop,
+    maps: Mapping[str, NoduleMaps],
+    limits: Mapping[str, Mapping[str, float]],
+    context: NoduleCrop | None,
+) -> str:
+    """Everything for the script, packed. ``limits``: method -> unit -> the shared limit of the colour scale."""
+    arrays: dict[str, NDArray] = {"crop": differences(crop.ct)}
+    volumes = {"crop": _volume(crop, 1.0, readers=True)}
+    if context is not None:
+        arrays["context"] = differences(context.ct, _CONTEXT_STEP_HU)
+        volumes["context"] = _volume(context, _CONTEXT_STEP_HU, readers=False)
+    methods = {}
+    for name, item in maps.items():
+        methods[name] = _method(name, item, limits[name])
+        arrays[f"map:{name}"] = pooled(item.relevance)
+    header = {
+        "volumes": volumes,
+        "methods": methods,
+        "outputs": [name for name in UNITS if any(name in item.output_names for item in maps.values())],
+        "towards": {name: [SCALES[name].towards(-1), SCALES[name].towards(1)] for name in UNITS},
+        "units": {name: "logit" if UNITS[name] == "logit" else "SD" for name in UNITS},
+        "windows": {name: list(limits_hu) for name, limits_hu in WINDOWS.items()},
+        "palette": palette(),
+    }
+    return pack(header, arrays)
+
+
+def _method(name: str, maps: NoduleMaps, limits: Mapping[str, float]) -> dict[str, Any]:
+    return {
+        "title": method_title(name),
+        "outputs": list(maps.output_names),
+        "views": list(maps.views),
+        "indices": [int(index) for index in maps.indices],
+        "limits": [float(limits.get(UNITS.get(output, ""), 0.0)) for output in maps.output_names],
+        "own": [float(np.abs(maps.relevance[:, column]).max()) for column in range(len(maps.output_names))],
+    }
+
+
+def _volume(crop: NoduleCrop, step: float, readers: bool) -> dict[str, Any]:
+    return {
+        "step": step,
+        "affine": np.asarray(crop.affine, dtype=np.float64).round(5).tolist(),
+        "views": {view: _view(crop, view, readers) for view in VIEWS},
+    }
+
+
+def _view(crop: NoduleCrop, view: str, readers: bool) -> dict[str, Any]:
+    plane = display_plane(crop.ct, crop.affine, view)
+    height, width = plane.size_mm
+    return {
+        "flip": list(plane.flip),
+        "letters": list(plane.letters),
+        "size_mm": [height, width],
+        "slices": _outlines(crop, plane, readers),
+    }
+
+
+def _outlines(crop: NoduleCrop, plane: DisplayPlane, readers: bool) -> dict[str, dict[str, Any]]:
+    """Slice index -> ``consensus`` and ``readers`` paths, where anything is marked."""
+    axis = _CUT_AXIS[plane.view]
+    masks = (
+        [] if crop.reader_masks is None or not readers else [np.moveaxis(mask, axis, 0) for mask in crop.reader_masks]
+    )
+    consensus = None if crop.consensus is None else np.moveaxis(crop.consensus, axis, 0)
+    found: dict[str, dict[str, Any]] = {}
+    for index in range(crop.ct.shape[axis]):
+        paths = [outline_path(plane.orient(mask[index]), plane.spacing_mm) for mask in masks]
+        middle = "" if consensus is None else outline_path(plane.orient(consensus[index]), plane.spacing_mm)
+        if middle or any(paths):
+            found[str(index)] = {"consensus": middle, "readers": paths}
+    return found

@@ -1,0 +1,105 @@
+"""A crop simulated directly: the same anatomy, nodule, blur and noise as in a series, but only the box around it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
+
+from lidc_xai.annotations.nodule import Nodule
+from lidc_xai.imaging.crops.contours import GridBox, consensus_mask
+from lidc_xai.imaging.crops.crop import consensus_centre, crop_marked, native_masks, voxels_per_side
+from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+from lidc_xai.imaging.ct.volume import AIR_HU, CTVolume
+from lidc_xai.simulate.grid import IMAGE_PIXELS, Grid
+from lidc_xai.simulate.nodule.expression import with_ratings
+from lidc_xai.simulate.nodule.lesion import Drawn
+from lidc_xai.simulate.nodule.outline import Outline, nodule_outline, slice_step
+from lidc_xai.simulate.series import as_volume, make_scene, render
+
+AROUND_MM = 18.0
+"""Vessels end up to this far outside the box, so that some run through it."""
+
+
+def simulate_crop(
+    nodule: Nodule,
+    seed: int = 0,
+    size_mm: float = 32.0,
+    spacing_mm: float = 1.0,
+    ratings: Mapping[str, float] | None = None,
+    *,
+    without: Collection[str] = (),
+    switched_off: Collection[str] = (),
+) -> tuple[NoduleCrop, dict[str, NDArray[np.bool_]]]:
+    """One nodule in its simulated surroundings, cropped as a real one is, and by biomarker the voxels that carry it.
+
+    The box is rendered on the scan's own pixels and slices and is cropped by the code of
+    :func:`~lidc_xai.imaging.crops.crop.crop_nodule`. Options as in :func:`~lidc_xai.simulate.series.simulate_ct`; the
+    result depends on ``seed`` and the nodule alone.
+    """
+    nodule = with_ratings(nodule, ratings or {})
+    outline = nodule_outline(nodule)
+    series = _empty_series(nodule, outline, size_mm)
+    masks, box = native_masks(series, nodule)
+    centre = consensus_centre(series, nodule, consensus_mask(masks), box)
+    grid, box = _window(series, nodule, box, centre, size_mm)
+    low = np.array([grid.x_mm[0], grid.y_mm[0], grid.z_mm[0]]) - AROUND_MM
+    high = np.array([grid.x_mm[-1], grid.y_mm[-1], grid.z_mm[-1]]) + AROUND_MM
+    scene = make_scene([nodule], [outline], seed, nodule.nodule_id, low, high, without, switched_off)
+    array, drawn = render(scene, grid)
+    count = voxels_per_side(size_mm, spacing_mm)
+    volume = as_volume(nodule, grid, array)
+    crop = crop_marked(volume, masks, box, centre, count, spacing_mm, "linear", AIR_HU, nodule.nodule_id)
+    return crop, _causes(drawn[nodule.nodule_id], grid, crop)
+
+
+def _empty_series(nodule: Nodule, outline: Outline, size_mm: float) -> CTVolume:
+    """The series without pixels, which take no memory: enough to find the masks and the middle."""
+    z = np.unique(nodule.slice_positions_mm)
+    near = np.flatnonzero((z >= outline.z_mm[0] - size_mm / 2) & (z <= outline.z_mm[-1] + size_mm / 2))
+    grid = Grid(
+        nodule.pixel_spacing_mm, nodule.slice_thickness_mm, z[near], int(near[0]), 0, 0, IMAGE_PIXELS, IMAGE_PIXELS
+    )
+    return as_volume(nodule, grid, np.broadcast_to(np.float32(0), grid.shape))
+
+
+def _window(
+    series: CTVolume, nodule: Nodule, box: GridBox, centre: NDArray[np.float64], size_mm: float
+) -> tuple[Grid, GridBox]:
+    """The stored pixels and slices of the crop, with the neighbours that interpolation asks for, and ``box`` in them.
+
+    All slices of ``box`` are there too, whatever the size of the crop.
+    """
+    spacing, half = nodule.pixel_spacing_mm, size_mm / 2
+    z = series.slice_z_mm
+    near = np.flatnonzero(np.abs(z - centre[2]) <= half + 2 * slice_step(nodule))
+    first_k, last_k = min(int(near[0]), box.low[2]), max(int(near[-1]), box.high[2])
+    ij = (centre[:2] - series.affine[:2, 3]) / spacing
+    first = np.clip(np.floor(ij - half / spacing) - 2, 0, IMAGE_PIXELS - 1).astype(int)
+    last = np.clip(np.ceil(ij + half / spacing) + 2, 0, IMAGE_PIXELS - 1).astype(int)
+    first_slice = int(np.abs(np.unique(nodule.slice_positions_mm) - z[first_k]).argmin())
+    columns, rows = (last - first + 1).tolist()
+    grid = Grid(
+        spacing, nodule.slice_thickness_mm, z[first_k : last_k + 1], first_slice, int(first[0]), int(first[1]),
+        rows, columns,
+    )  # fmt: skip
+    shift = np.array([first[0], first[1], first_k])
+    low, high = ((np.array(corner) - shift).tolist() for corner in (box.low, box.high))
+    return grid, GridBox((low[0], low[1], low[2]), (high[0], high[1], high[2]))
+
+
+def _causes(drawn: Drawn, grid: Grid, crop: NoduleCrop) -> dict[str, NDArray[np.bool_]]:
+    """Cause masks on the crop's grid: interpolated between slices, so that thin spicules stay."""
+    depth, height, width = crop.ct.shape
+    steps = np.diag(crop.affine)[:3]
+    x, y, z = (crop.affine[a, 3] + steps[a] * np.arange(n) for a, n in enumerate((width, height, depth)))
+    k = np.interp(z, grid.z_mm, np.arange(len(grid.z_mm)), left=-1, right=-1)
+    where = np.meshgrid(k, (y - grid.y0_mm) / grid.spacing_mm, (x - grid.x0_mm) / grid.spacing_mm, indexing="ij")
+    causes = {}
+    for name, mask in drawn.causes.items():
+        whole = np.zeros(grid.shape, np.float32)
+        whole[drawn.box] = mask
+        causes[name] = map_coordinates(whole, where, order=1, mode="constant") > 0.4
+    return {name: mask for name, mask in causes.items() if mask.any()}

@@ -1,0 +1,1 @@
+"""A nodule as its ratings ask for it: outline, density, edge, foci and spicules."""

@@ -1,0 +1,1 @@
+"""What happens inside one training run: modules, losses, optimiser, callbacks, resume."""

@@ -1,0 +1,60 @@
+"""What makes two calls the same run: the key that is kept beside a run, so that it is continued or refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lidc_xai.errors import LidcXaiError, UsageError
+from lidc_xai.training.options import MachineOptions
+
+if TYPE_CHECKING:
+    from lidc_xai.imaging.store.crop_store import CropStore
+
+_PLACE = {"device", "devices", "nodes", "logs"}
+"""Where and how fast a run runs does not count."""
+
+
+def run_key(store: CropStore, parts: list[list[str]], options: MachineOptions) -> dict[str, Any]:
+    """Options, nodules and store of a run as plain values."""
+    return {
+        "options": options.model_dump(mode="json", exclude=_PLACE),
+        "nodules_sha256": hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
+        "store_sha256": store.fingerprint.get("sha256"),
+    }
+
+
+def read_record(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+    """The record at ``path``, None where there is none; ``UsageError`` where it is of another run than ``key``."""
+    if not path.is_file():
+        return None
+    try:
+        record = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise LidcXaiError(f"{path}: cannot be read ({error}); delete {path.parent} and start again") from error
+    if record.get("key") != key:
+        differing = _first_difference(record.get("key", {}), key)
+        raise UsageError(f"{path.parent}: holds a run with another {differing}; choose another --out or delete it")
+    return record
+
+
+def _first_difference(old: dict[str, Any], new: dict[str, Any], name: str = "") -> str:
+    for field in sorted(set(old) | set(new)):
+        before, after = old.get(field), new.get(field)
+        where = f"{name}.{field}".removeprefix(".").removeprefix("options.")
+        if isinstance(before, dict) and isinstance(after, dict) and before != after:
+            return _first_difference(before, after, where)
+        if before != after:
+            return f"{where} ({before!r}, now {after!r})"
+    return name
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN: None stands for a figure that is undefined."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value

@@ -1,0 +1,1 @@
+"""The studies of four papers on photographs, and the code that only they use."""

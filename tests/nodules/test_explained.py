@@ -1,0 +1,140 @@
+"""A cross-validated run in a report: every nodule by the fold that never saw its patient."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lidc_xai.commands.explain import ExplainConfig, explain
+from lidc_xai.commands.report import ReportConfig, report
+from lidc_xai.errors import UsageError
+from lidc_xai.evaluation.metrics._fidelity import fidelity
+from lidc_xai.imaging.store.crop_store import CropStore
+from lidc_xai.models import build_model, save_model
+from lidc_xai.nodules._predict import load_models, predict
+from lidc_xai.nodules.explained import explain_out_of_fold, own_model, with_baselines, with_spread
+from lidc_xai.nodules.maps import explain_nodules, load_maps, nodule_images
+from lidc_xai.run import Run
+
+PATIENTS = ["LIDC-IDRI-0001", "LIDC-IDRI-0002", "LIDC-IDRI-0003"]
+
+
+@pytest.fixture(scope="module")
+def run(study: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folds: the first knows patients 2 and 3, the second 1 and 3, so that nobody can explain 3."""
+    folder = tmp_path_factory.mktemp("run")
+    for fold, known in enumerate([PATIENTS[1:], [PATIENTS[0], PATIENTS[2]]]):
+        model = build_model("vit_small64_p8", ["malignancy", "texture"], size=16, seed=fold)
+        model.target_scaling["texture"] = (3.0, 1.0)
+        model.training_info = {"train_patients": known, "fold": fold, "seed": 7}
+        save_model(model, folder / f"fold-{fold}" / "model")
+    table = predict(folder, study.store, nodule_ids=study.ids[:2])
+    table = table[["nodule_id", "patient_id", "malignancy_probability", "texture"]].assign(fold=[0, 1])
+    table["split_kind"], table["label"], table["n_readers"], table["simulated"] = "patient", [0, 1], 4, True
+    table["baseline.diameter_only.malignancy_probability"] = [0.25, 0.75]
+    table.to_csv(folder / "predictions.csv", index=False)
+    return folder
+
+
+def test_each_nodule_is_explained_by_a_model_that_never_saw_its_patient(
+    run: Path, study: SimpleNamespace, tmp_path: Path
+) -> None:
+    models = load_models(run)
+    assert [own_model(models, patient) for patient in PATIENTS] == [0, 1, None]
+    found = explain_out_of_fold(models, study.store, tmp_path, study.ids, ["cdam", "attention"], curves=["malignancy"])
+    assert list(found.maps) == ["cdam", "attention", "cdam@random_weights"]
+    assert list(found.maps["cdam"]) == study.ids[:2]
+    assert [row.nodule_id for row in found.skipped] == study.ids[2:]
+    assert "trained or chosen on this patient" in found.skipped[0].reason
+    for place, nodule_id in enumerate(study.ids[:2]):
+        single = explain_out_of_fold([models[place]], study.store, tmp_path / "one" / str(place), [nodule_id], ["cdam"])
+        assert np.array_equal(found.maps["cdam"][nodule_id].relevance, single.maps["cdam"][nodule_id].relevance)
+    first, second = found.repeats[study.ids[0]]
+    assert np.array_equal(first.relevance, found.maps["cdam"][study.ids[0]].relevance)
+    assert not np.allclose(first.relevance, second.relevance)
+    assert found.maps["cdam@random_weights"][study.ids[0]].method == "cdam@random_weights"
+
+
+def test_the_verb_explains_a_run_out_of_fold(run: Path, study: SimpleNamespace, tmp_path: Path) -> None:
+    log = Run("explain", [], {})
+    explain(ExplainConfig(store=study.store.path, model=str(run), out=tmp_path, format=["nifti"]), log)
+    for fold, nodule_id in enumerate(study.ids[:2]):
+        model = load_models(run)[fold]
+        [alone] = explain_nodules(model, [study.store.load(nodule_id)])
+        found = load_maps(tmp_path / f"fold-{fold}" / "maps", nodule_id, "cdam")
+        assert np.array_equal(found.relevance, alone["cdam"].relevance)
+        assert (tmp_path / "nifti" / nodule_id / "cdam_malignancy.nii.gz").exists()
+    assert [row.nodule_id for row in log.skipped] == study.ids[2:]
+    assert pd.read_csv(tmp_path / "predictions.csv")["out_of_fold"].tolist() == [True, True, False]
+    with pytest.raises(UsageError, match="names no method"):
+        explain(ExplainConfig(store=study.store.path, model=str(run), out=tmp_path, method=[""]), log)
+
+
+def test_deletion_curves_are_those_of_fidelity(run: Path, study: SimpleNamespace, tmp_path: Path) -> None:
+    import torch
+
+    model, nodule_id = load_models(run)[0], study.ids[0]
+    found = explain_out_of_fold(
+        [model], study.store, tmp_path, [nodule_id], ["cdam"], controls=False, curves=["texture"]
+    )
+    curve, maps = found.curves[nodule_id]["texture"], found.maps["cdam"][nodule_id]
+    assert curve["percent"][::5] == [0, 50, 100]
+    crop = study.store.load(nodule_id)
+    images = nodule_images(model, crop)
+    with torch.no_grad():
+        assert curve["mif"][0] == curve["lif"][0] == pytest.approx(float(model(images)[:, 1].mean()), abs=1e-5)
+    planes = [crop.consensus[16], crop.consensus[:, 16], crop.consensus[:, :, 16]]
+    masks = torch.from_numpy(np.stack(planes))
+    lung = torch.from_numpy(np.stack([crop.ct[16], crop.ct[:, 16], crop.ct[:, :, 16]]) < -500)
+    lung &= ~torch.from_numpy(np.stack([mask.any(0) for mask in (
+        crop.reader_masks[:, 16], crop.reader_masks[:, :, 16], crop.reader_masks[:, :, :, 16])]))  # fmt: skip
+    again = fidelity(
+        model, images, torch.from_numpy(maps.relevance[:, 1]), "texture", points=11, replacement="lung", masks=masks,
+        parenchyma=lung,
+    )  # fmt: skip
+    assert np.allclose(curve["mif"], again.mif.mean(0), atol=1e-5)
+    assert curve["removed"] == pytest.approx(float(again.at_stake.mean()), abs=1e-5)
+
+
+def test_the_verb_reports_a_run_out_of_fold(
+    run: Path, study: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lidc_xai.training.evaluate_predictions", lambda *_, **__: {}, raising=False)
+    config = ReportConfig(
+        store=study.store.path, model=str(run), predictions=run / "predictions.csv", out=tmp_path, pdf=False,
+        device="cpu",
+    )  # fmt: skip
+    done = Run("report", [], {})
+    report(config, done)
+    assert [row.nodule_id for row in done.skipped] == study.ids[2:]
+    for place, nodule_id in enumerate(study.ids[:2]):
+        facts = json.loads((tmp_path / "nodules" / f"{nodule_id}.json").read_text())
+        assert facts["independence"]["status"] == "independent"
+        assert f"fold {place}" in facts["independence"]["text"]
+        malignancy = facts["outputs"][0]["prediction"]
+        assert malignancy["diameter_only"] == [0.25, 0.75][place]
+        assert malignancy["low"] <= malignancy["value"] <= malignancy["high"]
+        assert set(facts["map_spread"]) == {"malignancy", "texture"}
+        text = (tmp_path / "nodules" / f"{nodule_id}.html").read_text()
+        for phrase in ("From the diameter alone", "models agree", "Deletion curve of malignancy", "random weights"):
+            assert phrase in text, phrase
+    last = json.loads((tmp_path / "nodules" / f"{study.ids[2]}.json").read_text())
+    assert last["maps"] == []
+    assert any(text.startswith("Maps:") for text in last["missing"])
+
+
+def test_columns_of_a_run_are_joined_where_they_belong(run: Path, study: SimpleNamespace, tmp_path: Path) -> None:
+    store: CropStore = study.store
+    joined = with_baselines(predict(run, store), run).set_index("nodule_id")
+    column = joined["baseline.diameter_only.malignancy_probability"]
+    assert column[study.ids[0]] == 0.25
+    assert np.isnan(column[study.ids[2]])
+    assert with_baselines(joined, tmp_path) is joined
+    table = pd.read_csv(run / "predictions.csv")
+    wider = with_spread(table, predict(run, store))
+    assert {"malignancy_probability_low", "texture_sd"} <= set(wider)
+    other = predict(load_models(run)[0], store).assign(malignancy_probability=0.123)
+    assert with_spread(table, other) is table  # of other models: not mixed

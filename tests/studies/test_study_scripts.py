@@ -1,0 +1,138 @@
+"""The three studies from their scripts, small: tables, identities that must come out, and what is named as missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from studies.made_photos import MadePhotos
+from studies.study import main
+from studies.study_arms import StudyImage
+from studies.study_measures import OWN_SHARE
+from studies.study_table import COLUMNS
+
+from lidc_xai.config import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+KINDS = {"study_contrastive": "Contrastive", "study_reciprocam": "Reciprocam", "study_softmax": "Softmax"}
+SMALL = [f"made_options.{key}" for key in ("train=4", "val=2", "pairs=8", "epochs=1")]
+
+
+def script(name: str) -> ModuleType:
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, ROOT / "pipelines" / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # pydantic looks the annotations up there
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+@pytest.fixture
+def run(made: MadePhotos, tmp_path: Path) -> Callable[..., pd.DataFrame]:
+    """Run a study on three made pairs and a photograph's worth of options; its table."""
+
+    def call(name: str, code: int, *options: str, arguments: tuple[str, ...] = ()) -> pd.DataFrame:
+        module: Any = script(name)
+        given = [part for option in (*SMALL, "examples=1", *options) for part in ("--set", option)]
+        usual = ["--config", str(ROOT / "configs" / f"{name}.yaml"), "--limit", "2", "--quiet", *arguments]
+        paths = ["--out", str(tmp_path), "--made", str(made.folder.parent)]
+        found = main(
+            getattr(module, KINDS[name]), module.work, name=name, about=module.__doc__, source=module.SOURCE,
+            models=module.models, arguments=[*usual, *paths, *given],
+        )  # fmt: skip
+        assert found == code
+        table = pd.read_csv(tmp_path / "table.csv")
+        assert tuple(table.columns) == COLUMNS
+        assert table["here"].notna().any()
+        assert (tmp_path / "figure.png").stat().st_size > 1000
+        assert list((tmp_path / "examples").glob("made_pairs-*-pair_00000001.png"))
+        return table
+
+    return call
+
+
+def value(table: pd.DataFrame, method: str, metric: str) -> float:
+    own = table[(table["method"] == method) & (table["metric"] == metric) & (table["data"] == "made pairs")]
+    assert len(own) == 1, (method, metric)
+    return float(own["here"].iloc[0])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_configuration(name: str) -> None:
+    kind = getattr(script(name), KINDS[name])
+    assert load_config(kind, ROOT / "configs" / f"{name}.yaml") == kind(), "the YAML shows the defaults"
+
+
+def test_contrastive(run: Callable[..., pd.DataFrame], tmp_path: Path, photo: Path) -> None:
+    options = ("methods=[gradcam]", "baselines=[blur]", "steps=[1]", "layer_sweep=false", "epsilon=0.03", "others=6")
+    table = run("study_contrastive", 3, *options, arguments=("--photos", str(photo.parent)))
+    skipped = (tmp_path / "skipped.csv").read_text()
+    for file in ("vgg16-397923af.pth", "alexnet-owt-7be5be79.pth", "vit_b_16-c867db91.pth"):
+        assert file in skipped
+    assert set(table["data"]) == {"made pairs", "photographs"}
+    vgg = table[table["model"] == "made_vgg"]
+    changes = {name: value(vgg, name, "epsilon n=1/Δ logit") for name in ("plain", "mean", "max", "weighted")}
+    assert changes["plain"] == max(changes.values()) > 0
+    probability = {name: value(vgg, name, "epsilon n=1/Δ probability") for name in changes}
+    assert probability["weighted"] >= probability["plain"] > 0
+    assert 0 <= value(vgg, "gradcam, weighted", OWN_SHARE) <= 1
+    for name in ("positive/blur", "negative/blur/first", "negative/share removed"):
+        assert (vgg["metric"] == name).any()
+
+
+def test_confident_misclassifications() -> None:
+    """Taken: wrong and sure. Left: unsure, right, and a class that the image shows beside its label."""
+    errors = script("study_contrastive").confident_errors
+    images = [
+        StudyImage(str(k), Path("x"), label=0, classes=(0, *more)) for k, more in enumerate(((), (), (), (1,), ()))
+    ]
+    logits = torch.tensor([[0.0, 9, 0], [0, 0.1, 0], [9, 0, 0], [0, 9, 0], [0, 0, 9]])
+    rows, pairs = errors(images, logits, 0.9)
+    assert rows.tolist() == [0, 4]
+    assert pairs.tolist() == [[1, 0], [2, 0]]
+    assert not len(errors([StudyImage("0", Path("x"))], logits[:1], 0.9)[0]), "a photograph has no label to miss"
+
+
+def test_reciprocam(run: Callable[..., pd.DataFrame], tmp_path: Path) -> None:
+    table = run("study_reciprocam", 3, "batches=[1]", "repeats=1", "vits=[deit_tiny]")
+    assert "deit_tiny_patch16_224-a1311bcf.pth" in (tmp_path / "skipped.csv").read_text()
+    assert value(table, "attention", OWN_SHARE) == pytest.approx(0.5)
+    assert value(table, "centred disc", "coherency") == pytest.approx(1.0)
+    assert value(table, "centred disc", "complexity") == pytest.approx(0.2, abs=0.01)
+    for method in ("reciprocam", "reciprocam, dirac", "reciprocam, input of block 4", "reciprocam, block 1"):
+        assert 0 <= value(table, method, "adcc") <= 1
+    assert value(table, "reciprocam", "ms per image, batch 1, cpu") > 0
+
+
+def test_softmax(run: Callable[..., pd.DataFrame], tmp_path: Path) -> None:
+    options = ("methods=[gradcam,rsi_gradcam]", "steps=4", "factors=[1,64]", "seeds=2")
+    table = run("study_softmax", 3, *options)
+    assert "vgg19-dcbb9e9d.pth" in (tmp_path / "skipped.csv").read_text()
+    same = "shifted/Spearman with the original"
+    assert value(table, "gradcam, log-probability", same) > 0.999
+    assert value(table, "gradcam, probability", same) > 0.999
+    assert value(table, "gradcam, logit", same) < 0.9
+    assert value(table, "both models", "shifted/largest change of a probability") < 1e-5
+    assert value(table, "saliency, log-probability", "check/largest relative difference from −∂L/∂x") < 1e-10
+    sizes = [value(table, name, "saturation ×64/log10 gradient") for name in ("logit", "probability")]
+    assert sizes[0] > sizes[1]
+    assert -1 <= value(table, "gradcam, logit", "seeds/Spearman") <= 1
+
+
+def test_what_a_study_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module: Any = script("study_contrastive")
+    given = ["--out", str(tmp_path), "--quiet", "--set", "contrasts=[plain,heavy]"]
+    found = main(
+        module.Contrastive, module.work, name="x", about="", source="", models=module.models, arguments=given
+    )  # fmt: skip
+    assert found == 2
+    assert "contrasts are plain, mean" in capsys.readouterr().err
