@@ -1,10 +1,19 @@
-"""Atomic files: whoever reads a path finds the whole of a file or none of it, also after a kill."""
+"""Atomic files: whoever reads a path finds the whole of a file or none of it, also after a kill.
+
+What is being written is called ``.tmp-<host>-<process>-<random>-<name>``, so that others can tell whether its writer
+still lives.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
+import re
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +21,12 @@ from typing import Any
 from uuid import uuid4
 
 from lidc_xai.errors import LidcXaiError
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+_TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}-")
+_FORGOTTEN_S = 3600.0
+"""A temporary file that nobody has touched for this long has no writer any more, wherever that was."""
 
 
 @contextmanager
@@ -25,7 +40,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LidcXaiError(f"{path.parent}: cannot be written ({error.strerror}); choose another --out") from error
-    temporary = path.parent / f".tmp-{uuid4().hex[:8]}-{path.name}"
+    temporary = path.parent / f".tmp-{_HOST}-{os.getpid()}-{uuid4().hex[:8]}-{path.name[-80:]}"
     try:
         yield temporary
         if temporary.is_dir() and path.exists():
@@ -55,11 +70,44 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def remove_half_written(folder: Path | str) -> int:
-    """Remove what a killed run left under ``folder``; returns how many such files and folders there were."""
-    left = list(Path(folder).rglob(".tmp-*"))
+    """Remove what killed processes left under ``folder``; returns how many files and folders that were.
+
+    What a process that still lives is writing stays: on this host by its number, on another one for an hour.
+    """
+    left = [Path(parent) / name for parent, name in _temporaries(Path(folder)) if _is_left_over(Path(parent) / name)]
     for item in left:
         if item.is_dir():
             shutil.rmtree(item, ignore_errors=True)
         else:
             item.unlink(missing_ok=True)
     return len(left)
+
+
+def _temporaries(folder: Path) -> Iterator[tuple[str, str]]:
+    for parent, folders, files in os.walk(folder):
+        found = [name for name in (*folders, *files) if name.startswith(".tmp-")]
+        folders[:] = [name for name in folders if not name.startswith(".tmp-")]
+        yield from ((parent, name) for name in found)
+
+
+def _is_left_over(item: Path) -> bool:
+    found = _TEMPORARY.match(item.name)
+    if found is None:
+        return True
+    try:
+        if time.time() - item.lstat().st_mtime > _FORGOTTEN_S:
+            return True
+    except OSError:  # finished or removed in the meantime
+        return False
+    host, process = found.groups()
+    return host == _HOST and not _lives(int(process))
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True

@@ -1,13 +1,19 @@
-"""The record of a run: ``run.json`` with the command, versions, seed, device, inputs, time and how it ended."""
+"""The record of a run: ``run.json`` with the command, versions, seed, device, inputs, time and how it ended.
+
+A folder of results is shared, so the command stands there without the way to its files: base names alone, and nothing
+for files of patients' images, whose names may be the patients'.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import platform
+import re
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -19,6 +25,9 @@ from lidc_xai.files import write_json
 from lidc_xai.ratings import RESEARCH_USE_ONLY
 from lidc_xai.skipped import Skipped
 
+PATIENTS_FILES = ("ct", "dicom", "points", "mask", "path")
+"""Flags and fields whose value is a file with patients' data."""
+_SWITCHES = ("quiet", "components", "keep_ids")
 LIBRARIES = ("torch", "torchvision", "timm", "monai", "lightning", "numpy", "simpleitk", "pydicom", "pylidc")
 
 
@@ -44,9 +53,11 @@ class Run:
             {
                 "verb": self.verb,
                 "status": status,
-                "argv": self.argv,
-                "config": self.config,
-                "config_sha256": hashlib.sha256(repr(sorted(self.config.items())).encode()).hexdigest(),
+                "argv": shareable_argv(self.argv),
+                "config": shareable_config(self.config),
+                "config_sha256": hashlib.sha256(
+                    repr(sorted(shareable_config(self.config).items())).encode()
+                ).hexdigest(),
                 "started": self.started.isoformat(timespec="seconds"),
                 "seconds": round(time.perf_counter() - self.clock, 2),
                 "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
@@ -89,5 +100,51 @@ def git_revision() -> str | None:
 
 
 def current_argv() -> list[str]:
-    """The command as typed, with the program's bare name instead of its path."""
-    return ["lidc-xai", *sys.argv[1:]]
+    """The command as typed, with the program's bare name, and of every file its base name."""
+    return ["lidc-xai", *shareable_argv(sys.argv[1:])]
+
+
+def shareable_argv(arguments: Sequence[str]) -> list[str]:
+    """Arguments of a command as they may stand in a folder that is given to others.
+
+    >>> shareable_argv(["prepare", "--ct", "/data/Doe^John", "--out=runs/mine", "--size-mm", "32"])
+    ['prepare', '--ct', '<ct>', '--out=mine', '--size-mm', '32']
+    """
+    shown: list[str] = []
+    field = ""
+    for place, text in enumerate(arguments):
+        flag, equals, value = text.partition("=")
+        if text.startswith("--"):
+            name = flag.removeprefix("--").replace("-", "_")
+            shown.append(f"{flag}={_shareable(name, value)}" if equals else text)
+            field = "" if equals or name in _SWITCHES else name
+        elif field in ("set", "") and equals:  # --set field=value
+            shown.append(f"{flag}={_shareable(flag, value)}")
+            field = ""
+        else:
+            positional = "path" if not field and place and arguments[0] == "check" else ""
+            shown.append(_shareable(field or positional, text))
+            field = ""
+    return shown
+
+
+def shareable_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A verb's configuration with base names for paths, and nothing for files with patients' data."""
+    return {name: _shareable(name, value) for name, value in values.items()}
+
+
+def _shareable(name: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _shareable(str(key), item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shareable(name, item) for item in value]
+    if not isinstance(value, str) or not value:
+        return value
+    if name in PATIENTS_FILES:
+        return f"<{name}>"
+    return ",".join(_base_name(part) for part in value.split(","))
+
+
+def _base_name(text: str) -> str:
+    """What follows the last separator of a path; a text without one is given back as it is."""
+    return re.split(r"[/\\]", text.rstrip("/\\"))[-1] if re.search(r"[/\\]", text) else text

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from lidc_xai.csv_files import rows_text
 from lidc_xai.files import write_text
 
 FIELDS = ("nodule_id", "stage", "reason")
+ABSENT = "absent"
+"""Stage of a nodule whose images are simply not here: asked for, never found, nothing failed."""
 
 
 @dataclass(frozen=True, order=True)
@@ -24,12 +26,8 @@ class Skipped:
 
 def write_skipped(folder: Path | str, rows: Iterable[Skipped]) -> Path:
     """Write ``folder/skipped.csv`` atomically, sorted, with a header even where there is no row."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(FIELDS)
-    writer.writerows(astuple(row) for row in sorted(set(rows)))
     path = Path(folder) / "skipped.csv"
-    write_text(path, buffer.getvalue())
+    write_text(path, rows_text([FIELDS, *(astuple(row) for row in sorted(set(rows)))]))
     return path
 
 
@@ -40,3 +38,15 @@ def read_skipped(folder: Path | str) -> list[Skipped]:
         return []
     with path.open(encoding="utf-8", newline="") as stream:
         return [Skipped(*(row[field] for field in FIELDS)) for row in csv.DictReader(stream)]
+
+
+def in_words(rows: Iterable[Skipped]) -> str:
+    """How many rows were left out, those that are simply absent apart: what failed is what wants looking at.
+
+    >>> in_words([Skipped("a", "crop", "cut off"), Skipped("b", ABSENT, "not here")])
+    '1 left out, 1 absent'
+    """
+    rows = set(rows)
+    absent = sum(row.stage == ABSENT for row in rows)
+    counts = {"left out": len(rows) - absent, "absent": absent}
+    return ", ".join(f"{count} {words}" for words, count in counts.items() if count) or "0 left out"

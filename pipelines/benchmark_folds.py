@@ -20,12 +20,13 @@ import pandas as pd
 from pydantic import Field
 
 from lidc_xai.config import Config, load_config
+from lidc_xai.csv_files import write_csv
 from lidc_xai.errors import DataError, LidcXaiError, UsageError
 from lidc_xai.evaluation.benchmark.options import BenchmarkOptions
 from lidc_xai.evaluation.benchmark.report import write_benchmark
 from lidc_xai.evaluation.benchmark.runner import read_parts
 from lidc_xai.evaluation.benchmark.tables import HEADLINES, figures, metric_correlations
-from lidc_xai.files import atomic_path, write_text
+from lidc_xai.files import atomic_path
 from lidc_xai.imaging import CropStore
 from lidc_xai.models import load_model
 from lidc_xai.nodules.cases import benchmark_store
@@ -105,7 +106,7 @@ def measure(study: Study, out: Path, run: Run) -> None:
     present = [metric for metric in HEADLINES if (summary["metric"] == metric).any()]
     if len(present) > 1:
         rho, _ = metric_correlations(figures(read_parts(out)), present)
-        write_text(out / "metric_correlations.csv", rho.to_csv())
+        write_csv(out / "metric_correlations.csv", rho, index=True)
 
 
 def sample(study: Study) -> pd.DataFrame:

@@ -23,6 +23,7 @@ from pydantic import Field
 
 from lidc_xai.annotations import Nodule, load_nodules
 from lidc_xai.config import Config, load_config
+from lidc_xai.csv_files import write_csv
 from lidc_xai.errors import LidcXaiError, UsageError
 from lidc_xai.evaluation.benchmark.options import BenchmarkOptions
 from lidc_xai.evaluation.benchmark.report import write_benchmark
@@ -30,7 +31,7 @@ from lidc_xai.evaluation.benchmark.runner import read_parts
 from lidc_xai.evaluation.benchmark.tables import HEADLINES, comparisons, figures, metric_correlations, summarise
 from lidc_xai.evaluation.metrics.causes import CARRIERS
 from lidc_xai.evaluation.statistics import bootstrap_mean, precision_by_samples, spearman
-from lidc_xai.files import write_json, write_text
+from lidc_xai.files import write_json
 from lidc_xai.imaging import CropStore
 from lidc_xai.models import NoduleModel
 from lidc_xai.nodules._predict import predict
@@ -194,14 +195,14 @@ def findings(out: Path, summary: pd.DataFrame) -> dict[str, Any]:
         if (ranked.loc[ranked["metric"] == metric, "method"] == "cdam").any():
             tests.append(comparisons(ranked, metric, reference="cdam").assign(metric=metric))
     against = pd.concat(tests, ignore_index=True) if tests else pd.DataFrame()
-    write_text(out / "cdam_against_others.csv", against.to_csv(index=False))
+    write_csv(out / "cdam_against_others.csv", against)
     rho, count = metric_correlations(per_case, present)
-    write_text(out / "metric_correlations.csv", rho.to_csv())
-    write_text(out / "by_size.csv", summarise(per_case, by_group=True).to_csv(index=False))
+    write_csv(out / "metric_correlations.csv", rho, index=True)
+    write_csv(out / "by_size.csv", summarise(per_case, by_group=True))
     some = per_case[(per_case["metric"] == present[0]) & (per_case["method"] == per_case["method"].iloc[0])]
     sizes = sorted({10, 25, 50, 100, 200, 400} | {some["cluster"].nunique()})
     precision = precision_by_samples(some["value"], sizes, some["cluster"].tolist())
-    write_text(out / "precision_by_patients.csv", precision.to_csv(index=False))
+    write_csv(out / "precision_by_patients.csv", precision)
     moved = per_case[per_case["metric"] == "causes/moved"]
     effects = {
         name: str(bootstrap_mean(some["value"], some["cluster"].tolist())) for name, some in moved.groupby("output")

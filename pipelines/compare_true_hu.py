@@ -21,9 +21,10 @@ from sklearn.metrics import roc_auc_score
 from validate_png_hu import matched_cubes
 
 from lidc_xai.annotations import Nodule, load_nodules
+from lidc_xai.csv_files import write_csv
 from lidc_xai.errors import LidcXaiError, UsageError
 from lidc_xai.evaluation.statistics import bootstrap_mean, spearman
-from lidc_xai.files import atomic_path, write_json
+from lidc_xai.files import write_json
 from lidc_xai.imaging import CropStore, NoduleCrop
 from lidc_xai.imaging.png.match import match_nodule
 from lidc_xai.imaging.png.source import PngEdition
@@ -64,8 +65,7 @@ def run(options: argparse.Namespace) -> None:
     both = both[both["out_of_fold_true_hu"].astype(bool)].merge(
         store.manifest[["nodule_id", "label", "n_readers", *BIOMARKERS]], on="nodule_id"
     )
-    with atomic_path(options.out / "predictions.csv") as temporary:
-        both.to_csv(temporary, index=False)
+    write_csv(options.out / "predictions.csv", both)
     summary = compare(both)
     write_json(options.out / "summary.json", summary)
     for name, values in summary.items():

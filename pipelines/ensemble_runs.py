@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
 
+from lidc_xai.csv_files import write_csv
 from lidc_xai.errors import DataError, LidcXaiError
-from lidc_xai.files import atomic_path, write_text
 from lidc_xai.ratings import BIOMARKERS
 from lidc_xai.run import Run
 from lidc_xai.training import evaluate_predictions
@@ -41,13 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         tables = [read_predictions(folder, NEEDED) for folder in options.runs]
-        with atomic_path(options.out / "predictions.csv") as temporary:
-            averaged(tables, options.runs).to_csv(temporary, index=False, lineterminator="\n")
+        write_csv(options.out / "predictions.csv", averaged(tables, options.runs))
         whole = evaluate_predictions(options.out / "predictions.csv", options.out, resamples=options.resamples)
         rows = [headline(str(folder.name), evaluate_predictions(table, resamples=200)) for folder, table in
                 zip(options.runs, tables, strict=True)]  # fmt: skip
         seeds = pd.DataFrame([*rows, headline("average", whole)])
-        write_text(options.out / "seeds.csv", seeds.to_csv(index=False))
+        write_csv(options.out / "seeds.csv", seeds)
         print(seeds.round(4).to_string(index=False))
     except LidcXaiError as error:
         print(f"ensemble_runs: {error}", file=sys.stderr)

@@ -29,11 +29,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from lidc_xai.csv_files import write_csv
 from lidc_xai.errors import LidcXaiError
 from lidc_xai.evaluation.metrics._parameter_randomisation import randomised
 from lidc_xai.evaluation.statistics import bootstrap_mean, spearman
 from lidc_xai.explain import ConceptSimilarity, Logit, Probability, concept_vector, explain
-from lidc_xai.files import atomic_path
 from lidc_xai.imaging import CropStore
 from lidc_xai.models import NoduleModel, load_model
 from lidc_xai.nodules.maps import nodule_images
@@ -61,8 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             table = pd.DataFrame(measured(options))
         summary = summarise(table)
         for name, frame in (("maps", table), ("summary", summary)):
-            with atomic_path(options.out / f"{name}.csv") as temporary:
-                frame.to_csv(temporary, index=False)
+            write_csv(options.out / f"{name}.csv", frame)
         print(summary.to_string(index=False))
     except LidcXaiError as error:
         print(f"maps_across_seeds: {error}", file=sys.stderr)

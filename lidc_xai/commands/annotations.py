@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import typer
 from pydantic import Field
 
 from lidc_xai.commands.common import add_verb, need_out
 from lidc_xai.config import Config
-from lidc_xai.files import atomic_path
+from lidc_xai.csv_files import csv_text, write_csv
 from lidc_xai.run import Run
 
 
@@ -39,21 +38,13 @@ def cohort(config: CohortConfig, run: Run) -> None:
     summary = f"{config.name}: " + ", ".join(f"{value} {name}" for name, value in counts.items())
     print(f"{summary} (rated above/below 3 by the readers' median)", file=sys.stderr)
     if config.out is None:
-        table.to_csv(sys.stdout, index=False)
+        sys.stdout.write(csv_text(table))
         return
     out = need_out(config)
     exclusions = cohort_exclusions(config.name)
-    _write_csv(table, out / f"{config.name}.csv")
-    _write_csv(exclusions, out / f"{config.name}_excluded.csv")
+    write_csv(out / f"{config.name}.csv", table)
+    write_csv(out / f"{config.name}_excluded.csv", exclusions)
     print(f"{out / config.name}.csv and {config.name}_excluded.csv ({len(exclusions)} rows)", file=sys.stderr)
-
-
-def _write_csv(table: object, path: Path) -> None:
-    import pandas as pd
-
-    assert isinstance(table, pd.DataFrame)
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
 
 
 def register(app: typer.Typer) -> None:

@@ -1,16 +1,20 @@
 """How a verb is declared: its pydantic model gives the flags, the YAML keys and their checks; one place ends it well.
 
 A verb is ``function(config, run)``. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done with cases in ``skipped.csv``,
-130 interrupted.
+130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
 """
 
 from __future__ import annotations
 
 import inspect
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar, get_args, get_origin
 
 import typer
@@ -19,9 +23,11 @@ from pydantic.fields import FieldInfo
 
 from lidc_xai.config import Config, load_config
 from lidc_xai.errors import LidcXaiError, UsageError
+from lidc_xai.files import FULL_DISK, remove_half_written
+from lidc_xai.lock import lock_folder, unlock_folders
 from lidc_xai.progress import show_progress
 from lidc_xai.run import Run, current_argv
-from lidc_xai.skipped import write_skipped
+from lidc_xai.skipped import in_words, write_skipped
 
 if TYPE_CHECKING:
     from lidc_xai.models import NoduleModel
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=Config)
 EXIT_SKIPPED = 3
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 
 def add_verb(
@@ -115,42 +122,91 @@ def _run(
 ) -> None:
     run = Run(name, current_argv(), {})
     try:
-        config = load_config(kind, path, assignments, flags)
-        run.config, run.out = config.model_dump(mode="json"), config.out
-        with show_progress(not config.quiet):
-            function(config, run)
-        if run.out is not None and run.out.is_dir() and run.skipped:
-            write_skipped(run.out, run.skipped)
-        run.write("done")
+        with _interruptible():
+            config = load_config(kind, path, assignments, flags)
+            run.config, run.out = config.model_dump(mode="json"), config.out
+            with show_progress(not config.quiet):
+                function(config, run)
+            if run.out is not None and run.out.is_dir() and run.skipped:
+                write_skipped(run.out, run.skipped)
+            run.write("done")
     except LidcXaiError as error:
-        run.write("failed")
-        raise typer.Exit(_fail(name, str(error), error.exit_code)) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(_fail(name, "interrupted; the same command goes on from here", EXIT_INTERRUPTED)) from None
+        raise typer.Exit(_fail(run, str(error), error.exit_code)) from None
+    except KeyboardInterrupt as stop:
+        code = EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED
+        raise typer.Exit(_fail(run, "interrupted; the same command goes on from here", code, "interrupted")) from None
     except Exception as error:
         if os.environ.get("LIDC_XAI_DEBUG"):
             raise
-        text = f"unexpected {type(error).__name__}: {error}".splitlines()[0]
-        raise typer.Exit(_fail(name, f"{text} (LIDC_XAI_DEBUG=1 shows where; please report it)", 1)) from None
+        raise typer.Exit(_fail(run, _unexpected(error), 1)) from None
+    finally:
+        unlock_folders()
     if run.skipped:
         where = f"; see {run.out / 'skipped.csv'}" if run.out else ""
-        print(f"lidc-xai {name}: {len(run.skipped)} left out{where}", file=sys.stderr)
+        print(f"lidc-xai {name}: {in_words(run.skipped)}{where}", file=sys.stderr)
         raise typer.Exit(EXIT_SKIPPED)
 
 
-def _fail(name: str, message: str, code: int) -> int:
-    print(f"lidc-xai {name}: {message}", file=sys.stderr)
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a run as Ctrl-C does, with an exit code of its own."""
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM inside this block is an exception, so that what is half-written is removed and the record written."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal ended
+        ended = True
+        raise Terminated
+
+    ended = False
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, end) if in_main else None
+    try:
+        yield
+    except KeyboardInterrupt as stop:  # a library on the way may have made another exception of it
+        if ended and not isinstance(stop, Terminated):
+            raise Terminated from stop
+        raise
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _unexpected(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}the disk is full ({error.strerror}); free space and run the same command again"
+    text = f"unexpected {type(error).__name__}: {error}".splitlines()[0]
+    return f"{text} (LIDC_XAI_DEBUG=1 shows where; please report it)"
+
+
+def _fail(run: Run, message: str, code: int, status: str = "failed") -> int:
+    """Note in the record how the run ended and say it in one line; a record that cannot be written changes nothing."""
+    try:
+        run.write(status)
+    except (LidcXaiError, OSError) as error:
+        cause = error.__cause__ or error
+        reason = getattr(cause, "strerror", None) or str(error)
+        message = f"{message} (and no run.json: {reason})"
+    print(f"lidc-xai {run.verb}: {message}", file=sys.stderr)
     return code
 
 
 def need_out(config: Config) -> Path:
-    """The folder to write into, made where it is absent; ``UsageError`` where it was not given or cannot be made."""
+    """The folder to write into, made where it is absent and kept from other runs until this one ends.
+
+    ``UsageError`` where it was not given, cannot be made, or another run writes there.
+    """
     if config.out is None:
         raise UsageError("--out is missing: name the folder to write into")
     try:
         config.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out {config.out}: cannot be made ({error.strerror})") from None
+    if lock_folder(config.out):  # a run was killed here
+        remove_half_written(config.out)
     return config.out
 
 

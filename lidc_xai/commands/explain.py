@@ -40,7 +40,7 @@ def explain(config: ExplainConfig, run: Run) -> None:
     unknown = sorted(set(formats) - {"npz", "nifti", "png"})
     if unknown:
         raise UsageError(f"--format {','.join(unknown)}: choose from npz, nifti, png")
-    from lidc_xai.files import atomic_path
+    from lidc_xai.csv_files import write_csv
     from lidc_xai.imaging import CropStore
     from lidc_xai.nodules._predict import predict
     from lidc_xai.nodules.explained import explain_out_of_fold
@@ -64,8 +64,7 @@ def explain(config: ExplainConfig, run: Run) -> None:
             found = {method: by_id[nodule_id] for method, by_id in maps.items()}
             draw_nodule_panels(found, store.load(nodule_id), out / "png", bool(store.row(nodule_id)["simulated"]))
     predictions = predict(models, store, nodule_ids=wanted, device=device)
-    with atomic_path(out / "predictions.csv") as temporary:
-        predictions.to_csv(temporary, index=False)
+    write_csv(out / "predictions.csv", predictions)
     run.results = {"nodules": len(ids), "methods": methods, "outputs": list(models[0].output_names)}
     where = out / "maps" if len(models) == 1 else out / "fold-*" / "maps"
     print(f"{where}: {len(ids)} nodules × {len(methods)} methods × {len(models[0].output_names)} outputs")

@@ -13,6 +13,7 @@ from lidc_xai.commands.common import add_verb, need_out, need_path
 from lidc_xai.config import Config
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.run import Run
+from lidc_xai.skipped import ABSENT, in_words
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.prepare import PrepareResult
@@ -51,9 +52,9 @@ def prepare(config: PrepareConfig, run: Run) -> None:
     result = {"dicom": _from_lidc, "slices": _from_slices, "ct": _from_own_ct}[given[0]](config, out)
     run.skipped = result.skipped
     run.results = {"written": len(result.written), "already_done": len(result.kept), "skipped": len(result.skipped)}
-    print(f"{out}: {len(result.written)} written, {len(result.kept)} already done, {len(result.skipped)} skipped")
-    for row in result.skipped[:5]:
+    for row in [row for row in result.skipped if row.stage != ABSENT][:5]:
         print(f"  skipped {row.nodule_id} ({row.stage}): {row.reason}", file=sys.stderr)
+    print(f"{out}: {len(result.written)} written, {len(result.kept)} already done, {in_words(result.skipped)}")
 
 
 def _from_lidc(config: PrepareConfig, out: Path) -> PrepareResult:

@@ -185,7 +185,7 @@ def predict_verb(config: PredictConfig, run: Run) -> None:
     store_path = need_path(config.store, "--store")
     if not config.model:
         raise UsageError("--model is missing: name a model folder (RUN/model)")
-    from lidc_xai.files import atomic_path
+    from lidc_xai.csv_files import csv_text, write_csv
     from lidc_xai.imaging import CropStore
     from lidc_xai.nodules._predict import predict
 
@@ -193,10 +193,9 @@ def predict_verb(config: PredictConfig, run: Run) -> None:
     table = predict(config.model, CropStore(store_path), nodule_ids=ids, device=pick_device(config.device))
     run.results = {"nodules": len(table), "out_of_fold": int(table["out_of_fold"].sum())}
     if config.out is None:
-        table.to_csv(sys.stdout, index=False)
+        sys.stdout.write(csv_text(table))
         return
-    with atomic_path(need_out(config) / "predictions.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    write_csv(need_out(config) / "predictions.csv", table)
     print(config.out / "predictions.csv")
 
 

@@ -7,8 +7,6 @@ is which is a file of its own, for whoever scores.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from lidc_xai.csv_files import rows_text, write_csv
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.files import write_json, write_text
 from lidc_xai.progress import track
@@ -73,7 +72,7 @@ def export_reader_study(
             write_text(paths[-1], page)
             cases.append(name)
         paths += _session_files(out / f"session-{session}", session, cases)
-    write_text(out / _KEY, pd.DataFrame(key).to_csv(index=False))
+    write_csv(out / _KEY, pd.DataFrame(key))
     return [*paths, out / _KEY]
 
 
@@ -102,11 +101,8 @@ def _case_page(
 
 
 def _session_files(folder: Path, session: int, cases: Sequence[str]) -> list[Path]:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(_SHEET)
-    writer.writerows([session, name, *[""] * (len(_SHEET) - 2)] for name in cases)
-    write_text(folder / "ratings.csv", buffer.getvalue())
+    rows = [[session, name, *[""] * (len(_SHEET) - 2)] for name in cases]
+    write_text(folder / "ratings.csv", rows_text([_SHEET, *rows]))
     page = render(
         "reader_index.html.j2", session=session, cases=cases, rated=[SCALES[r] for r in RATED], interactive=False
     )

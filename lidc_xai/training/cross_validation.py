@@ -16,9 +16,10 @@ import pandas as pd
 import yaml
 
 from lidc_xai.annotations import select_cohort
+from lidc_xai.csv_files import write_csv
 from lidc_xai.data.splits import FoldIds, Splits, make_splits
 from lidc_xai.errors import DataError, UsageError
-from lidc_xai.files import atomic_path, write_text
+from lidc_xai.files import write_text
 from lidc_xai.models.inference import view_outputs
 from lidc_xai.models.nodule_model import NoduleModel
 from lidc_xai.progress import say
@@ -209,8 +210,7 @@ def write_predictions(table: pd.DataFrame, path: Path) -> None:
     repeated = table["nodule_id"][table["nodule_id"].duplicated()]
     if len(repeated):
         raise DataError(f"{path}: nodule {repeated.iloc[0]!r} was tested in two folds; make new splits")
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+    write_csv(path, table)
 
 
 def _permuted(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:

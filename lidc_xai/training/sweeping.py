@@ -19,6 +19,7 @@ import yaml
 from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import Field, model_validator
 
+from lidc_xai.csv_files import write_csv
 from lidc_xai.errors import ModelError, UsageError
 from lidc_xai.files import write_text
 from lidc_xai.progress import say
@@ -209,7 +210,7 @@ def _write(study: optuna.Study, base: FitOptions, folder: Path) -> SweepResult:
     best: FrozenTrial = study.best_trial
     options = _with_values(base, best.params)
     table = study.trials_dataframe(attrs=("number", "value", "state", "params", "duration", "user_attrs"))
-    write_text(folder / "sweep.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_csv(folder / "sweep.csv", table)
     write_text(folder / "best.yaml", yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False))
     assert best.value is not None
     return SweepResult(options, best.number, best.value, table)

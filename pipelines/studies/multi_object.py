@@ -12,7 +12,6 @@ paper compares embeddings of class names from a closed service instead, so its i
 from __future__ import annotations
 
 import csv
-import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lidc_xai.csv_files import rows_text
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.files import write_text
 from studies.hypernyms import distance
@@ -111,13 +111,11 @@ def select_multi(
 
 def write_multi(path: Path | str, selection: MultiSelection) -> None:
     """A CSV: image (number from 1), labels and pair (class numbers, space between), distance."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(_FIELDS)
-    for one in selection.chosen:
-        labels, pair = (" ".join(map(str, numbers)) for numbers in (one.labels, one.pair))
-        writer.writerow((one.number, labels, pair, f"{one.distance:.3f}"))
-    write_text(path, buffer.getvalue())
+    rows = [
+        (one.number, *(" ".join(map(str, numbers)) for numbers in (one.labels, one.pair)), f"{one.distance:.3f}")
+        for one in selection.chosen
+    ]
+    write_text(path, rows_text([_FIELDS, *rows]))
 
 
 def read_multi(path: Path | str) -> list[MultiObject]:

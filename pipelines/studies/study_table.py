@@ -19,6 +19,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from lidc_xai.csv_files import write_csv
 from lidc_xai.evaluation.benchmark.curves import COLOURS
 from lidc_xai.evaluation.benchmark.report import TextTable, html_page, markdown_page
 from lidc_xai.evaluation.statistics import Interval, PairedDifference
@@ -126,7 +127,7 @@ def write_study(
     panels: Mapping[str, str],
 ) -> None:
     """All files. ``not_run``: what was left out and why. ``panels``: metrics to draw, with their titles."""
-    write_text(folder / "table.csv", table_of(rows).to_csv(index=False))
+    write_csv(folder / "table.csv", table_of(rows))
     told = [{**asdict(one), "verdict": one.verdict} for one in findings]
     write_json(folder / "findings.json", [{key: _plain(value) for key, value in one.items()} for one in told])
     tables = [_finding_table(findings), *_row_tables(rows, panels)]

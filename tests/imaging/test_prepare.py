@@ -135,7 +135,7 @@ def test_a_cohort_takes_its_own_nodules_and_names_the_absent(scans, tmp_path, by
     store = CropStore(tmp_path / "store")
     assert set(store.nodule_ids) <= set(cohort)
     assert {row.nodule_id for row in result.skipped} | set(store.nodule_ids) == set(cohort)
-    absent = [row for row in result.skipped if row.stage == "match"]
+    absent = [row for row in result.skipped if row.stage == "absent"]
     assert len(absent) > 800
     assert absent[0].reason.startswith("its series is not among the 3 CT series of")
     with pytest.raises(UsageError, match="cohort 'paper' is unknown"):

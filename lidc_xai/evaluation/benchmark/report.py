@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lidc_xai.csv_files import write_csv
 from lidc_xai.evaluation.benchmark.curves import FIGURES, draw_curves
 from lidc_xai.evaluation.benchmark.layouts import LAYOUTS, Layout
 from lidc_xai.evaluation.benchmark.options import DISC, RANDOM_WEIGHTS, READERS, TARGET
@@ -68,10 +69,10 @@ def write_benchmark(
     for name, frame in (("figures", per_case), ("summary", summary)):
         with atomic_path(folder / f"{name}.parquet") as temporary:
             frame.to_parquet(temporary, index=False)
-    write_text(folder / "summary.csv", summary.to_csv(index=False))
+    write_csv(folder / "summary.csv", summary)
     best = _all_best(summary)
     tested = _all_comparisons(per_case, best, resamples, seed)
-    write_text(folder / "comparisons.csv", tested.to_csv(index=False))
+    write_csv(folder / "comparisons.csv", tested)
     cells = Cells.of(summary, tested, best)
     tables = [
         _text_table(layout, cells, output, known)

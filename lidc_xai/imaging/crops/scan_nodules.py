@@ -12,7 +12,7 @@ from lidc_xai.annotations.database import database_scans
 from lidc_xai.annotations.nodule import Nodule
 from lidc_xai.errors import LidcXaiError
 from lidc_xai.imaging.ct.dicom_index import FolderIndex
-from lidc_xai.skipped import Skipped
+from lidc_xai.skipped import ABSENT, Skipped
 
 
 @dataclass
@@ -49,7 +49,7 @@ def plan_nodules(index: FolderIndex, cohort: str | None = None) -> Plan:
         }
         present = {one.nodule_id for found in plan.nodules.values() for one in found}
         reason = f"its series is not among the {len(index.ct)} CT series of {index.folder}"
-        plan.skipped += [Skipped(nodule_id, "match", reason) for nodule_id in wanted if nodule_id not in present]
+        plan.skipped += [Skipped(nodule_id, ABSENT, reason) for nodule_id in wanted if nodule_id not in present]
     plan.nodules = {uid: found for uid, found in plan.nodules.items() if found}
     return plan
 

@@ -34,7 +34,7 @@ from lidc_xai.imaging.png.source import PngNodule, open_edition
 from lidc_xai.imaging.prepare import PrepareResult
 from lidc_xai.imaging.store.crop_store import StoreWriter
 from lidc_xai.progress import say, track
-from lidc_xai.skipped import Skipped
+from lidc_xai.skipped import ABSENT, Skipped
 
 DOUBTFUL_HU = 30.0
 """An estimate whose SD at soft tissue is larger is called doubtful in the manifest."""
@@ -94,7 +94,7 @@ def prepare_png(
             result.seconds[part] += seconds
     if wanted is not None:
         left = wanted - {*result.written, *result.kept, *(row.nodule_id for row in result.skipped)}
-        result.skipped += [Skipped(nodule_id, "source", "not in the PNG edition") for nodule_id in left]
+        result.skipped += [Skipped(nodule_id, ABSENT, "not in the PNG edition") for nodule_id in left]
     for row in result.skipped:
         writer.skip(row.nodule_id, row.stage, row.reason)
     writer.finish()

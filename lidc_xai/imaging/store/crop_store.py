@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from lidc_xai.annotations.tables import ROW_COLUMNS, VOTE_COLUMNS
+from lidc_xai.csv_files import write_csv
 from lidc_xai.errors import DataError, UsageError
-from lidc_xai.files import atomic_path, remove_half_written, write_json, write_text
+from lidc_xai.files import atomic_path, remove_half_written, write_json
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 from lidc_xai.imaging.store.crop_files import plain, read_causes, read_crop_files, read_record, write_crop_files
 from lidc_xai.imaging.store.fingerprint import describe_store
@@ -142,8 +143,8 @@ class StoreWriter:
         votes = pd.DataFrame([vote for record in records for vote in record["votes"]], columns=list(VOTE_COLUMNS))
         with atomic_path(self.path / "manifest.parquet") as temporary:
             manifest.to_parquet(temporary, index=False)
-        write_text(self.path / "manifest.csv", _readable(manifest).to_csv(index=False, lineterminator="\n"))
-        write_text(self.path / "votes.csv", votes.to_csv(index=False, lineterminator="\n"))
+        write_csv(self.path / "manifest.csv", _readable(manifest))
+        write_csv(self.path / "votes.csv", votes)
         write_skipped(self.path, self._skipped)
         description = describe_store(manifest, records, len(set(self._skipped)))
         write_json(self.path / "fingerprint.json", {**self._settings, "complete": True, **plain(description)})

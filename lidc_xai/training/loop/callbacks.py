@@ -14,7 +14,7 @@ import lightning
 import pandas as pd
 from torch import Tensor
 
-from lidc_xai.files import write_text
+from lidc_xai.csv_files import write_csv
 
 
 class History(lightning.Callback):
@@ -30,7 +30,7 @@ class History(lightning.Callback):
         self.rows = [row for row in self.rows if row["epoch"] < trainer.current_epoch]
         self.rows.append({"epoch": trainer.current_epoch, **figures, "lr": rate})
         if self.path is not None and trainer.is_global_zero:
-            write_text(self.path, self.table().to_csv(index=False, lineterminator="\n"))
+            write_csv(self.path, self.table())
 
     def table(self) -> pd.DataFrame:
         """The rows as a table."""

@@ -1,0 +1,58 @@
+"""The one way to write CSV: a cell that a spreadsheet would run as a formula becomes plain text, numbers stay numbers.
+
+A patient called ``=HYPERLINK(…)`` is a formula to Excel and LibreOffice, quoted or not. A text that begins with one of
+= + - @, a tab or a carriage return, and is no number, gets an apostrophe before it, which they show as text.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lidc_xai.files import write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_STARTS_A_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def defused(value: Any) -> Any:
+    """``value`` as it may stand in a cell; anything but a text that would be a formula is given back as it is.
+
+    >>> [defused(text) for text in ("=1+1", "-1000", "@here", "benign")]
+    ["'=1+1", '-1000', "'@here", 'benign']
+    """
+    if not isinstance(value, str) or not value.startswith(_STARTS_A_FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
+def csv_text(table: pd.DataFrame, index: bool = False) -> str:
+    """A table as CSV, lines ended by a line feed, with as many digits as it takes to read the same numbers back."""
+    safe = table.rename(columns=defused)
+    for place, kind in enumerate(table.dtypes):
+        if kind.name in ("object", "category", "string", "str"):
+            safe.isetitem(place, table.iloc[:, place].astype(object).map(defused))
+    if index:
+        safe.index = safe.index.map(defused)
+    return safe.to_csv(index=index, lineterminator="\n")
+
+
+def write_csv(path: Path | str, table: pd.DataFrame, index: bool = False) -> None:
+    """Write :func:`csv_text` atomically."""
+    write_text(path, csv_text(table, index))
+
+
+def rows_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows of plain values as CSV, where no table is at hand."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([defused(cell) for cell in row] for row in rows)
+    return buffer.getvalue()
