@@ -4,6 +4,7 @@ from .benchmark.runner import BenchmarkRun as BenchmarkRun
 from .benchmark.runner import run_benchmark as run_benchmark
 from .cases import Case as Case
 from .cases import LazyCase as LazyCase
+from .map_functions import MapFunction as MapFunction
 from .metrics._adcc import adcc as adcc
 from .metrics._blur_mask_test import blur_mask_test as blur_mask_test
 from .metrics._blur_mask_test import two_probable as two_probable

@@ -18,6 +18,7 @@ from torch import Tensor
 from lidc_xai.evaluation.benchmark.options import BenchmarkOptions
 from lidc_xai.evaluation.benchmark.runner import BenchmarkRun, prepare_benchmark, run_benchmark
 from lidc_xai.evaluation.cases import Case, LazyCase
+from lidc_xai.evaluation.map_functions import MapFunction
 from lidc_xai.evaluation.statistics import diameter_stratum
 from lidc_xai.imaging.planes import Plane, extract_plane
 from lidc_xai.nodules.maps import nodule_images
@@ -101,18 +102,20 @@ def benchmark_store(
     nodule_ids: Sequence[str] | None = None,
     views: Sequence[str] | None = None,
     without: Mapping[str, CropStore] | None = None,
+    map_functions: Mapping[str, MapFunction] | None = None,
     jobs: int = 1,
 ) -> BenchmarkRun:
     """``run_benchmark`` on nodules of a store, in ``jobs`` processes that share the work case by case.
 
-    Results of cases that lie in ``out`` already are kept; a killed run goes on with the same call.
+    ``map_functions``: methods of the caller's own. Results of cases that lie in ``out`` already are kept; a killed run
+    goes on with the same call.
     """
     ids = list(store.nodule_ids if nodule_ids is None else nodule_ids)
     chosen = tuple(views or model.preprocess.views)
-    work = partial(_benchmark_shard, model, store, Path(out), options, ids, chosen, dict(without or {}))
+    work = partial(_benchmark_shard, model, store, Path(out), options, ids, chosen, dict(without or {}), map_functions)
     if jobs == 1:
         return work((0, 1))
-    prepare_benchmark(model, out, options)
+    prepare_benchmark(model, out, options, map_functions)
     runs = Parallel(n_jobs=jobs)(delayed(work)((index, jobs)) for index in range(jobs))
     return BenchmarkRun(
         out=Path(out),
@@ -130,9 +133,11 @@ def _benchmark_shard(
     ids: Sequence[str],
     views: Sequence[str],
     without: Mapping[str, CropStore],
+    map_functions: Mapping[str, MapFunction] | None,
     shard: tuple[int, int],
 ) -> BenchmarkRun:
     if shard[1] > 1:
         torch.set_num_threads(1)
     cases = store_cases(model, store, ids, views, without)
-    return run_benchmark(model, cases, out, options, total=-(-len(cases) // shard[1]), shard=shard)
+    total = -(-len(cases) // shard[1])
+    return run_benchmark(model, cases, out, options, map_functions=map_functions, total=total, shard=shard)

@@ -18,6 +18,7 @@ from lidc_xai.evaluation.benchmark.options import DISC, TARGET, WRONG, Benchmark
 from lidc_xai.evaluation.cases import Case
 from lidc_xai.evaluation.forward import Forward, Scored, scored
 from lidc_xai.evaluation.geometry import centred_disc
+from lidc_xai.evaluation.map_functions import MapFunction, run_map_function
 from lidc_xai.evaluation.maps import resampled, spanning
 from lidc_xai.evaluation.metrics._box_sensitivity import Boxes, box_outputs, random_boxes
 from lidc_xai.evaluation.metrics._fidelity import replaced_outputs
@@ -28,7 +29,8 @@ from lidc_xai.explain.api import explain
 from lidc_xai.explain.registry import find_method
 from lidc_xai.explain.targets import Outputs, TargetsLike
 
-Variants = Mapping[str, tuple[str, dict[str, Any]]]
+Variants = Mapping[str, tuple[str | MapFunction, dict[str, Any]]]
+"""Label → a method of ``explain`` or a function of the caller's own, and its options."""
 COLUMNS = ("case", "plane", "cluster", "group", "method", "output", "metric", "x", "value", "note")
 DISC_SHARE = 0.25
 
@@ -142,7 +144,10 @@ class Batch:
                 for label, found in explain(model, some, asked, plain, **usable).items():
                     parts[label].append(spanning(found).double())
             for label, (method, given) in self.variants.items():
-                if label not in plain:
+                if not isinstance(method, str):
+                    columns = self.asked.targets.columns[start : start + chunk]
+                    parts[label].append(run_map_function(label, method, model, some, columns))
+                elif label not in plain:
                     own = {k: v for k, v in seeds.items() if k in find_method(method).options}
                     found = explain(model, some, asked, method, **{**given, **own})
                     parts[label].append(spanning(found).double())

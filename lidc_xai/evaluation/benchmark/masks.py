@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lidc_xai.evaluation.benchmark.batch import Batch, Rows
 from lidc_xai.evaluation.benchmark.metrics import judged
-from lidc_xai.evaluation.benchmark.options import RANDOM_WEIGHTS, READERS
+from lidc_xai.evaluation.benchmark.options import MODEL, RANDOM_WEIGHTS, READERS
 from lidc_xai.evaluation.cases import Case
 from lidc_xai.evaluation.geometry import in_plane
 from lidc_xai.evaluation.metrics._localisation import (
@@ -123,7 +123,7 @@ def measure_causes(batch: Batch, rows: Rows, maps: dict[str, Tensor]) -> None:
         moved = _moved(batch, name, t)
         change = [values for _, values in batch.by_case(torch.from_numpy(moved))]
         reasons = ["" if np.isfinite(value) else "no pair with and without the cause" for value in moved]
-        rows.add("causes/moved", "model", name, moved, reasons)
+        rows.add("causes/moved", MODEL, name, moved, reasons)
         for label, own in maps.items():
             found: list[Result] = []
             for (case, part), effect in zip(batch.by_case(own), change, strict=True):

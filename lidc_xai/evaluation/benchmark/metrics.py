@@ -11,15 +11,17 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lidc_xai.evaluation.benchmark.batch import Batch, Rows
 from lidc_xai.evaluation.benchmark.options import DISC
 from lidc_xai.evaluation.forward import Scored
+from lidc_xai.evaluation.map_functions import MapFunction, run_map_function
 from lidc_xai.evaluation.maps import broken, constant, distinct
 from lidc_xai.evaluation.metrics._adcc import (
     ADCCResult,
     Explainer,
+    OtherSide,
     adcc_of_maps,
     explainer_of,
     on_each_side,
@@ -48,7 +50,7 @@ from lidc_xai.evaluation.results import trapezoid
 from lidc_xai.evaluation.statistics import Floats
 from lidc_xai.explain import targets as target_module
 from lidc_xai.explain.registry import find_method
-from lidc_xai.explain.targets import Target
+from lidc_xai.explain.targets import Logit, Target
 
 ONE_OUTPUT = "the model has one output: there is no other to discriminate from"
 
@@ -178,8 +180,10 @@ def measure_adcc(batch: Batch, rows: Rows) -> None:
             continue
         asked = side_of_interest(batch.forward, batch.images, columns)
         for label, (method, options) in batch.variants.items():
-            wanted = own_target(columns, asked, getattr(target_module, find_method(method).target))
-            explainer = explainer_of(batch.model, method, batch.options.explain_batch, options)
+            kind = getattr(target_module, find_method(method).target) if isinstance(method, str) else Logit
+            wanted = own_target(columns, asked, kind)
+            named = method if isinstance(method, str) else partial(_of_function, label, method, batch.model)
+            explainer = explainer_of(batch.model, named, batch.options.explain_batch, options)
             rows.add_result("adcc", label, batch.outputs[t], _adcc(batch, asked, explainer, wanted))
         if DISC in batch.maps:
             disc = partial(_same, batch.maps[DISC][:, t])
@@ -192,6 +196,13 @@ def _adcc(batch: Batch, asked: Scored, explainer: Explainer, wanted: Target) -> 
         return on_each_side(explainer, images, wanted, asked)
 
     return adcc_of_maps(asked, maps(asked.images), maps, batch.options.signed)
+
+
+def _of_function(name: str, function: MapFunction, model: nn.Module, images: Tensor, target: Target) -> Tensor:
+    """(b,h,w) of a function of the caller's own, which knows outputs alone: the other side's map is its negative."""
+    columns = torch.as_tensor(target.output).reshape(-1, 1).expand(len(images), 1)
+    found = run_map_function(name, function, model, images, columns)[:, 0]
+    return -found if isinstance(target, OtherSide) else found
 
 
 def _same(maps: Tensor, images: Tensor) -> Tensor:

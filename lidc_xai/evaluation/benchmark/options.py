@@ -26,6 +26,8 @@ METRICS = (
 DISC = "centred_disc"
 RANDOM_WEIGHTS = "@random_weights"
 READERS = "readers"
+MODEL = "model"
+"""Row of what is measured on the model itself, not on a map."""
 TARGET, WRONG = "target", "wrong"
 """Outputs of a classifier in the results: each image's right and wrong class."""
 

@@ -20,7 +20,7 @@ import pandas as pd
 from lidc_xai.csv_files import write_csv
 from lidc_xai.evaluation.benchmark.curves import FIGURES, draw_curves
 from lidc_xai.evaluation.benchmark.layouts import LAYOUTS, Layout
-from lidc_xai.evaluation.benchmark.options import DISC, RANDOM_WEIGHTS, READERS, TARGET
+from lidc_xai.evaluation.benchmark.options import DISC, MODEL, RANDOM_WEIGHTS, READERS, TARGET
 from lidc_xai.evaluation.benchmark.runner import read_parts
 from lidc_xai.evaluation.benchmark.tables import ALL_OUTPUTS, comparisons, curves, figures, summarise
 from lidc_xai.evaluation.statistics import RESAMPLES
@@ -97,7 +97,7 @@ def write_benchmark(
 
 def is_control(method: str) -> bool:
     """Whether a row is a control rather than a method that is ranked."""
-    return method in (DISC, READERS, "model") or method.endswith(RANDOM_WEIGHTS)
+    return method in (DISC, READERS, MODEL) or method.endswith(RANDOM_WEIGHTS)
 
 
 def _patients(per_case: pd.DataFrame) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -25,8 +25,9 @@ from lidc_xai.errors import DataError, LidcXaiError, UsageError
 from lidc_xai.evaluation.benchmark.batch import COLUMNS, Batch, Rows, Variants
 from lidc_xai.evaluation.benchmark.masks import maps_and_controls, measure_causes, measure_localisation, measure_radial
 from lidc_xai.evaluation.benchmark.metrics import SIMPLE, measure_box, measure_fidelity
-from lidc_xai.evaluation.benchmark.options import BenchmarkOptions
+from lidc_xai.evaluation.benchmark.options import DISC, MODEL, READERS, BenchmarkOptions
 from lidc_xai.evaluation.cases import Case, LazyCase, Sample, cases_of
+from lidc_xai.evaluation.map_functions import MapFunction, check_names, fingerprint_of
 from lidc_xai.files import atomic_path, remove_half_written, write_json
 from lidc_xai.progress import track
 from lidc_xai.skipped import Skipped
@@ -55,18 +56,23 @@ def run_benchmark(
     out: Path | str,
     options: BenchmarkOptions | None = None,
     *,
+    map_functions: Mapping[str, MapFunction] | None = None,
     total: int | None = None,
     shard: tuple[int, int] = (0, 1),
 ) -> BenchmarkRun:
     """Measure every case that is not measured yet; results go to ``out``.
+
+    ``map_functions``: name → function (model, images, targets) → maps, methods of the caller's own (``MapFunction``);
+    they take part in every metric and table beside those of ``options.methods``.
 
     ``total``: number of samples, for the time left. ``shard`` (i, n): only every n-th case from the i-th; n processes
     with the same ``out`` share the work. Raises ``UsageError`` where ``out`` holds another benchmark.
     """
     options = options or BenchmarkOptions()
     folder = Path(out)
-    variants = options.variants(model)
-    prepare_benchmark(model, folder, options, clean=shard == (0, 1))
+    functions = dict(map_functions or {})
+    variants: Variants = {**options.variants(model), **{name: (function, {}) for name, function in functions.items()}}
+    prepare_benchmark(model, folder, options, functions, clean=shard == (0, 1))
     found, measured = 0, 0
     skipped: list[Skipped] = []
     waiting: list[Case] = []
@@ -194,7 +200,12 @@ def _sharded(cases: Iterable[LazyCase], shard: tuple[int, int]) -> Iterator[Lazy
 
 
 def prepare_benchmark(
-    model: nn.Module, out: Path | str, options: BenchmarkOptions | None = None, *, clean: bool = True
+    model: nn.Module,
+    out: Path | str,
+    options: BenchmarkOptions | None = None,
+    map_functions: Mapping[str, MapFunction] | None = None,
+    *,
+    clean: bool = True,
 ) -> None:
     """Open ``out`` for this model and these options; ``UsageError`` where it holds another benchmark.
 
@@ -202,6 +213,9 @@ def prepare_benchmark(
     """
     options = options or BenchmarkOptions()
     fingerprint = options.fingerprint(model)
+    if map_functions:
+        check_names(map_functions, options.variants(model), (*options.methods, DISC, READERS, MODEL))
+        fingerprint += f"-{fingerprint_of(map_functions)[:16]}"
     folder = Path(out)
     if clean:
         remove_half_written(folder)
