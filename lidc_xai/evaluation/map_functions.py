@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from hashlib import sha256
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,19 @@ from lidc_xai.evaluation.forward import in_eval_mode
 from lidc_xai.evaluation.maps import MapLike
 from lidc_xai.explain.registry import METHODS
 
-MapFunction: TypeAlias = Callable[[nn.Module, Tensor, Tensor], MapLike]
-"""(model, images (B,C,H,W), targets (B,) int64: the output explained of each image) → relevance (B,h,w).
 
-The model is in eval mode, gradients are on, and ``targets`` lies beside the images. A map has the image's size or is on
-a grid of cells that spans the image; signed, raw. Tensor or NumPy array; (B,1,h,w) is taken as well.
-"""
+class MapFunction(Protocol):
+    """(model, images (B,C,H,W), targets (B,) int64: the output explained of each image) → relevance (B,h,w).
+
+    The model is in eval mode, gradients are on, and ``targets`` lies beside the images. A map has the image's size or
+    is on a grid of cells that spans the image; signed, raw. Tensor or NumPy array; (B,1,h,w) is taken as well.
+
+    >>> def brightness(model, images, targets):
+    ...     return images.mean(1)
+    """
+
+    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor, /) -> MapLike:
+        """The maps."""
 
 
 def run_map_function(name: str, function: MapFunction, model: nn.Module, images: Tensor, columns: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lidc_xai.errors import ModelError, UsageError
-from lidc_xai.explain import Logit, explain, list_methods, refusals
+from lidc_xai.explain import Explanation, Logit, explain, list_methods, refusals
 from lidc_xai.explain.registry import METHODS, options_table
 
 
@@ -107,7 +107,36 @@ def test_a_padded_image_is_covered_by_more_than_itself() -> None:
     assert found.covered == (40, 56)
     pixels = found.to_pixels()
     assert pixels.shape == (1, 1, 36, 50)
-    assert torch.equal(pixels[0, 0, 35, 49], found.relevance[0, 0, 4, 6])
+    rows, columns = (
+        torch.arange(36) // 8,
+        torch.arange(50) // 8,
+    )  # the padding is on the right and below, and is cut off
+    assert torch.equal(pixels, found.relevance[:, :, rows][..., columns])
+    smooth = found.to_pixels("bilinear")
+    assert smooth.shape == (1, 1, 36, 50)
+    assert torch.equal(smooth[0, 0, 0, 0], found.relevance[0, 0, 0, 0])
+    # Centres of tokens lie at 3.5, 11.5, … : pixel 11 is 7.5 of 8 beyond token 0's, pixel 12 0.5 beyond token 1's.
+    for pixel, share in ((11, 7.5 / 8), (12, 0.5 / 8)):
+        first, second = found.relevance[0, 0, pixel // 12, 0], found.relevance[0, 0, pixel // 12 + 1, 0]
+        assert torch.allclose(smooth[0, 0, pixel, 0], (1 - share) * first + share * second, atol=1e-6)
+
+
+@pytest.mark.parametrize(("patch", "size"), [(8, (36, 50)), (16, (40, 24))])
+def test_to_pixels_changes_value_exactly_at_the_borders_of_tokens(patch: int, size: tuple[int, int]) -> None:
+    """Pixels on both sides of every border, on an image that the model pads on the right and below."""
+    rows, columns = -(-size[0] // patch), -(-size[1] // patch)
+    relevance = torch.arange(float(rows * columns)).view(1, 1, rows, columns)
+    covered = (rows * patch, columns * patch)
+    pixels = Explanation(
+        relevance, torch.zeros(1, 1), torch.zeros(1, 1), ("0",), "cdam", "exact", size, covered, {}
+    ).to_pixels()[0, 0]
+    assert tuple(pixels.shape) == size
+    for r in range(patch, size[0], patch):
+        assert (pixels[r - 1] == relevance[0, 0, r // patch - 1].repeat_interleave(patch)[: size[1]]).all()
+        assert (pixels[r] == relevance[0, 0, r // patch].repeat_interleave(patch)[: size[1]]).all()
+    for c in range(patch, size[1], patch):
+        assert (pixels[:, c - 1] == relevance[0, 0, :, c // patch - 1].repeat_interleave(patch)[: size[0]]).all()
+        assert (pixels[:, c] == relevance[0, 0, :, c // patch].repeat_interleave(patch)[: size[0]]).all()
 
 
 @pytest.mark.parametrize(
