@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from lidc_xai.errors import LidcXaiError
+from lidc_xai.errors import DataError, LidcXaiError
 
+_LARGEST_JSON = 1 << 28
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 _TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}-")
@@ -67,6 +68,17 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, value: Any) -> None:
     """Write ``value`` as indented JSON atomically; NaN is refused, since other readers of JSON refuse it."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """The content of a JSON file; DataError where it is damaged, nested without end, or too large for a record."""
+    path = Path(path)
+    try:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise DataError(f"{path}: has {path.stat().st_size} bytes, more than any record of this package")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error})") from error
 
 
 def remove_half_written(folder: Path | str) -> int:

@@ -4,6 +4,7 @@ three channels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,6 +13,9 @@ from torch.nn import functional
 
 from lidc_xai.errors import UsageError
 from lidc_xai.imaging.planes import VIEWS
+
+LARGEST_INPUT = 4096
+"""Pixels along a side of the network's input; more is a damaged record, not a model of 32 mm crops."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,12 @@ class Preprocess:
             raise UsageError(f"preprocessing views must be different names of {', '.join(VIEWS)}, got {self.views}")
         if self.slices < 1 or self.slices % 2 == 0:
             raise UsageError(f"preprocessing slices must be odd, so that the middle is among them, got {self.slices}")
-        if self.size < 1 or self.std <= 0 or self.window[0] >= self.window[1]:
-            raise UsageError(f"preprocessing needs size > 0, std > 0 and a rising window, got {self}")
+        numbers = (*self.window, self.mean, self.std)
+        if not (1 <= self.size <= LARGEST_INPUT and self.std > 0 and self.window[0] < self.window[1]):
+            wanted = f"size from 1 to {LARGEST_INPUT}, std > 0 and a rising window"
+            raise UsageError(f"preprocessing needs {wanted}, got {self}")
+        if not all(math.isfinite(number) for number in numbers):
+            raise UsageError(f"preprocessing needs finite numbers, got {self}")
 
     def apply(self, planes_hu: Tensor) -> Tensor:
         """(..., h, w) HU -> (..., 3, size, size), standardised; bilinear, pixel centres as in

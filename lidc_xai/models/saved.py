@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 import lidc_xai
-from lidc_xai.errors import LidcXaiError, ModelError, UsageError
-from lidc_xai.files import atomic_path
+from lidc_xai.errors import DataError, LidcXaiError, ModelError, UsageError
+from lidc_xai.files import atomic_path, read_json
 from lidc_xai.models.backbones import BACKBONES
 from lidc_xai.models.card import licence_notice, model_card
 from lidc_xai.models.nodule_model import RECIPE_FIELDS, NoduleModel, build_model
@@ -29,6 +30,7 @@ _FIELDS = (
     "format", "format_version", "recipe", "output_kinds", "preprocess", "target_scaling", "calibration",
     "training_info", "initial_weights", "weights_sha256", "dtype",
 )  # fmt: skip
+_GROUPS = ("recipe", "preprocess", "target_scaling", "calibration", "training_info", "initial_weights")
 
 
 def save_model(model: NoduleModel, folder: Path | str) -> Path:
@@ -73,8 +75,8 @@ def load_model(path: Path | str) -> NoduleModel:
     """Restore a saved model in evaluation mode on the CPU, bit for bit.
 
     ``path``: a model folder, a run folder that holds ``model/``, or a name of ``shipped_models()``. Raises
-    ``UsageError`` where the path does not exist and ``ModelError`` where it is no model, of another format version, or
-    damaged.
+    ``UsageError`` where the path does not exist and ``ModelError`` where it is no model, of another format version,
+    damaged, or holds NaN.
     """
     folder = _model_folder(Path(path))
     description = _read_description(folder / "model.json")
@@ -86,21 +88,59 @@ def load_model(path: Path | str) -> NoduleModel:
             f"{weights}: SHA-256 differs from model.json (damaged or replaced file); copy the folder again"
         )
     try:
+        recipe = {name: description["recipe"][name] for name in RECIPE_FIELDS}
+        preprocess = Preprocess.from_json(description["preprocess"])
+        _check_shapes(recipe, weights)
         tensors = load_file(weights)
+        model = build_model(**recipe, preprocess=preprocess)
+        model.to(_dtype(description["dtype"]))
+        model.load_state_dict(tensors)
+        model.target_scaling = _pairs(description["target_scaling"])
+        model.calibration = _pairs(description["calibration"])
     except SafetensorError as error:
         raise ModelError(f"{weights}: is no safetensors file ({error}); copy the folder again") from error
-    try:
-        recipe = {name: description["recipe"][name] for name in RECIPE_FIELDS}
-        model = build_model(**recipe, preprocess=Preprocess.from_json(description["preprocess"]))
-        model.to(getattr(torch, description["dtype"]))
-        model.load_state_dict(tensors)
-        model.target_scaling = {name: (pair[0], pair[1]) for name, pair in description["target_scaling"].items()}
-        model.calibration = {name: (pair[0], pair[1]) for name, pair in description["calibration"].items()}
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError, IndexError, LidcXaiError) as error:
         raise ModelError(f"{folder / 'model.json'}: does not describe the weights beside it ({error})") from error
+    check_finite(model, str(weights))
     model.initial_weights = description["initial_weights"]
     model.training_info = description["training_info"]
     return model.eval()
+
+
+def check_finite(model: NoduleModel, where: str) -> None:
+    """``ModelError`` where a weight, a scale or a calibration is NaN or infinite: such a model predicts nothing."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ModelError(f"{where}: {name} holds NaN or infinite values; its training diverged, train it again")
+    numbers = {**model.target_scaling, **model.calibration}
+    for name, pair in numbers.items():
+        if not all(math.isfinite(value) for value in pair):
+            raise ModelError(f"{where}: scale or calibration of {name!r} is not finite ({pair}); train it again")
+
+
+def _pairs(values: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    return {name: (float(pair[0]), float(pair[1])) for name, pair in values.items()}
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype {name!r} is none")
+    return found
+
+
+def _check_shapes(recipe: dict[str, Any], weights: Path) -> None:
+    """The network that ``recipe`` names has the tensors of the file: compared before any memory is taken for it."""
+    with safe_open(weights, "pt") as file:
+        there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    with torch.device("meta"):
+        wanted = {name: tuple(tensor.shape) for name, tensor in build_model(**recipe).state_dict().items()}
+    for name, shape in wanted.items():
+        if there.get(name) != shape:
+            raise ValueError(f"{recipe['backbone']!r} has {name} of shape {shape}, the file has {there.get(name)}")
+    if len(there) > len(wanted):
+        more = next(name for name in there if name not in wanted)
+        raise ValueError(f"{recipe['backbone']!r} has no {more}, which the file has")
 
 
 def shipped_models() -> list[str]:
@@ -124,9 +164,9 @@ def _model_folder(path: Path) -> Path:
 
 def _read_description(path: Path) -> dict[str, Any]:
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({error}); copy the folder again") from error
+        description = read_json(path)
+    except DataError as error:
+        raise ModelError(f"{error}; copy the folder again") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ModelError(f"{path}: field 'format' is not {FORMAT!r}, so this is no model of this package")
     version = description.get("format_version")
@@ -139,4 +179,11 @@ def _read_description(path: Path) -> dict[str, Any]:
     missing = [name for name in _FIELDS if name not in description]
     if missing:
         raise ModelError(f"{path}: lacks the field(s) {', '.join(missing)}; copy the folder again")
+    groups = [name for name in _GROUPS if not isinstance(description[name], dict)]
+    if groups:
+        raise ModelError(f"{path}: field {groups[0]!r} is no group of fields; copy the folder again")
+    for name in ("train_patients", "validation_patients"):
+        patients = description["training_info"].get(name, [])
+        if not isinstance(patients, list) or not all(isinstance(one, str) for one in patients):
+            raise ModelError(f"{path}: field 'training_info.{name}' is no list of patients; copy the folder again")
     return description
