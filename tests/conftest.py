@@ -1,9 +1,13 @@
-"""What every room's tests share: one thread for torch, and the real data where it lies beside the project."""
+"""Shared by several rooms: one thread for torch, the real data beside the project, annotated nodules, a photograph."""
 
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from lidc_xai.annotations import Nodule, load_nodules
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,3 +22,38 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs ../shared (real LIDC slices, photographs), which is not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def nodules() -> list[Nodule]:
+    return load_nodules()
+
+
+@pytest.fixture(scope="session")
+def by_id(nodules: list[Nodule]) -> dict[str, Nodule]:
+    return {nodule.nodule_id: nodule for nodule in nodules}
+
+
+@pytest.fixture(scope="session")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 × 160 pixels, red on the left, blue on the right."""
+    pixels = np.zeros((160, 240, 3), np.uint8)
+    pixels[:, :120, 0] = 200
+    pixels[:, 120:, 2] = 200
+    path = tmp_path_factory.mktemp("photos") / "halves.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def vit_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of timm's test_vit."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(5)
+    model = timm.create_model("test_vit", pretrained=False)
+    path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
+    save_file(model.state_dict(), path)
+    return path

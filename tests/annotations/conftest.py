@@ -7,17 +7,7 @@ import pydicom
 import pytest
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from lidc_xai.annotations import Nodule, load_nodules
-
-
-@pytest.fixture(scope="session")
-def nodules() -> list[Nodule]:
-    return load_nodules()
-
-
-@pytest.fixture(scope="session")
-def by_id(nodules: list[Nodule]) -> dict[str, Nodule]:
-    return {nodule.nodule_id: nodule for nodule in nodules}
+from lidc_xai.annotations import Nodule
 
 
 @pytest.fixture(scope="session")

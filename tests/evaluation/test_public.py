@@ -13,8 +13,8 @@ from lidc_xai.explain import Explanation
 
 
 def test_names_stay_functions_when_every_module_is_imported() -> None:
-    for module in pkgutil.iter_modules(room.__path__):
-        importlib.import_module(f"{room.__name__}.{module.name}")
+    for module in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
+        importlib.import_module(module.name)
     for name in room.__all__:
         assert callable(getattr(room, name)), name
         assert getattr(room, name).__doc__, name

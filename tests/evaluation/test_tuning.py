@@ -5,13 +5,39 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 from lidc_xai.errors import UsageError
 from lidc_xai.evaluation import sigma_scores, tune_sigma
 from lidc_xai.explain import LogOdds, explain
-from lidc_xai.models import NoduleModel
+from lidc_xai.models import NoduleModel, build_model
+
+
+@pytest.fixture
+def vit() -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=5
+    ).eval()
+
+
+@pytest.fixture(scope="session")
+def nodule() -> NoduleModel:
+    return build_model("vit_small64_p8", ["malignancy", "margin", "diameter"], seed=0)
+
+
+@pytest.fixture(scope="session")
+def images() -> Tensor:
+    """(3, 3, 32, 32)"""
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="session")
+def planes() -> Tensor:
+    """(2, 3, 64, 64)"""
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def test_the_best_sigma_is_found_and_every_target_is_asked(vit: nn.Module, images: Tensor) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
 
-from lidc_xai.annotations import Nodule, load_nodules
+from lidc_xai.annotations import Nodule
 from lidc_xai.imaging import CTVolume
 
 SLOPE, INTERCEPT = 0.02, -800.0
@@ -121,16 +121,6 @@ def voxel_centres() -> Callable[[np.ndarray, tuple[int, ...]], np.ndarray]:
         return np.stack([i, j, k], axis=-1) @ affine[:3, :3].T + affine[:3, 3]
 
     return centres
-
-
-@pytest.fixture(scope="session")
-def nodules() -> list[Nodule]:
-    return load_nodules()
-
-
-@pytest.fixture(scope="session")
-def by_id(nodules: list[Nodule]) -> dict[str, Nodule]:
-    return {nodule.nodule_id: nodule for nodule in nodules}
 
 
 @pytest.fixture(scope="session")

@@ -128,7 +128,7 @@ def test_volume_files(suffix, slanted, voxel_centres, tmp_path):
 
 def test_pixels_are_decoded_once(write_series, tmp_path, monkeypatch):
     write_series()
-    from lidc_xai.imaging import dicom_pixels
+    from lidc_xai.imaging.ct import dicom_pixels
 
     seen = []
     monkeypatch.setattr(dicom_pixels, "read_image", lambda path: seen.append(path) or original(path))

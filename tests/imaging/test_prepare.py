@@ -105,7 +105,8 @@ def test_kill_9_at_any_moment(moment, prepared, scans, tmp_path):
 
 
 def _killed_run(scans, out, moment):
-    from lidc_xai.imaging import store, store_files
+    from lidc_xai.imaging.store import crop_files as store_files
+    from lidc_xai.imaging.store import crop_store as store
 
     original, calls = store_files.write_nifti, []
 

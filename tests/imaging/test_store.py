@@ -135,7 +135,7 @@ def test_one_reader_stays_one_reader(writer):
 
 
 def test_a_failed_write_leaves_nothing(writer, monkeypatch):
-    from lidc_xai.imaging import store_files
+    from lidc_xai.imaging.store import crop_files as store_files
 
     original = store_files.write_nifti
 
