@@ -150,13 +150,13 @@ def _prepare_scan(writer: StoreWriter, options: CropOptions, scan: _Scan) -> Pre
                 interpolation=options.interpolation,
                 padding_hu=options.padding_hu,
             )
+            middle = perf_counter()
+            cohorts = "" if ct.simulated else " ".join(cohorts_of(nodule))
+            row = nodule_row(nodule) | {"simulated": ct.simulated, "scanner": ct.scanner, "cohorts": cohorts}
+            writer.write(crop, row, nodule_votes(nodule))
         except DataError as error:
             done.skipped.append(Skipped(nodule.nodule_id, "crop", str(error)))
             continue
-        middle = perf_counter()
-        cohorts = "" if ct.simulated else " ".join(cohorts_of(nodule))
-        row = nodule_row(nodule) | {"simulated": ct.simulated, "scanner": ct.scanner, "cohorts": cohorts}
-        writer.write(crop, row, nodule_votes(nodule))
         done.written.append(nodule.nodule_id)
         done.seconds["resample"] += middle - start
         done.seconds["write"] += perf_counter() - middle

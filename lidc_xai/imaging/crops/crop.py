@@ -141,6 +141,8 @@ def _crop_at(
     name = nodule_id or f"point ({', '.join(f'{value:.1f}' for value in centre)}) mm"
     _check_gaps(ct, grid, name)
     values, outside = sample_ct(ct, grid, interpolation, padding_hu)
+    if outside.all():
+        raise DataError(f"{name}: the whole box lies outside the scan; is the place in this scan's coordinates?")
     issues = [issue for issue in ct.issues if issue not in ct.outside_view]
     if outside.any():
         issues.append(f"{outside.mean():.1%} of the box lies outside the scan: padded with {padding_hu:.0f} HU")
@@ -151,6 +153,7 @@ def _crop_at(
         nodule_id=nodule_id,
         series_uid=ct.series_uid,
         padded=bool(outside.any()),
+        padded_share=float(outside.mean()),
     )
     return crop, grid
 

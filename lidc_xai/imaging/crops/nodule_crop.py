@@ -15,7 +15,7 @@ class NoduleCrop:
     ``reader_masks``: (R, z, y, x) bool, one per reader, or ``None`` without readers. ``consensus``: (z, y, x) bool,
     voxels that at least half of the readers marked, or ``None``. ``padded``: a part of the box lies outside the scan.
     ``larger_than_box``: the readers' outlines together are larger than the box on some axis. ``issues``: what
-    was found, in words.
+    was found, in words. ``padded_share``: how much of the box lies outside the scan, 0 to 1.
     """
 
     ct: np.ndarray
@@ -27,6 +27,7 @@ class NoduleCrop:
     series_uid: str = ""
     padded: bool = False
     larger_than_box: bool = False
+    padded_share: float = 0.0
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

@@ -134,13 +134,13 @@ def _prepare_patient(writer: StoreWriter, unit: _Patient) -> PrepareResult:
                 done.kept.append(nodule_id)
                 continue
             crop = png_crop(png, match, unit.size_mm, unit.spacing_mm)
+            middle = perf_counter()
+            row = nodule_row(match.nodule) | {"hu_calibrated": False, "cohorts": " ".join(cohorts_of(match.nodule))}
+            writer.write(crop, row, nodule_votes(match.nodule))
         except DataError as error:
             if unit.wanted is None or name in unit.wanted:
                 done.skipped.append(Skipped(name, "match", str(error)))
             continue
-        middle = perf_counter()
-        row = nodule_row(match.nodule) | {"hu_calibrated": False, "cohorts": " ".join(cohorts_of(match.nodule))}
-        writer.write(crop, row, nodule_votes(match.nodule))
         done.written.append(nodule_id)
         done.seconds["resample"] += middle - start
         done.seconds["write"] += perf_counter() - middle

@@ -6,8 +6,9 @@ fingerprint.json. A nodule's folder appears whole or not at all, so a killed run
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,25 @@ import pandas as pd
 from lidc_xai.annotations.tables import ROW_COLUMNS, VOTE_COLUMNS
 from lidc_xai.csv_files import write_csv
 from lidc_xai.errors import DataError, UsageError
-from lidc_xai.files import atomic_path, remove_half_written, write_json
+from lidc_xai.files import atomic_path, read_json, remove_half_written, write_json
+from lidc_xai.imaging.crops.checks import check_crop
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
-from lidc_xai.imaging.store.crop_files import plain, read_causes, read_crop_files, read_record, write_crop_files
+from lidc_xai.imaging.store.crop_files import RECORD, plain, read_causes, read_crop_files, read_record, write_crop_files
 from lidc_xai.imaging.store.fingerprint import describe_store
 from lidc_xai.skipped import Skipped, write_skipped
 
 CROP_COLUMNS = (
     "size_mm", "spacing_mm", "centre_x_mm", "centre_y_mm", "centre_z_mm", "n_readers_masked", "padded",
-    "larger_than_box", "hu_calibrated", "simulated", "scanner", "ct_mean_hu", "cohorts", "issues",
+    "padded_share", "larger_than_box", "hu_calibrated", "simulated", "scanner", "ct_mean_hu", "cohorts", "issues",
 )  # fmt: skip
 MANIFEST_COLUMNS = (*ROW_COLUMNS, *CROP_COLUMNS)
 """Columns of ``manifest.parquet``: those of a cohort, then what is known of the crop."""
 
+LONGEST_ID = 120
+"""Bytes of a nodule id: file names of maps, pages and exports are made of it, and a file name has 255 at most."""
+_ID = re.compile(r"[^\W.-][^/\\\x00-\x1f]*")
+_ADDED_LATER = ("padded_share",)
+"""Columns that a store of an earlier version lacks."""
 _TEXT = {"nodule_id", "patient_id", "series_uid", "study_uid", "scanner", "cohorts", "issues"}
 _WHOLE = {"scan_index", "cluster_index", "n_readers", "n_readers_masked", "label"}
 _FLAGS = {"ambiguous", "padded", "larger_than_box", "hu_calibrated", "simulated"}
@@ -52,11 +59,13 @@ class CropStore:
         if not settings.get("complete"):
             raise DataError(f"{self.path}: this store is unfinished; run the same prepare command again to complete it")
         self.fingerprint: dict[str, Any] = settings
+        self._voxels = round(settings["size_mm"] / settings["spacing_mm"])
         try:
-            self.manifest = pd.read_parquet(self.path / "manifest.parquet")
+            self.manifest = _checked(pd.read_parquet(self.path / "manifest.parquet"))
             self.votes = pd.read_csv(self.path / "votes.csv")
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self.path}: manifest or votes cannot be read ({error}); run prepare again") from error
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(f"{self.path}: manifest or votes cannot be read ({reason}); run prepare again") from error
         self.nodule_ids: list[str] = self.manifest["nodule_id"].tolist()
         self._place = {nodule_id: place for place, nodule_id in enumerate(self.nodule_ids)}
 
@@ -64,8 +73,22 @@ class CropStore:
         return len(self.nodule_ids)
 
     def load(self, nodule_id: str) -> NoduleCrop:
-        """One crop: CT (z, y, x) in HU, its affine, readers' masks and consensus."""
-        return read_crop_files(self._folder(nodule_id))
+        """One crop: CT (z, y, x) in HU, its affine, readers' masks and consensus.
+
+        DataError where a file is not the one that prepare wrote, or no box that a model could read.
+        """
+        return read_crop_files(self._folder(nodule_id), self._voxels)
+
+    def sound(self, nodule_ids: Iterable[str] | None = None) -> tuple[list[str], list[Skipped]]:
+        """Ids (default: all) whose crops load, and a row with the reason for each of the others."""
+        good, lost = [], []
+        for nodule_id in self.nodule_ids if nodule_ids is None else nodule_ids:
+            try:
+                self.load(nodule_id)
+                good.append(nodule_id)
+            except DataError as error:
+                lost.append(Skipped(nodule_id, "store", str(error)))
+        return good, lost
 
     def row(self, nodule_id: str) -> pd.Series:
         """The manifest's row of one nodule."""
@@ -111,8 +134,15 @@ class StoreWriter:
                 raise UsageError(f"{made}; choose another --out or delete it")
 
     def done(self, nodule_id: str) -> bool:
-        """Whether this nodule's folder is already there, whole."""
-        return (self._folder(nodule_id) / "nodule.json").exists()
+        """Whether this nodule's folder is already there, whole; one with a damaged record is written anew."""
+        folder = self._folder(nodule_id)
+        if not (folder / RECORD).exists():
+            return False
+        try:
+            read_record(folder)
+        except DataError:
+            return False
+        return True
 
     def write(
         self,
@@ -125,8 +155,9 @@ class StoreWriter:
 
         ``row``: columns of ``nodule_row`` as far as known (an absent rating is NaN), ``hu_calibrated`` (default True),
         ``simulated`` (default False) and ``cohorts`` (names with spaces between; default none); everything about
-        the crop itself is taken from ``crop``.
+        the crop itself is taken from ``crop``. DataError, and nothing written, for a crop that no model could read.
         """
+        check_crop(crop)
         record = {"row": self._complete_row(crop, row), "votes": votes}
         with atomic_path(self._folder(crop.nodule_id)) as folder:
             write_crop_files(folder, crop, record, causes)
@@ -137,8 +168,12 @@ class StoreWriter:
 
     def finish(self) -> CropStore:
         """Write manifest, votes, skipped and fingerprint over everything that the store holds, and open it."""
-        folders = sorted(path.parent for path in self.path.glob("crops/*/nodule.json"))
-        records = [read_record(folder) for folder in folders]
+        records = []
+        for folder in sorted(path.parent for path in self.path.glob(f"crops/*/{RECORD}")):
+            try:
+                records.append(read_record(folder))
+            except DataError as error:
+                self.skip(folder.name, "store", str(error))
         manifest = _manifest([record["row"] for record in records])
         votes = pd.DataFrame([vote for record in records for vote in record["votes"]], columns=list(VOTE_COLUMNS))
         with atomic_path(self.path / "manifest.parquet") as temporary:
@@ -151,8 +186,9 @@ class StoreWriter:
         return CropStore(self.path)
 
     def _folder(self, nodule_id: str) -> Path:
-        if not nodule_id or nodule_id.startswith(".") or set(nodule_id) & set("/\\"):
-            raise UsageError(f"nodule id {nodule_id!r} cannot be a folder's name; use letters, digits, - and _")
+        problem = id_problem(nodule_id)
+        if problem:
+            raise UsageError(problem)
         return self.path / "crops" / nodule_id
 
     def _complete_row(self, crop: NoduleCrop, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,6 +204,7 @@ class StoreWriter:
             "centre_z_mm": z,
             "n_readers_masked": 0 if crop.reader_masks is None else int(crop.reader_masks.any(axis=(1, 2, 3)).sum()),
             "padded": bool(crop.padded),
+            "padded_share": float(crop.padded_share),
             "larger_than_box": bool(crop.larger_than_box),
             "ct_mean_hu": float(crop.ct.mean(dtype=np.float64)),
             "issues": "; ".join(crop.issues),
@@ -176,14 +213,40 @@ class StoreWriter:
         return {name: values.get(name) for name in MANIFEST_COLUMNS}
 
 
+def id_problem(nodule_id: object) -> str:
+    """Why ``nodule_id`` cannot be a folder's name in a store, or nothing."""
+    if not isinstance(nodule_id, str) or not _ID.fullmatch(nodule_id):
+        return f"nodule id {str(nodule_id)[:60]!r} cannot be a folder's name; use letters, digits, - and _"
+    if len(nodule_id.encode()) > LONGEST_ID:
+        return f"nodule id {nodule_id[:40]!r}… has {len(nodule_id.encode())} bytes; at most {LONGEST_ID}"
+    return ""
+
+
+def _checked(manifest: pd.DataFrame) -> pd.DataFrame:
+    """The table where it has every column and each id once, none of which leads out of the store."""
+    missing = [name for name in MANIFEST_COLUMNS if name not in manifest and name not in _ADDED_LATER]
+    if missing:
+        raise ValueError(f"manifest.parquet has no column {missing[0]!r}")
+    problems = [problem for problem in map(id_problem, manifest["nodule_id"]) if problem]
+    if problems:
+        raise ValueError(f"manifest.parquet: {problems[0]}")
+    twice = manifest["nodule_id"][manifest["nodule_id"].duplicated()]
+    if len(twice):
+        raise ValueError(f"manifest.parquet has nodule {twice.iloc[0]!r} twice")
+    return manifest.assign(**{name: np.nan for name in _ADDED_LATER if name not in manifest})
+
+
 def _read_settings(path: Path) -> dict[str, Any] | None:
     file = path / "fingerprint.json"
     if not file.is_file():
         return None
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        settings = dict(read_json(file))
+        if not all(0 < float(settings[name]) < math.inf for name in ("size_mm", "spacing_mm")):
+            raise ValueError("size_mm and spacing_mm are not positive")
+    except (DataError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{file}: is damaged ({error}); delete it and run prepare again") from error
+    return settings
 
 
 def _manifest(rows: list[dict[str, Any]]) -> pd.DataFrame:
