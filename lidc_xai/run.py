@@ -44,6 +44,11 @@ class Run:
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     clock: float = field(default_factory=time.perf_counter)
 
+    @property
+    def name(self) -> str:
+        """What was called: ``lidc-xai report``, or a script's own name."""
+        return self.verb if self.argv[:1] == [self.verb] else f"lidc-xai {self.verb}"
+
     def write(self, status: str) -> None:
         """Write ``out/run.json`` (nothing where the verb has no folder)."""
         if self.out is None or not self.out.is_dir():

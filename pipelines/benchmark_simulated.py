@@ -11,8 +11,6 @@ was switched off, tables and findings.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +20,11 @@ import pandas as pd
 from pydantic import Field
 
 from lidc_xai.annotations import Nodule, load_nodules
-from lidc_xai.config import Config, load_config
+from lidc_xai.commands.common import need_out
+from lidc_xai.commands.script import run_script
+from lidc_xai.config import Config
 from lidc_xai.csv_files import write_csv
-from lidc_xai.errors import LidcXaiError, UsageError
+from lidc_xai.errors import UsageError
 from lidc_xai.evaluation.benchmark.options import BenchmarkOptions
 from lidc_xai.evaluation.benchmark.report import write_benchmark
 from lidc_xai.evaluation.benchmark.runner import read_parts
@@ -36,7 +36,7 @@ from lidc_xai.imaging import CropStore
 from lidc_xai.models import NoduleModel
 from lidc_xai.nodules._predict import predict
 from lidc_xai.nodules.cases import benchmark_store
-from lidc_xai.progress import say, show_progress
+from lidc_xai.progress import say
 from lidc_xai.run import Run
 from lidc_xai.simulate import simulate_store
 from lidc_xai.training import fit
@@ -59,33 +59,7 @@ class Study(Config):
     sanity: BenchmarkOptions = BenchmarkOptions(metrics=("randomisation", "noise", "runs"), disc=False)
     sanity_nodules: int = Field(10, ge=1, description="Test nodules for the sanity checks.")
     switched_off: str = Field("spiculation", description="Biomarker of the control model; empty: none.")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, run, and say what stopped it in one line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, help="YAML with the fields of Study")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="also inside groups: a.b=c")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--jobs", type=int)
-    parser.add_argument("--limit", type=int, help="a dry run with so many test nodules, one epoch and few boxes")
-    parser.add_argument("--quiet", action="store_true")
-    options = parser.parse_args(arguments)
-    flags = {"out": options.out, **({"jobs": options.jobs} if options.jobs else {})}
-    run = Run("benchmark_simulated", sys.argv[1:] if arguments is None else list(arguments), {})
-    try:
-        study = load_config(Study, options.config, options.set, flags)
-        study = small(study, options.limit) if options.limit else study
-        run.config, run.out = study.model_dump(mode="json"), study.out
-        options.out.mkdir(parents=True, exist_ok=True)
-        with show_progress(not options.quiet):
-            run.results = study_run(study, options.out)
-    except LidcXaiError as error:
-        print(f"benchmark_simulated: {error}", file=sys.stderr)
-        run.write("failed")
-        return error.exit_code
-    run.write("done")
-    return 0
+    limit: int | None = Field(None, ge=1, description="A dry run with so many test nodules, one epoch and few boxes.")
 
 
 def small(study: Study, limit: int) -> Study:
@@ -103,8 +77,10 @@ def small(study: Study, limit: int) -> Study:
     )
 
 
-def study_run(study: Study, out: Path) -> dict[str, Any]:
-    """All steps; returns what is worth keeping in run.json."""
+def study_run(study: Study, run: Run) -> None:
+    """All steps."""
+    out = need_out(study)
+    study = small(study, study.limit) if study.limit else study
     train, test = choose_nodules(study)
     options: dict[str, Any] = {"seed": study.seed, "size_mm": study.size_mm, "jobs": study.jobs, "independent": True}
     say(f"{len(train)} training and {len(test)} test nodules, patients apart")
@@ -129,7 +105,7 @@ def study_run(study: Study, out: Path) -> dict[str, Any]:
     if study.switched_off:
         found["switched_off"] = control(study, train, testing, without, options, out, summary)
     write_json(out / "findings.json", without_nan(found))
-    return {"nodules": len(testing), "patients": int(testing.manifest["patient_id"].nunique())}
+    run.results = {"nodules": len(testing), "patients": int(testing.manifest["patient_id"].nunique())}
 
 
 def choose_nodules(study: Study) -> tuple[list[Nodule], list[Nodule]]:
@@ -251,6 +227,11 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return run_script("benchmark_simulated", Study, study_run, __doc__ or "", arguments)
 
 
 if __name__ == "__main__":

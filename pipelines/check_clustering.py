@@ -9,7 +9,6 @@ Exit 0 where all agree, 1 otherwise.
 
 from __future__ import annotations
 
-import argparse
 import configparser
 import json
 import os
@@ -22,15 +21,21 @@ import time
 import types
 import warnings
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import closing
 from functools import cache
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from lidc_xai.annotations import Nodule, load_nodules
 from lidc_xai.annotations.database import database_path
-from lidc_xai.progress import show_progress, track
+from lidc_xai.commands.script import run_script
+from lidc_xai.config import Config
+from lidc_xai.errors import DataError
+from lidc_xai.progress import track
+from lidc_xai.run import Run
 
 SMALL = range(2, 9)
 """Readings per scan in the sample: pylidc takes 0.02 s for these and seconds for scans with dozens."""
@@ -90,37 +95,37 @@ def sampled(nodules: dict[str, list[Nodule]], size: int, seed: int) -> list[str]
     return ambiguous + random.Random(seed).sample(sorted(set(small) - set(ambiguous)), size - len(ambiguous))
 
 
-def main() -> int:
+class Options(Config):
+    """Which scans."""
+
+    sample: int | None = Field(None, ge=1, description="Number of scans; none: all 1018.")
+
+
+def check(options: Options, run: Run) -> None:
     """Run the comparison and print one JSON line with the counts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sample", type=int, help="number of scans (default: all 1018)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
-    options = parser.parse_args()
     started = time.perf_counter()
     by_series: dict[str, list[Nodule]] = defaultdict(list)
     for nodule in load_nodules():
         by_series[nodule.series_uid].append(nodule)
     seconds_ours = round(time.perf_counter() - started, 1)
     with tempfile.TemporaryDirectory() as folder:
-        result, found = compare(import_pylidc(folder), by_series, options)
-    result["seconds_all_nodules_here"] = seconds_ours
+        run.results, found = compare(import_pylidc(folder), by_series, options)
+    run.results["seconds_all_nodules_here"] = seconds_ours
     for line in found:
         print(line, file=sys.stderr)
-    print(json.dumps(result))
-    return 1 if found else 0
+    print(json.dumps(run.results))
+    if found:
+        raise DataError(f"{len(found)} differences from pylidc")
 
 
-def compare(
-    pylidc: Any, by_series: dict[str, list[Nodule]], options: argparse.Namespace
-) -> tuple[dict[str, Any], list[str]]:
+def compare(pylidc: Any, by_series: dict[str, list[Nodule]], options: Options) -> tuple[dict[str, Any], list[str]]:
     """Counts of what was compared, and every difference."""
     scans = {scan.series_instance_uid: scan for scan in pylidc.query(pylidc.Scan)}
     chosen = sampled(by_series, options.sample, options.seed) if options.sample else list(scans)
     started = time.perf_counter()
     found: list[str] = []
-    with show_progress(sys.stderr.isatty()):
-        for series in track(chosen, "scans"):
-            found += differences(scans[series], by_series.get(series, []))
+    for series in track(chosen, "scans"):
+        found += differences(scans[series], by_series.get(series, []))
     compared = [nodule for series in chosen for nodule in by_series.get(series, [])]
     counts = {
         "scans": len(chosen),
@@ -133,5 +138,10 @@ def compare(
     return counts, found
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return run_script("check_clustering", Options, check, __doc__ or "", arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -5,7 +5,7 @@ python pipelines/compare_simulated.py --dicom ../shared/lidc/dicom/LIDC-IDRI-000
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,35 +14,40 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from pydantic import Field
 
 from lidc_xai.annotations import load_nodules
+from lidc_xai.commands.common import need_out
+from lidc_xai.commands.script import run_script
+from lidc_xai.config import Config
 from lidc_xai.errors import DataError
 from lidc_xai.files import write_json
 from lidc_xai.imaging import CTVolume, read_ct
+from lidc_xai.run import Run
 from lidc_xai.simulate import simulate_ct
 from lidc_xai.simulate.realism import LIMITS, appearance, outside_limits
 
 WINDOWS = {"lung": (-1350, 150), "soft tissue": (-160, 240)}
 
 
-def main() -> None:
-    """Simulate the annotated nodules of a real series and compare the two."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dicom", type=Path, required=True, help="folder with one real LIDC-IDRI series")
-    parser.add_argument("--out", type=Path, required=True, help="folder for comparison.png and comparison.json")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    real = read_ct(options.dicom)
+class Options(Config):
+    """The real series."""
+
+    dicom: Path = Field(description="Folder with one real LIDC-IDRI series.")
+
+
+def compare(options: Options, run: Run) -> None:
+    """Simulate the annotated nodules of a real series and compare the two: comparison.png and comparison.json."""
+    out, real = need_out(options), read_ct(options.dicom)
     nodules = [nodule for nodule in load_nodules() if nodule.series_uid == real.series_uid]
     if not nodules:
         raise DataError(f"{options.dicom}: no nodule of the annotation database belongs to series {real.series_uid}")
     simulated = simulate_ct(nodules, options.seed).volume
     found, wanted = appearance(simulated), appearance(real)
     wrong = outside_limits(found, wanted)
-    options.out.mkdir(parents=True, exist_ok=True)
-    _draw(real, simulated, nodules[0].centroid_z_mm, options.out / "comparison.png")
+    _draw(real, simulated, nodules[0].centroid_z_mm, out / "comparison.png")
     values = {"real": asdict(wanted), "simulated": asdict(found), "limits": LIMITS, "outside_limits": wrong}
-    write_json(options.out / "comparison.json", values)
+    write_json(out / "comparison.json", values)
     for name, value in asdict(wanted).items():
         print(f"{name:14s} real {value:9.3f}   simulated {getattr(found, name):9.3f}")
     print("\n".join(wrong) or "all within limits")
@@ -61,5 +66,10 @@ def _draw(real: CTVolume, simulated: CTVolume, z_mm: float, path: Path) -> None:
     plt.close(figure)
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return run_script("compare_simulated", Options, compare, __doc__ or "", arguments)
+
+
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

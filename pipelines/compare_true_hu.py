@@ -9,20 +9,21 @@ summary.json: per output the correlation of the two, and their errors against th
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import Field
 from sklearn.metrics import roc_auc_score
 from validate_png_hu import matched_cubes
 
 from lidc_xai.annotations import Nodule, load_nodules
+from lidc_xai.commands.common import need_out, need_path, words
+from lidc_xai.commands.script import run_script
+from lidc_xai.config import Config
 from lidc_xai.csv_files import write_csv
-from lidc_xai.errors import LidcXaiError, UsageError
 from lidc_xai.evaluation.statistics import bootstrap_mean, spearman
 from lidc_xai.files import write_json
 from lidc_xai.imaging import CropStore, NoduleCrop
@@ -30,44 +31,36 @@ from lidc_xai.imaging.png.match import match_nodule
 from lidc_xai.imaging.png.source import PngEdition
 from lidc_xai.nodules._predict import predict
 from lidc_xai.ratings import BIOMARKERS
+from lidc_xai.run import Run
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, run, and say what stopped it in one line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slices", type=Path, required=True, help="the PNG edition")
-    parser.add_argument("--volumes", type=Path, required=True, help="volumes51.npz")
-    parser.add_argument("--store", type=Path, required=True, help="the store made from --slices")
-    parser.add_argument("--runs", nargs="+", type=Path, required=True, help="cross-validated runs (seeds)")
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args(arguments)
-    try:
-        for path in (options.slices, options.volumes, *options.runs):
-            if not path.exists():
-                raise UsageError(f"{path}: no such file or folder")
-        options.out.mkdir(parents=True, exist_ok=True)
-        run(options)
-    except LidcXaiError as error:
-        print(f"compare_true_hu: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+class Options(Config):
+    """The two editions of the same nodules, and who reads them."""
+
+    slices: Path = Field(description="The PNG edition.")
+    volumes: Path = Field(description="volumes51.npz.")
+    store: Path = Field(description="The store made from --slices.")
+    runs: list[str] = Field(min_length=1, description="Cross-validated runs (seeds), separated by commas.")
 
 
-def run(options: argparse.Namespace) -> None:
+def work(options: Options, run: Run) -> None:
     """Match, predict, compare."""
+    out, runs = need_out(options), [need_path(Path(name), "--runs") for name in words(options.runs)]
+    need_path(options.slices, "--slices")
+    need_path(options.volumes, "--volumes")
     store = CropStore(options.store)
     crops = true_crops(options.slices, options.volumes, round(float(store.manifest["size_mm"].iloc[0])))
     ids = [crop.nodule_id for crop in crops if crop.nodule_id in set(store.nodule_ids)]
-    models = [path for run in options.runs for path in sorted(run.glob("fold-*/model"))]
+    models = [path for folder in runs for path in sorted(folder.glob("fold-*/model"))]
     true = predict(models, [crop for crop in crops if crop.nodule_id in set(ids)])
     estimated = predict(models, store, nodule_ids=ids)
     both = true.merge(estimated, on=["nodule_id", "patient_id"], suffixes=("_true_hu", "_png"))
     both = both[both["out_of_fold_true_hu"].astype(bool)].merge(
         store.manifest[["nodule_id", "label", "n_readers", *BIOMARKERS]], on="nodule_id"
     )
-    write_csv(options.out / "predictions.csv", both)
+    write_csv(out / "predictions.csv", both)
     summary = compare(both)
-    write_json(options.out / "summary.json", summary)
+    write_json(out / "summary.json", summary)
     for name, values in summary.items():
         print(name, values)
 
@@ -123,6 +116,11 @@ def compare(both: pd.DataFrame) -> dict[str, object]:
 def _auc(table: pd.DataFrame, column: str) -> float | None:
     labels = table["label"].astype(int)
     return float(roc_auc_score(labels, table[column])) if labels.nunique() == 2 else None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return run_script("compare_true_hu", Options, work, __doc__ or "", arguments)
 
 
 if __name__ == "__main__":

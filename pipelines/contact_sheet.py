@@ -1,11 +1,11 @@
 """Twenty-four random crops of a store with the readers' outlines, to be looked at.
 
-python pipelines/contact_sheet.py --store runs/png --out runs/png/contact_sheet.png
+python pipelines/contact_sheet.py --store runs/png --out runs/png-sheet
 """
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -14,25 +14,30 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from pydantic import Field
 
+from lidc_xai.commands.common import need_out
+from lidc_xai.commands.script import run_script
+from lidc_xai.config import Config
 from lidc_xai.imaging import CropStore, NoduleCrop
+from lidc_xai.run import Run
 
 READER_COLOURS = ("#ffb000", "#fe6100", "#dc267f", "#785ef0")
 CONSENSUS_COLOUR = "#35d07f"
 CAUSE_COLOURS = {"calcification": "#ff3030", "spiculation": "#00e0ff"}
 
 
-def main() -> None:
-    """Draw the middle axial slice of crops drawn at random."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, required=True, help="a store of crops")
-    parser.add_argument("--out", type=Path, required=True, help="the picture to write")
-    parser.add_argument("--count", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--causes", action="store_true", help="outline known causes (simulated stores) instead of readers"
-    )
-    options = parser.parse_args()
+class Options(Config):
+    """What is drawn."""
+
+    store: Path = Field(description="A store of crops.")
+    count: int = Field(24, ge=1, description="Crops to draw.")
+    causes: bool = Field(False, description="Outline known causes (simulated stores) instead of readers.")
+
+
+def draw(options: Options, run: Run) -> None:
+    """Draw the middle axial slice of crops drawn at random into OUT/contact_sheet.png."""
+    out = need_out(options)
     store = CropStore(options.store)
     count = min(options.count, len(store))
     chosen = sorted(np.random.default_rng(options.seed).choice(store.nodule_ids, count, replace=False).tolist())
@@ -48,9 +53,8 @@ def main() -> None:
         title = f"{nodule_id.removeprefix('LIDC-IDRI-')}  {row['diameter']:.0f} mm"
         axis.set_title("\n".join([title, " ".join(flags).upper()]), fontsize=8)
     figure.tight_layout()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.out, dpi=90)
-    print(options.out)
+    figure.savefig(out / "contact_sheet.png", dpi=90)
+    print(out / "contact_sheet.png")
 
 
 def _draw(axis: Axes, crop: NoduleCrop, causes: dict[str, np.ndarray]) -> None:
@@ -69,5 +73,10 @@ def _draw(axis: Axes, crop: NoduleCrop, causes: dict[str, np.ndarray]) -> None:
         axis.contour(crop.consensus[middle], [0.5], colors=CONSENSUS_COLOUR, linewidths=1.2)
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return run_script("contact_sheet", Options, draw, __doc__ or "", arguments)
+
+
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,6 +1,6 @@
 """Average the out-of-fold predictions of several cross-validated runs (seeds) on the same splits, and evaluate.
 
-    python pipelines/ensemble_runs.py --runs runs/png-seed0 runs/png-seed1 runs/png-seed2 --out runs/png-ensemble
+    python pipelines/ensemble_runs.py --runs runs/png-seed0,runs/png-seed1,runs/png-seed2 --out runs/png-ensemble
 
 Calibrated probabilities are averaged as log-odds, raw outputs and biomarkers as they are. Beside the metrics of the
 average, ``seeds.csv`` holds each run's own.
@@ -8,18 +8,20 @@ average, ``seeds.csv`` holds each run's own.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 from scipy.special import expit, logit
 
+from lidc_xai.commands.common import need_out, words
+from lidc_xai.commands.script import run_script
+from lidc_xai.config import Config
 from lidc_xai.csv_files import write_csv
-from lidc_xai.errors import DataError, LidcXaiError
+from lidc_xai.errors import DataError
 from lidc_xai.ratings import BIOMARKERS
 from lidc_xai.run import Run
 from lidc_xai.training import evaluate_predictions
@@ -29,31 +31,26 @@ PROBABILITY, FLOOR = "malignancy_probability", 1e-6
 NEEDED = ("nodule_id", "fold", "malignancy_logit", PROBABILITY)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, run, and say what stopped it in one line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", nargs="+", type=Path, required=True, help="folders that cross-validate wrote")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--resamples", type=int, default=2000)
-    options = parser.parse_args(arguments)
-    run = Run("ensemble_runs", sys.argv[1:] if arguments is None else list(arguments), {})
-    run.out = options.out
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        tables = [read_predictions(folder, NEEDED) for folder in options.runs]
-        write_csv(options.out / "predictions.csv", averaged(tables, options.runs))
-        whole = evaluate_predictions(options.out / "predictions.csv", options.out, resamples=options.resamples)
-        rows = [headline(str(folder.name), evaluate_predictions(table, resamples=200)) for folder, table in
-                zip(options.runs, tables, strict=True)]  # fmt: skip
-        seeds = pd.DataFrame([*rows, headline("average", whole)])
-        write_csv(options.out / "seeds.csv", seeds)
-        print(seeds.round(4).to_string(index=False))
-    except LidcXaiError as error:
-        print(f"ensemble_runs: {error}", file=sys.stderr)
-        run.write("failed")
-        return error.exit_code
-    run.write("done")
-    return 0
+class Options(Config):
+    """Runs to average."""
+
+    runs: list[str] = Field(min_length=1, description="Folders that cross-validate wrote, separated by commas.")
+    resamples: int = Field(2000, ge=1, description="Replicates of the intervals.")
+
+
+def average(options: Options, run: Run) -> None:
+    """Average, evaluate, and say each run's figures beside the average's."""
+    out, folders = need_out(options), [Path(name) for name in words(options.runs)]
+    tables = [read_predictions(folder, NEEDED) for folder in folders]
+    write_csv(out / "predictions.csv", averaged(tables, folders))
+    whole = evaluate_predictions(out / "predictions.csv", out, resamples=options.resamples)
+    rows = [
+        headline(folder.name, evaluate_predictions(table, resamples=200))
+        for folder, table in zip(folders, tables, strict=True)
+    ]
+    seeds = pd.DataFrame([*rows, headline("average", whole)])
+    write_csv(out / "seeds.csv", seeds)
+    print(seeds.round(4).to_string(index=False))
 
 
 def averaged(tables: Sequence[pd.DataFrame], names: Sequence[Path]) -> pd.DataFrame:
@@ -79,6 +76,11 @@ def headline(name: str, metrics: dict[str, Any]) -> dict[str, Any]:
     row["accuracy 8–12 mm"] = malignancy["8–12 mm"]["accuracy"]["value"]
     row["mean MSE(z)"] = metrics["biomarkers"]["mean"]["mse_z"]["value"]
     return row
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return run_script("ensemble_runs", Options, average, __doc__ or "", arguments)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Do retrained models show the same map? CDAM of out-of-fold nodules by models of several seeds, the key path's share,
 and concept maps of the most spiculated nodules.
 
-    python pipelines/maps_across_seeds.py --runs runs/png-seed0 runs/png-seed1 runs/png-seed2 --store runs/png \\
+    python pipelines/maps_across_seeds.py --runs runs/png-seed0,runs/png-seed1,runs/png-seed2 --store runs/png \\
         --nodules 60 --out runs/png-maps
 
 Each nodule is explained by the models of the fold that tested its patient. Writes maps.csv (per nodule and output) and
@@ -17,8 +17,6 @@ summary.csv, with intervals by patient:
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -27,56 +25,50 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from lidc_xai.commands.common import need_out, words
+from lidc_xai.commands.script import run_script
+from lidc_xai.config import Config
 from lidc_xai.csv_files import write_csv
-from lidc_xai.errors import LidcXaiError
 from lidc_xai.evaluation.metrics._parameter_randomisation import randomised
 from lidc_xai.evaluation.statistics import bootstrap_mean, spearman
 from lidc_xai.explain import ConceptSimilarity, Logit, Probability, concept_vector, explain
 from lidc_xai.imaging import CropStore
 from lidc_xai.models import NoduleModel, load_model
 from lidc_xai.nodules.maps import nodule_images
-from lidc_xai.progress import show_progress, track
+from lidc_xai.progress import track
 from lidc_xai.run import Run
 from lidc_xai.training.loop.run_files import read_predictions
 
 CONCEPT, MOST = "spiculation", 20
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, run, and say what stopped it in one line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", nargs="+", type=Path, required=True, help="cross-validated runs on the same splits")
-    parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--nodules", type=int, default=60, help="one of each of so many patients")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args(arguments)
-    run = Run("maps_across_seeds", sys.argv[1:] if arguments is None else list(arguments), {"seed": options.seed})
-    run.out = options.out
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        with show_progress(True):
-            table = pd.DataFrame(measured(options))
-        summary = summarise(table)
-        for name, frame in (("maps", table), ("summary", summary)):
-            write_csv(options.out / f"{name}.csv", frame)
-        print(summary.to_string(index=False))
-    except LidcXaiError as error:
-        print(f"maps_across_seeds: {error}", file=sys.stderr)
-        run.write("failed")
-        return error.exit_code
-    run.write("done")
-    return 0
+class Options(Config):
+    """Runs to compare."""
+
+    runs: list[str] = Field(min_length=1, description="Cross-validated runs on the same splits, separated by commas.")
+    store: Path = Field(description="The store of those runs.")
+    nodules: int = Field(60, ge=1, description="Patients to sample, one nodule of each.")
 
 
-def measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def compare(options: Options, run: Run) -> None:
+    """Measure, and write both tables."""
+    out = need_out(options)
+    table = pd.DataFrame(measured(options))
+    summary = summarise(table)
+    for name, frame in (("maps", table), ("summary", summary)):
+        write_csv(out / f"{name}.csv", frame)
+    print(summary.to_string(index=False))
+
+
+def measured(options: Options) -> Iterator[dict[str, Any]]:
     """Rows nodule_id, patient_id, output, figure, value."""
-    store = CropStore(options.store)
-    table = read_predictions(options.runs[0]).sample(frac=1, random_state=options.seed).drop_duplicates("patient_id")
+    store, runs = CropStore(options.store), [Path(name) for name in words(options.runs)]
+    table = read_predictions(runs[0]).sample(frac=1, random_state=options.seed).drop_duplicates("patient_id")
     for fold, own in table.head(options.nodules).groupby("fold"):
-        models = [load_model(run / f"fold-{fold}" / "model") for run in options.runs]
+        models = [load_model(run / f"fold-{fold}" / "model") for run in runs]
         untrained = randomised(models[0], options.seed)
         concept = spiculated(models[0], store)
         for row in track(own.itertuples(), f"fold {fold}", len(own)):
@@ -134,6 +126,11 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
         rows.append({"figure": figure, "output": output, "mean": interval.mean, "low": interval.low,
                      "high": interval.high, "n": interval.n})  # fmt: skip
     return pd.DataFrame(rows).round(4)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return run_script("maps_across_seeds", Options, compare, __doc__ or "", arguments)
 
 
 if __name__ == "__main__":

@@ -7,48 +7,47 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-from lidc_xai.errors import LidcXaiError, UsageError
+from pydantic import Field
+
+from lidc_xai.commands.common import need_out, need_path
+from lidc_xai.commands.script import run_script
+from lidc_xai.config import Config
+from lidc_xai.errors import UsageError
 from lidc_xai.imaging import CropStore
 from lidc_xai.nodules.maps import load_maps
 from lidc_xai.reporting import export_reader_study, score_reader_study
+from lidc_xai.run import Run
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse and run one of the two steps; an error is one line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    steps = parser.add_subparsers(dest="step", required=True)
-    export = steps.add_parser("export", help="write two sessions of cases, sheets to fill in, and the key")
-    export.add_argument("--maps", type=Path, required=True, help="the folder that lidc-xai explain wrote to")
-    export.add_argument("--method", default="cdam")
-    export.add_argument("--seed", type=int, default=0)
-    score = steps.add_parser("score", help="score filled sheets")
-    score.add_argument("--study", type=Path, required=True, help="the folder that export wrote")
-    score.add_argument(
-        "--sheet", action="append", required=True, metavar="READER=CSV", help="one per reader and session"
-    )
-    for step in (export, score):
-        step.add_argument("--store", type=Path, required=True)
-        step.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args(arguments)
-    try:
-        store = CropStore(options.store)
-        if options.step == "export":
-            maps = {name: load_maps(options.maps / "maps", name, options.method) for name in store.nodule_ids}
-            paths = export_reader_study(store, options.out, maps, seed=options.seed)
-            print(f"{options.out}: {len(paths)} files; keep the key away from the readers")
-        else:
-            score_reader_study(options.study, _sheets(options.sheet), store, options.out)
-            print(options.out / "scores.json")
-    except LidcXaiError as error:
-        print(f"reader_study: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+class Options(Config):
+    """One of the two steps."""
+
+    step: Literal["export", "score"] = Field(description="export: cases, sheets and key; score: the sheets.")
+    store: Path = Field(description="The store of the nodules.")
+    maps: Path | None = Field(None, description="export: the folder that lidc-xai explain wrote to.")
+    method: str = Field("cdam", description="export: whose maps are shown.")
+    study: Path | None = Field(None, description="score: the folder that export wrote.")
+    sheet: list[str] = Field([], description="score: READER=CSV, once per reader and session.")
+
+
+def work(options: Options, run: Run) -> None:
+    """Run one of the two steps."""
+    out, store = need_out(options), CropStore(options.store)
+    if options.step == "export":
+        folder = need_path(options.maps, "--maps") / "maps"
+        maps = {name: load_maps(folder, name, options.method) for name in store.nodule_ids}
+        paths = export_reader_study(store, out, maps, seed=options.seed)
+        print(f"{out}: {len(paths)} files; keep the key away from the readers")
+        return
+    if not options.sheet:
+        raise UsageError("--sheet is missing: READER=CSV, once per reader and session")
+    score_reader_study(need_path(options.study, "--study"), _sheets(options.sheet), store, out)
+    print(out / "scores.json")
 
 
 def _sheets(given: Sequence[str]) -> dict[str, list[Path]]:
@@ -61,5 +60,10 @@ def _sheets(given: Sequence[str]) -> dict[str, list[Path]]:
     return sheets
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return run_script("reader_study", Options, work, __doc__ or "", arguments, argument="step")
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -6,17 +6,20 @@ python pipelines/results_tables.py --benchmark runs/png-benchmark
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import Field
 
-from lidc_xai.errors import DataError, LidcXaiError, UsageError
+from lidc_xai.commands.common import need_path
+from lidc_xai.commands.script import run_script
+from lidc_xai.config import Config
+from lidc_xai.errors import DataError, UsageError
 from lidc_xai.evaluation.benchmark.tables import ALL_OUTPUTS
 from lidc_xai.ratings import BIOMARKERS
+from lidc_xai.run import Run
 from lidc_xai.training.loop.run_files import read_metrics
 
 NAMES = {
@@ -42,24 +45,23 @@ RADIAL = {"radial/body": "body", "radial/edge": "edge", "radial/outside": "outsi
 STRATA = ("< 8 mm", "8–12 mm", "12–20 mm", "≥ 20 mm")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+class Options(Config):
+    """What to tabulate: one of the two."""
+
+    run: Path | None = Field(None, description="A folder with metrics.json.")
+    benchmark: Path | None = Field(None, description="A folder with summary.csv, as benchmark_folds writes it.")
+
+
+def tabulate(options: Options, run: Run) -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--run", type=Path, help="a folder with metrics.json")
-    what.add_argument("--benchmark", type=Path, help="a folder with summary.csv, as benchmark_folds writes it")
-    options = parser.parse_args(arguments)
-    try:
-        if options.benchmark is not None:
-            print("\n".join(benchmarked(options.benchmark)))
-            return 0
-        metrics = read_metrics(options.run)
-        for table in (malignancy, differences, strata, biomarkers):
-            print("\n".join(table(metrics)), end="\n\n")
-    except LidcXaiError as error:
-        print(f"results_tables: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    if (options.run is None) == (options.benchmark is None):
+        raise UsageError("give one of --run and --benchmark")
+    if options.benchmark is not None:
+        print("\n".join(benchmarked(options.benchmark)))
+        return
+    metrics = read_metrics(need_path(options.run, "--run"))
+    for table in (malignancy, differences, strata, biomarkers):
+        print("\n".join(table(metrics)), end="\n\n")
 
 
 def told(figure: dict[str, Any] | None) -> str:
@@ -164,6 +166,11 @@ def _cell(found: pd.DataFrame, metric: str) -> str:
     mean, low, high = (float(found.loc[metric, name]) for name in ("mean", "low", "high"))
     digits = 1 if abs(mean) >= 10 else 2 if not metric.startswith("radial") else 3
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return run_script("results_tables", Options, tabulate, __doc__ or "", arguments)
 
 
 if __name__ == "__main__":

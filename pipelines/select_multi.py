@@ -9,18 +9,20 @@ each stage (x_multi.json), and both in words (README.md).
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import Field
 from studies.multi_object import COUNT, MAX_OVERLAP, MIN_DISTANCE, MultiSelection, select_multi, write_multi
 from studies.real_labels import read_real_labels
 
-from lidc_xai.errors import LidcXaiError
+from lidc_xai.commands.common import need_out
+from lidc_xai.commands.script import run_script
+from lidc_xai.config import Config
 from lidc_xai.files import write_json, write_text
 from lidc_xai.imagenet import ClassNames
+from lidc_xai.run import Run
 
 ATTRIBUTION = (
     "ReaL labels: Beyer, Hénaff, Kolesnikov, Zhai, van den Oord, Are we done with ImageNet? (2020), google-research/"
@@ -28,33 +30,25 @@ ATTRIBUTION = (
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, select, write; what stopped it in one line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
-    parser.add_argument("--real", type=Path, help="real.json (none: the published file, which comes with timm)")
-    parser.add_argument("--count", type=int, default=COUNT, help="images to choose")
-    parser.add_argument("--min-distance", type=float, default=MIN_DISTANCE, help="WordNet distance of two objects")
-    parser.add_argument("--max-overlap", type=float, default=MAX_OVERLAP, help="share of images with both of a pair")
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(arguments)
-    try:
-        names = ClassNames.of_imagenet(1000)
-        assert names is not None
-        labels = read_real_labels(given.real)
-        found = select_multi(
-            labels, names.synsets, count=given.count, min_distance=given.min_distance,
-            max_overlap=given.max_overlap, seed=given.seed,
-        )  # fmt: skip
-        options = {key: value for key, value in vars(given).items() if key not in ("out", "real")}
-        write_multi(given.out / "x_multi.csv", found)
-        write_json(given.out / "x_multi.json", {"options": options, "counts": found.counts})
-        write_text(given.out / "README.md", in_words(found, names, options))
-    except LidcXaiError as error:
-        print(f"select_multi: {error}", file=sys.stderr)
-        return error.exit_code
-    print(f"{len(found.chosen)} of {found.counts['images_with_different_objects']} images; see {given.out}")
-    return 0
+class Options(Config):
+    """How images are chosen."""
+
+    real: Path | None = Field(None, description="real.json (none: the published file, which comes with timm).")
+    count: int = Field(COUNT, ge=1, description="Images to choose.")
+    min_distance: float = Field(MIN_DISTANCE, ge=0, description="WordNet distance of two objects.")
+    max_overlap: float = Field(MAX_OVERLAP, ge=0, le=1, description="Share of images with both of a pair.")
+
+
+def select(given: Options, run: Run) -> None:
+    """Select and write."""
+    out, names = need_out(given), ClassNames.of_imagenet(1000)
+    assert names is not None
+    options = given.model_dump(include={"count", "min_distance", "max_overlap", "seed"})
+    found = select_multi(read_real_labels(given.real), names.synsets, **options)
+    write_multi(out / "x_multi.csv", found)
+    write_json(out / "x_multi.json", {"options": options, "counts": found.counts})
+    write_text(out / "README.md", in_words(found, names, options))
+    print(f"{len(found.chosen)} of {found.counts['images_with_different_objects']} images; see {out}")
 
 
 def in_words(found: MultiSelection, names: ClassNames, options: dict[str, object]) -> str:
@@ -90,6 +84,11 @@ def in_words(found: MultiSelection, names: ClassNames, options: dict[str, object
         "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return run_script("select_multi", Options, select, __doc__ or "", arguments)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How good are the estimated HU of the PNG edition? Compared with true HU, where there are any.
 
     python pipelines/validate_png_hu.py --slices ../shared/lidc/LIDC-IDRI-slices.zip \\
-        --dicom ../shared/lidc/dicom/LIDC-IDRI-0001 --volumes ../shared/lidc/volumes51.npz --out runs/png_hu.json
+        --dicom ../shared/lidc/dicom/LIDC-IDRI-0001 --volumes ../shared/lidc/volumes51.npz --out runs/png-hu
 
 Per nodule: median difference (estimated minus true) over lung (-960 to -700 HU) and over soft tissue (-150 to 250 HU),
 after both were smoothed alike. Beside it the same for one fixed scale for all pictures (-1010 to 1070 HU). The volumes
@@ -11,36 +11,43 @@ in it (correlation above 0.97).
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.signal import fftconvolve
 
 from lidc_xai.annotations import Nodule, load_nodules
+from lidc_xai.commands.common import need_out
+from lidc_xai.commands.script import run_script
+from lidc_xai.config import Config
 from lidc_xai.errors import DataError
 from lidc_xai.files import write_json
 from lidc_xai.imaging import read_ct
 from lidc_xai.imaging.png.hu import calibrate
 from lidc_xai.imaging.png.match import match_nodule
 from lidc_xai.imaging.png.source import PngEdition, PngNodule
+from lidc_xai.run import Run
 
 FIXED = (2080 / 255, -1010.0)
 SAME = 0.97
 HALF_MM = 18
 
 
-def main() -> None:
-    """Write and print the errors."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slices", type=Path, required=True, help="the PNG edition")
-    parser.add_argument("--dicom", type=Path, required=True, help="LIDC-IDRI-0001")
-    parser.add_argument("--volumes", type=Path, required=True, help="volumes51.npz")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    options = parser.parse_args()
+class Options(Config):
+    """The PNG edition and what is known of it."""
+
+    slices: Path = Field(description="The PNG edition.")
+    dicom: Path = Field(description="LIDC-IDRI-0001.")
+    volumes: Path = Field(description="volumes51.npz.")
+
+
+def validate(options: Options, run: Run) -> None:
+    """Write OUT/png_hu.json and print the errors."""
+    out = need_out(options)
     edition = PngEdition(options.slices)
     known: dict[str, list[Nodule]] = {}
     for nodule in load_nodules():
@@ -54,7 +61,7 @@ def main() -> None:
             summary[f"{method}_{tissue}"] = {"n": len(errors), "median": median, "p90": most, "mean": mean}
             numbers = f"median {median:.0f}  90 % {most:.0f}  mean {mean:.0f} HU"
             print(f"{method:9s} {tissue}: n {len(errors)}  |error| {numbers}")
-    write_json(options.out, {"summary": summary, "nodules": rows})
+    write_json(out / "png_hu.json", {"summary": summary, "nodules": rows})
 
 
 def _errors(true: NDArray, grey: NDArray, slope: float, intercept: float) -> dict[str, float | None]:
@@ -139,5 +146,10 @@ def _correlation(image: NDArray, part: NDArray) -> tuple[float, int, int]:
     return float(value[row, column]), int(row), int(column)
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return run_script("validate_png_hu", Options, validate, __doc__ or "", arguments)
+
+
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

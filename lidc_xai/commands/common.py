@@ -46,13 +46,26 @@ def add_verb(
     argument: name of the field that is given by position (a path or a list of paths).
     """
 
-    def call(config: Path | None, assignments: list[str], **flags: Any) -> None:
-        given = {key: value for key, value in flags.items() if value not in (None, [])}
-        _run(name, kind, function, config, assignments, given)
-
-    call.__signature__ = inspect.Signature(_parameters(kind, argument))  # type: ignore[attr-defined]
+    call = as_command(name, kind, function, argument)
     call.__doc__ = f"{inspect.cleandoc(kind.__doc__ or '')}\n\nExample: {example}"
     app.command(name, short_help=inspect.cleandoc(kind.__doc__ or "").split(". ")[0].split(".\n")[0])(call)
+
+
+def as_command(
+    name: str, kind: type[C], function: Callable[[C, Run], None], argument: str = "", argv: list[str] | None = None
+) -> Callable[..., None]:
+    """``function`` as what typer calls: with a flag for each simple field of ``kind``, ``--config`` and ``--set``.
+
+    argv: what the record says of the command; None: the program's own.
+    """
+
+    def call(config: Path | None, assignments: list[str], **flags: Any) -> None:
+        given = {key: value for key, value in flags.items() if value not in (None, [])}
+        run = Run(name, current_argv() if argv is None else argv, {})
+        _run(run, kind, function, config, assignments, given)
+
+    call.__signature__ = inspect.Signature(_parameters(kind, argument))  # type: ignore[attr-defined]
+    return call
 
 
 def _parameters(kind: type[Config], argument: str) -> list[inspect.Parameter]:
@@ -88,7 +101,7 @@ def _default_in_words(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
     if default is None or isinstance(default, bool) or default in ("", []):
         return ""
-    return f" [default: {','.join(default) if isinstance(default, list) else default}]"
+    return f" [default: {','.join(map(str, default)) if isinstance(default, list) else default}]"
 
 
 def _simple(annotation: Any) -> Any:
@@ -113,14 +126,13 @@ def _is_group(annotation: Any) -> bool:
 
 
 def _run(
-    name: str,
+    run: Run,
     kind: type[C],
     function: Callable[[C, Run], None],
     path: Path | None,
     assignments: list[str],
     flags: dict[str, Any],
 ) -> None:
-    run = Run(name, current_argv(), {})
     try:
         with _interruptible():
             config = load_config(kind, path, assignments, flags)
@@ -143,7 +155,7 @@ def _run(
         unlock_folders()
     if run.skipped:
         where = f"; see {run.out / 'skipped.csv'}" if run.out else ""
-        print(f"lidc-xai {name}: {in_words(run.skipped)}{where}", file=sys.stderr)
+        print(f"{run.name}: {in_words(run.skipped)}{where}", file=sys.stderr)
         raise typer.Exit(EXIT_SKIPPED)
 
 
@@ -190,7 +202,7 @@ def _fail(run: Run, message: str, code: int, status: str = "failed") -> int:
         cause = error.__cause__ or error
         reason = getattr(cause, "strerror", None) or str(error)
         message = f"{message} (and no run.json: {reason})"
-    print(f"lidc-xai {run.verb}: {message}", file=sys.stderr)
+    print(f"{run.name}: {message}", file=sys.stderr)
     return code
 
 

@@ -7,11 +7,8 @@ cannot run (no images, no weights) is named with the file to bring, stands in ``
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,15 +19,16 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from lidc_xai.commands.common import EXIT_INTERRUPTED, EXIT_SKIPPED, pick_device
-from lidc_xai.config import Config, load_config
-from lidc_xai.errors import DataError, LidcXaiError, UsageError
+from lidc_xai.commands.common import need_out, pick_device
+from lidc_xai.commands.script import run_script
+from lidc_xai.config import Config
+from lidc_xai.errors import DataError, UsageError
 from lidc_xai.evaluation.published import published, read_published
 from lidc_xai.evaluation.statistics import PairedDifference, bootstrap_mean, paired_difference
-from lidc_xai.files import atomic_path, remove_half_written
+from lidc_xai.files import atomic_path
 from lidc_xai.imagenet.classifier import Classifier, find_architecture, load_classifier
 from lidc_xai.imagenet.photographs import read_photo
-from lidc_xai.progress import say, show_progress, track
+from lidc_xai.progress import say, track
 from lidc_xai.run import Run
 from lidc_xai.skipped import Skipped, write_skipped
 from studies.made_photos import MadePhotos, make_photos
@@ -267,35 +265,15 @@ def main(
     ``about``: the help text. ``source``: how the published figures name the paper. ``models``: the names that
     ``--weights`` may give, from the configuration.
     """
-    options = _parser(name, about).parse_args(arguments)
-    flags = {key: value for key, value in vars(options).items() if key not in ("config", "set") and value}
-    run = Run(name, [name, *(sys.argv[1:] if arguments is None else arguments)], {})
-    try:
-        config = load_config(kind, options.config, options.set, flags)
-        if config.out is None:
-            raise UsageError("--out is missing: name the folder to write into")
-        run.config, run.out = config.model_dump(mode="json"), config.out
+
+    def study(config: C, run: Run) -> None:
         _check(config, models(config))
-        config.out.mkdir(parents=True, exist_ok=True)
-        remove_half_written(config.out)
-        with show_progress(not config.quiet):
-            work(Study(config, config.out, pick_device(config.device), run, source))
-    except LidcXaiError as error:
-        run.write("failed")
-        return _said(name, str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _said(name, "interrupted; the same command goes on from here", EXIT_INTERRUPTED)
-    except Exception as error:
-        run.write("failed")
-        if os.environ.get("LIDC_XAI_DEBUG"):
-            raise
-        text = f"unexpected {type(error).__name__}: {error}".splitlines()[0]
-        return _said(name, f"{text} (LIDC_XAI_DEBUG=1 shows where; please report it)", 1)
-    write_skipped(config.out, run.skipped)
-    run.write("done")
-    if run.skipped:
-        return _said(name, f"{len(set(run.skipped))} left out; see {config.out / 'skipped.csv'}", EXIT_SKIPPED)
-    return 0
+        out = need_out(config)
+        work(Study(config, out, pick_device(config.device), run, source))
+        run.skipped = sorted(set(run.skipped))
+        write_skipped(out, run.skipped)
+
+    return run_script(name, kind, study, about or "", arguments)
 
 
 def _check(config: StudyConfig, models: Sequence[str]) -> None:
@@ -313,25 +291,3 @@ def _check(config: StudyConfig, models: Sequence[str]) -> None:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:10]
-
-
-def _said(name: str, text: str, code: int) -> int:
-    print(f"{name}: {text}", file=sys.stderr)
-    return code
-
-
-def _parser(name: str, about: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(name, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, help="YAML with the study's options")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="also inside groups: a.b=c")
-    parser.add_argument("--out", type=Path, help="folder to write into")
-    for key in ("images", "photos", "weights", "made", "limit", "published", "device", "seed"):
-        text = StudyConfig.model_fields[key].description
-        if key == "weights":
-            parser.add_argument(
-                "--weights", action="append", default=[], metavar="MODEL=FILE", help=f"{text} May repeat."
-            )
-        else:
-            parser.add_argument(f"--{key}", help=text)
-    parser.add_argument("--quiet", action="store_true", help=StudyConfig.model_fields["quiet"].description)
-    return parser

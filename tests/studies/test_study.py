@@ -76,7 +76,7 @@ def test_what_is_missing_is_named_and_the_rest_runs(
     assert "--images FOLDER" in skipped["the paper's images"]
     assert "vgg16-397923af.pth" in skipped["torchvision:vgg16"]
     assert "--weights torchvision:vgg16=FILE" in skipped["torchvision:vgg16"]
-    assert "2 left out" in capsys.readouterr().err
+    assert "study_x: 2 left out" in capsys.readouterr().err
     row, = rows_of(tmp_path / "table.csv")  # fmt: skip
     assert (row["data"], row["model"], row["n"]) == (MADE_PAIRS, "made_vgg", "8")
     told = json.loads((tmp_path / "run.json").read_text())
