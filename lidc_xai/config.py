@@ -6,6 +6,7 @@ Each verb of the command line has one pydantic model whose fields are its flags 
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,12 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=BaseModel)
+
+_MOST_YAML = 2**20
+_MOST_VALUES = 100_000
+_DEEPEST_YAML = 50
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
 
 
 def load_config(
@@ -51,24 +58,53 @@ def load_config(
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as stream:
+            text = stream.read(_MOST_YAML + 1).decode("utf-8")
     except OSError as error:
         raise UsageError(f"{path}: the configuration cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise UsageError(f"{path}: is not YAML: {error}") from None
+    values = _load_yaml(text, str(path))
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise UsageError(f"{path}: wanted 'field: value' lines, got a {type(values).__name__}")
-    return values
+    return {str(name): value for name, value in values.items()}
+
+
+def _load_yaml(text: str, source: str) -> Any:
+    """The value of a YAML text that is no larger than a configuration: neither written nor through its aliases."""
+    import yaml
+
+    if len(text) > _MOST_YAML:
+        raise UsageError(f"{source}: is longer than {_MOST_YAML // 1024} KiB; a configuration is not")
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is None:
+            return None
+        if _yaml_size(node, {}, 0) > _MOST_VALUES:
+            raise UsageError(f"{source}: its aliases repeat more than {_MOST_VALUES} values")
+        loader = yaml.SafeLoader("")
+        return loader.construct_document(node)
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:  # also a date or a key that is none
+        raise UsageError(f"{source}: is not YAML: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{source}: is nested more than {_DEEPEST_YAML} levels deep") from None
+
+
+def _yaml_size(node: Any, known: dict[int, int], depth: int) -> int:
+    """Values below a node, those behind an alias counted every time; RecursionError where it is too deep."""
+    if depth > _DEEPEST_YAML:
+        raise RecursionError
+    if id(node) not in known:
+        parts = node.value if isinstance(node.value, list) else []
+        children = [one for part in parts for one in (part if isinstance(part, tuple) else (part,))]
+        known[id(node)] = 1 + sum(_yaml_size(child, known, depth + 1) for child in children)
+    return known[id(node)]
 
 
 def _assign(values: dict[str, Any], assignment: str) -> None:
-    import yaml
-
     name, equals, text = assignment.partition("=")
     if not equals or not name:
         raise UsageError(f"--set {assignment}: wanted field=value, for example --set fit.epochs=10")
@@ -79,9 +115,9 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
         if not isinstance(place, dict):
             raise UsageError(f"--set {assignment}: {parent} is a value, not a group of fields")
     try:
-        place[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UsageError(f"--set {assignment}: the value is not YAML; put it in quotes") from None
+        place[last] = _load_yaml(text, f"--set {name}")
+    except UsageError:
+        raise UsageError(f"--set {_SHORT.repr(assignment)}: the value is not YAML; put it in quotes") from None
 
 
 def _first_problem(kind: type[BaseModel], error: ValidationError) -> str:
@@ -96,7 +132,11 @@ def _first_problem(kind: type[BaseModel], error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"field '{field}' is missing; give it in the file or as --{field.replace('_', '-')}{more}"
     wanted = first["msg"].removeprefix("Value error, ")
-    return f"field '{field}': got {first['input']!r}; {wanted[0].lower()}{wanted[1:]}{more}" if field else wanted
+    return (
+        f"field '{field}': got {_SHORT.repr(first['input'])}; {wanted[0].lower()}{wanted[1:]}{more}"
+        if field
+        else wanted
+    )
 
 
 def _fields_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

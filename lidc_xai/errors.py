@@ -26,3 +26,18 @@ class ModelError(LidcXaiError):
 
 class DependencyError(LidcXaiError):
     """An optional library, or a library of the system, is missing; the text names the package that brings it."""
+
+
+def reason_of(error: Exception) -> str:
+    """Why one item of many is left out, in one line: our own words, or the kind and text of an unexpected exception.
+
+    What concerns more than the item (a full disk, wrong usage, a missing library) is raised again.
+
+    >>> reason_of(ValueError("no number")), reason_of(DataError("P1: is empty"))
+    ('unexpected ValueError: no number', 'P1: is empty')
+    """
+    if isinstance(error, DataError):
+        return str(error)
+    if isinstance(error, LidcXaiError | OSError):
+        raise error
+    return " ".join(f"unexpected {type(error).__name__}: {error}".split())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pydicom
-import SimpleITK as sitk
 from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
 from scipy import ndimage
@@ -17,9 +16,10 @@ from skimage.draw import polygon2mask
 
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.imaging.crops.contours import GridBox
-from lidc_xai.imaging.ct.nifti import image_affine, read_image
-from lidc_xai.imaging.ct.reading import VOLUME_SUFFIXES
+from lidc_xai.imaging.ct.formats.volume_file import VOLUME_SUFFIXES, is_volume_file
 from lidc_xai.imaging.ct.volume import CTVolume
+from lidc_xai.imaging.label_volumes import read_label_volume
+from lidc_xai.imaging.names import path_safe
 
 _SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 _LABELMAP_SEG = "1.2.840.10008.5.1.4.1.1.66.7"
@@ -49,7 +49,7 @@ class NamedMask:
 def referenced_series(path: Path | str) -> str | None:
     """SeriesInstanceUID of the images that a SEG or RTSTRUCT was drawn on, where it says so."""
     path = Path(path)
-    if path.name.lower().endswith(VOLUME_SUFFIXES) or not path.is_file():
+    if is_volume_file(path) or not path.is_file():
         return None
     header = _dicom(path)
     for item in header.get("ReferencedSeriesSequence") or []:
@@ -71,7 +71,7 @@ def read_masks(path: Path | str, ct: CTVolume, components: bool = False) -> list
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
-    if path.name.lower().endswith(VOLUME_SUFFIXES):
+    if is_volume_file(path):
         masks = _read_labels(path)
     else:
         header = _dicom(path)
@@ -106,16 +106,8 @@ def _dicom(path: Path) -> pydicom.Dataset:
 
 
 def _read_labels(path: Path) -> list[NamedMask]:
-    image = read_image(path)
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise DataError(f"{path}: is not one 3D volume of labels (size {image.GetSize()})")
-    labels = sitk.GetArrayFromImage(image)
-    if not np.array_equal(labels, np.round(labels)):
-        raise DataError(f"{path}: has values that are no whole numbers; a label volume is expected")
-    values = [value for value in np.unique(labels) if value > 0]
-    if len(values) > 1000:
-        raise DataError(f"{path}: has {len(values)} different values; this is an image, not labels")
-    return [_boxed(f"label{int(value)}", labels == value, image_affine(image)) for value in values]
+    structures, header = read_label_volume(path)
+    return [_boxed(name, mask, header.affine, header.issues) for name, mask in structures if mask.any()]
 
 
 def _read_seg(path: Path) -> list[NamedMask]:
@@ -168,7 +160,7 @@ def _rasterise(name: str, polygons: dict[int, list[NDArray[np.float64]]], ct: CT
     for k, several in polygons.items():
         for polygon in several:
             mask[k - box.low[2]] ^= polygon2mask(box.shape[1:], (polygon - low)[:, ::-1])
-    return NamedMask(_safe(name), mask, box, ct)
+    return NamedMask(path_safe(name), mask, box, ct)
 
 
 def _parts(whole: NamedMask) -> list[NamedMask]:
@@ -178,10 +170,10 @@ def _parts(whole: NamedMask) -> list[NamedMask]:
     ]
 
 
-def _boxed(name: str, mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> NamedMask:
+def _boxed(name: str, mask: NDArray[np.bool_], affine: NDArray[np.float64], issues: Sequence[str] = ()) -> NamedMask:
     # Only the geometry of this volume is used; its array takes no memory.
-    grid = CTVolume(array=np.broadcast_to(np.float32(0), mask.shape), affine=affine)
-    return _cut(_safe(name), mask, (0, 0, 0), grid)
+    grid = CTVolume(array=np.broadcast_to(np.float32(0), mask.shape), affine=affine, issues=list(issues))
+    return _cut(path_safe(name), mask, (0, 0, 0), grid)
 
 
 def _cut(name: str, mask: NDArray[np.bool_], start: tuple[int, int, int], grid: CTVolume) -> NamedMask:
@@ -190,7 +182,3 @@ def _cut(name: str, mask: NDArray[np.bool_], start: tuple[int, int, int], grid: 
     low = tuple(int(one.start) + first for one, first in zip(part[::-1], start, strict=True))
     high = tuple(int(one.stop) - 1 + first for one, first in zip(part[::-1], start, strict=True))
     return NamedMask(name, mask[part], GridBox(low, high), grid)  # type: ignore[arg-type]
-
-
-def _safe(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")

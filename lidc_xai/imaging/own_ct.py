@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import perf_counter
@@ -10,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from lidc_xai.errors import DataError
+from lidc_xai.errors import reason_of
 from lidc_xai.imaging.crops.crop import crop_nodule
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 from lidc_xai.imaging.crops.resample import CropGrid, resample_mask
 from lidc_xai.imaging.ct.reading import read_ct
 from lidc_xai.imaging.ct.volume import AIR_HU, CTVolume
 from lidc_xai.imaging.mask_files import NamedMask, read_masks, referenced_series
+from lidc_xai.imaging.names import path_safe
 from lidc_xai.imaging.points import NamedPoint, read_points
 from lidc_xai.imaging.prepare import CropOptions, PrepareResult
 from lidc_xai.imaging.store.crop_store import StoreWriter
@@ -79,6 +79,8 @@ def prepare_mask(
         crop = _crop(ct, mask.centre_mm, options, f"{stem}-{mask.name}")
         drawn = resample_mask(mask.grid, mask.mask, mask.box, CropGrid(crop.affine, crop.ct.shape))
         crop.reader_masks, crop.consensus = drawn[np.newaxis], drawn
+        if mask.grid is not ct:
+            crop.issues += [f"mask: {issue}" for issue in mask.grid.issues]
         crop.larger_than_box = mask.extent_mm > size_mm
         if crop.larger_than_box:
             crop.issues.append(f"the mask reaches over {mask.extent_mm:.1f} mm: larger than the {size_mm:g} mm box")
@@ -104,8 +106,8 @@ def _fill(
     for name, target in track(list(targets), "cutting crops"):
         try:
             crop = cut(target)
-        except DataError as error:
-            result.skipped.append(Skipped(name, "crop", str(error)))
+        except Exception as error:  # whatever it is, it concerns this target alone
+            result.skipped.append(Skipped(name, "crop", reason_of(error)))
             continue
         writer.write(crop, _row(ct), [])
         result.written.append(name)
@@ -149,6 +151,6 @@ def _series_in(ct_path: Path | str, series_uid: str | None) -> str | None:
 
 def _stem(ct_path: Path | str) -> str:
     name = Path(ct_path).resolve().name
-    for suffix in (".gz", ".nii", ".nrrd", ".nhdr", ".mhd", ".mha", ".dcm"):
+    for suffix in (".gz", ".zip", ".nii", ".nrrd", ".nhdr", ".mhd", ".mha", ".dcm"):
         name = name.removesuffix(suffix)
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "ct"
+    return path_safe(name, "ct")

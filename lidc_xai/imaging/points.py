@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.imaging.ct.volume import CTVolume
+from lidc_xai.imaging.names import path_safe
 
 SYSTEMS = ("lps", "ras", "voxel")
 _FORMS = "x_lps,y_lps,z_lps or x_ras,y_ras,z_ras (mm), or i,j,k (voxel: column, row, slice)"
@@ -43,7 +44,7 @@ def read_points(path: Path | str, default_prefix: str = "point") -> tuple[list[N
 
     The columns name the system: x_lps,y_lps,z_lps; x_ras,y_ras,z_ras; or i,j,k. A column ``nodule_id`` names the
     points, else they are ``<default_prefix>-1`` and so on. Raises UsageError for a missing file or a header that does
-    not name the system, DataError for a file that is no CSV text or names a point twice.
+    not name the system, DataError for a file that is no CSV text. A second row of the same name cannot be used.
     """
     path = Path(path)
     if not path.is_file():
@@ -57,12 +58,18 @@ def read_points(path: Path | str, default_prefix: str = "point") -> tuple[list[N
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: is not CSV text ({error})") from error
     system, columns = _system(path, header)
-    points, unusable, names = [], [], set()
+    points, unusable = [], []
+    names: dict[str, str] = {}
     for number, row in enumerate(rows, start=1):
-        name = _safe_name(row.get("nodule_id") or f"{default_prefix}-{number}")
+        given = row.get("nodule_id") or f"{default_prefix}-{number}"
+        name = path_safe(given, f"{default_prefix}-{number}")
         if name in names:
-            raise DataError(f"{path}: row {number}: nodule_id {name!r} is there twice")
-        names.add(name)
+            again = f"{name}-row{number}"
+            if names[name] == given:
+                unusable.append((again, f"{path.name}: row {number}: nodule_id {name!r} is there twice"))
+                continue
+            name = again  # another id that makes the same name of a folder
+        names[name] = given
         try:
             values = [float(row[column]) for column in columns]
         except (KeyError, ValueError):
@@ -94,7 +101,3 @@ def _system(path: Path, header: Sequence[str]) -> tuple[str, list[str]]:
         what = f"names {' and '.join(complete)}" if complete else "does not name the coordinate system"
         raise UsageError(f"{path}: the header ({', '.join(header) or 'empty'}) {what}; use one of {_FORMS}")
     return complete[0], [found[complete[0]][axis] for axis in ("ijk" if complete[0] == "voxel" else "xyz")]
-
-
-def _safe_name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text.strip()).strip("-.") or "point"

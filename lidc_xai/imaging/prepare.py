@@ -15,11 +15,12 @@ from time import perf_counter
 from lidc_xai.annotations.cohort import cohorts_of
 from lidc_xai.annotations.nodule import Nodule
 from lidc_xai.annotations.tables import nodule_row, nodule_votes
-from lidc_xai.errors import DataError, DependencyError, LidcXaiError, UsageError
+from lidc_xai.errors import DataError, DependencyError, UsageError, reason_of
 from lidc_xai.imaging.crops.crop import crop_nodule, voxels_per_side
 from lidc_xai.imaging.crops.resample import ORDERS
 from lidc_xai.imaging.crops.scan_nodules import plan_nodules
-from lidc_xai.imaging.ct.dicom_index import SeriesFiles, index_folder
+from lidc_xai.imaging.ct.dicom_index import FolderIndex, SeriesFiles
+from lidc_xai.imaging.ct.media import indexed
 from lidc_xai.imaging.ct.reading import read_series
 from lidc_xai.imaging.ct.volume import AIR_HU
 from lidc_xai.imaging.store.crop_store import StoreWriter
@@ -88,7 +89,7 @@ def prepare_dicom(
     padding_hu: float = AIR_HU,
     cluster: str | None = None,
 ) -> PrepareResult:
-    """Cut the nodules of all annotated CT series under ``dicom_dir`` into the store ``out``.
+    """Cut the nodules of all annotated CT series under ``dicom_dir`` (a folder or a zip) into the store ``out``.
 
     ``cohort``: a name of :data:`~lidc_xai.annotations.COHORTS`, or ``None`` for every group of the series found.
     ``jobs``: worker processes (−1: one per core). ``cluster``: address of a Dask scheduler instead; its workers must
@@ -99,12 +100,20 @@ def prepare_dicom(
     options = CropOptions(size_mm, spacing_mm, interpolation, padding_hu)
     if jobs == 0 or jobs < -1:
         raise UsageError(f"jobs = {jobs}: give the number of worker processes, or -1 for one per core")
-    index = index_folder(Path(dicom_dir).resolve(), jobs)
-    if not index.ct:
-        raise DataError(f"{dicom_dir}: has no CT series (found {index.modalities() or 'damaged files only'})")
+    with indexed(Path(dicom_dir).resolve(), jobs) as index:
+        if not index.ct:
+            raise DataError(f"{dicom_dir}: has no CT series (found {index.modalities() or 'damaged files only'})")
+        for words in index.passed_over():
+            say(words)
+        return _prepare(index, Path(out), options, cohort, jobs, cluster)
+
+
+def _prepare(
+    index: FolderIndex, out: Path, options: CropOptions, cohort: str | None, jobs: int, cluster: str | None
+) -> PrepareResult:
     plan = plan_nodules(index, cohort)
     rule = {"source": "dicom", "cohort": cohort or "all nodules of the series found", **options.rule()}
-    writer = StoreWriter(Path(out).resolve(), size_mm=size_mm, spacing_mm=spacing_mm, rule=rule)
+    writer = StoreWriter(out.resolve(), size_mm=options.size_mm, spacing_mm=options.spacing_mm, rule=rule)
     result = PrepareResult(writer.path)
     scans = []
     for uid, nodules in plan.nodules.items():
@@ -135,8 +144,8 @@ def _prepare_scan(writer: StoreWriter, options: CropOptions, scan: _Scan) -> Pre
     start = perf_counter()
     try:
         ct = read_series(scan.files, scan.damaged)
-    except LidcXaiError as error:
-        done.skipped += [Skipped(nodule.nodule_id, "read", str(error)) for nodule in scan.nodules]
+    except Exception as error:  # whatever it is, it concerns this scan alone
+        done.skipped += [Skipped(nodule.nodule_id, "read", reason_of(error)) for nodule in scan.nodules]
         return done
     done.seconds["read"] = perf_counter() - start
     for nodule in scan.nodules:
@@ -154,8 +163,8 @@ def _prepare_scan(writer: StoreWriter, options: CropOptions, scan: _Scan) -> Pre
             cohorts = "" if ct.simulated else " ".join(cohorts_of(nodule))
             row = nodule_row(nodule) | {"simulated": ct.simulated, "scanner": ct.scanner, "cohorts": cohorts}
             writer.write(crop, row, nodule_votes(nodule))
-        except DataError as error:
-            done.skipped.append(Skipped(nodule.nodule_id, "crop", str(error)))
+        except Exception as error:  # whatever it is, it concerns this nodule alone
+            done.skipped.append(Skipped(nodule.nodule_id, "crop", reason_of(error)))
             continue
         done.written.append(nodule.nodule_id)
         done.seconds["resample"] += middle - start

@@ -92,8 +92,20 @@ def test_bad_point_files(tmp_path):
         read_points(tmp_path / "p.csv")
     with pytest.raises(DataError, match="a header and no point"):
         read_points(as_csv(tmp_path / "p.csv", "i,j,k", []))
-    with pytest.raises(DataError, match="row 2: nodule_id 'a' is there twice"):
-        read_points(as_csv(tmp_path / "p.csv", "nodule_id,i,j,k", [("a", 1, 2, 3), ("a", 4, 5, 6)]))
+    points, unusable = read_points(as_csv(tmp_path / "p.csv", "nodule_id,i,j,k", [("a", 1, 2, 3), ("a", 4, 5, 6)]))
+    assert [point.name for point in points] == ["a"]
+    assert unusable == [("a-row2", "p.csv: row 2: nodule_id 'a' is there twice")]
+
+
+def test_ids_of_any_script_stay_apart_and_inside_the_store(tmp_path):
+    ids = ["Узел 1", "Узел 2", "結節", "../../etc/passwd", "a b", "a-b", "x" * 250, "???"]
+    rows = [(one, 1, 2, 3) for one in ids]
+    points, unusable = read_points(as_csv(tmp_path / "p.csv", "nodule_id,i,j,k", rows), "p")
+    names = [point.name for point in points]
+    assert names[:6] == ["Узел-1", "Узел-2", "結節", "etc-passwd", "a-b", "a-b-row6"]
+    assert len(names[6]) == 100
+    assert names[7] == "p-8"
+    assert unusable == []
 
 
 def label_volume(ct, ball, tmp_path):

@@ -10,14 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lidc_xai.errors import DataError
+from lidc_xai.imaging.ct.choose_volume import SAME_PLACE_MM, choose_volume
 from lidc_xai.imaging.ct.dicom_headers import SliceHeader
+from lidc_xai.imaging.ct.formats.header import check_affine
 from lidc_xai.imaging.ct.volume import GAP
 
-SAME_PLACE_MM = 1e-3
 EVEN_MM = 0.01
 """Slices this close to an even grid are taken as even: CT headers jitter by rounding alone."""
 SIDEWAYS_MM = 0.1
-_DIRECTION = 1e-3
+FAR_MM = 100.0
+MOST_GRID = 4
+"""The even grid has at most this many slices for one that is there."""
 
 
 @dataclass(frozen=True)
@@ -37,51 +40,41 @@ class SeriesGeometry:
 
 
 def arrange(slices: Sequence[SliceHeader], name: str) -> SeriesGeometry:
-    """Sort the slices of one series, drop localizers and duplicates, and find their grid.
+    """Choose the volume in a series, sort its slices, drop duplicates, and find their grid.
 
-    Raises DataError (its text starts with ``name``) where they do not make one volume: fewer than two slices, sizes,
-    spacings or directions that differ, slices shifted sideways.
+    Raises DataError (its text starts with ``name``) where there is no one volume: fewer than two slices, several
+    volumes that cannot be told apart, slices shifted sideways, a geometry that no scan has.
     """
     issues: list[str] = []
-    slices = _without_localizers(slices, issues)
+    if slices:
+        slices = choose_volume(slices, name, issues)
     if len(slices) < 2:
         raise DataError(f"{name}: has {len(slices)} usable slice(s); a volume needs at least 2")
-    _check_alike(slices, name)
     normal = slices[0].normal
     slices = sorted(slices, key=lambda one: (float(one.position @ normal), one.instance_number, one.sop_instance_uid))
     slices, duplicates = _without_duplicates(slices, normal)
+    slices = _without_far(slices, normal, issues)
     if len(slices) < 2:
         raise DataError(f"{name}: all slices lie at one place; a volume needs at least 2")
     positions = np.array([float(one.position @ normal) for one in slices])
     affine, even = _grid(slices, positions, name, issues)
+    check_affine(affine, name)
     _note_gaps(positions, issues)
-    return SeriesGeometry(slices, positions, affine, even, duplicates, issues)
+    kept = {id(one) for one in slices}
+    return SeriesGeometry(slices, positions, affine, even, [pair for pair in duplicates if id(pair[0]) in kept], issues)
 
 
-def _without_localizers(slices: Sequence[SliceHeader], issues: list[str]) -> list[SliceHeader]:
-    kept = [one for one in slices if not one.localizer]
-    if kept and len(kept) < len(slices):
-        issues.append(f"{len(slices) - len(kept)} localizer image(s) left out")
+def _without_far(slices: list[SliceHeader], normal: NDArray[np.float64], issues: list[str]) -> list[SliceHeader]:
+    """The longest row of slices without a gap that no scan has: a slice 10 m away is no part of the volume."""
+    steps = np.diff([float(one.position @ normal) for one in slices])
+    ends = np.flatnonzero(steps > FAR_MM)
+    if not len(ends):
+        return slices
+    starts, stops = np.concatenate([[0], ends + 1]), np.concatenate([ends + 1, [len(slices)]])
+    longest = int(np.argmax(stops - starts))
+    kept = slices[starts[longest] : stops[longest]]
+    issues.append(f"{len(slices) - len(kept)} slice(s) more than {FAR_MM:g} mm away from the others left out")
     return kept
-
-
-def _check_alike(slices: Sequence[SliceHeader], name: str) -> None:
-    sizes = {(one.rows, one.columns) for one in slices}
-    if len(sizes) > 1:
-        found = ", ".join(f"{rows}x{columns}" for rows, columns in sorted(sizes))
-        raise DataError(f"{name}: slices differ in size ({found}); they are not one volume")
-    first = slices[0]
-    for one in slices:
-        if np.abs(np.subtract(one.pixel_spacing_mm, first.pixel_spacing_mm)).max() > SAME_PLACE_MM:
-            raise DataError(
-                f"{name}: slices differ in pixel spacing ({first.pixel_spacing_mm} in {first.path.name}, "
-                f"{one.pixel_spacing_mm} mm in {one.path.name}); they are not one volume"
-            )
-        turned = np.abs([one.along_row - first.along_row, one.along_column - first.along_column])
-        if turned.max() > _DIRECTION:
-            raise DataError(
-                f"{name}: slices differ in orientation ({first.path.name} and {one.path.name}); they are not one volume"
-            )
 
 
 def _without_duplicates(
@@ -115,6 +108,11 @@ def _grid(
         issues.append(f"gantry tilt of {tilt:.1f} degrees: slices are sheared, positions follow the headers")
     steps = np.diff(positions)
     step = float(np.median(steps))
+    if travel[-1] / step > MOST_GRID * len(slices):
+        raise DataError(
+            f"{name}: {len(slices)} slices over {travel[-1]:.1f} mm, but usually {step:.3g} mm apart: too few for a "
+            "volume"
+        )
     mean_step = float(travel[-1] / (len(positions) - 1))
     even = bool(np.abs(travel - np.arange(len(positions)) * mean_step).max() <= EVEN_MM)
     if even:
@@ -148,4 +146,8 @@ def shared_issues(slices: Sequence[SliceHeader]) -> list[str]:
     for one in slices:
         if one.slope is None or one.intercept is None:
             counts["without rescale slope or intercept: stored values taken as HU"] += 1
+        if one.unspecified:
+            counts["with RescaleType US (unspecified): taken as HU"] += 1
+        if one.inverted:
+            counts["MONOCHROME1 (to be shown inverted): HU are the stored values'"] += 1
     return [f"{count} slice(s) {words}" for words, count in counts.items()]

@@ -2,31 +2,65 @@
 
 from __future__ import annotations
 
-import os
-import struct
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.uid import UID, ImplicitVRLittleEndian
+from pydicom.multival import MultiValue
 
 from lidc_xai.errors import DataError
+from lidc_xai.imaging.ct.codestreams import check_codestream
+from lidc_xai.imaging.ct.dicom_stream import PixelPlace, pixel_place, read_dataset
+
+TRAITS = {
+    "ImageType": "image type",
+    "TemporalPositionIdentifier": "temporal position",
+    "AcquisitionNumber": "acquisition number",
+    "NominalPercentageOfCardiacPhase": "cardiac phase",
+    "KVP": "kVp",
+    "ConvolutionKernel": "kernel",
+    "FilterType": "filter",
+    "ReconstructionDiameter": "reconstruction diameter",
+    "ContrastBolusAgent": "contrast",
+    "StudyInstanceUID": "study",
+    "FrameOfReferenceUID": "frame of reference",
+    "SeriesNumber": "series number",
+    "SeriesTime": "series time",
+    "SliceThickness": "slice thickness",
+    "AcquisitionDateTime": "acquisition time",
+    "AcquisitionTime": "acquisition time",
+    "ContentTime": "content time",
+}
+"""What can tell two volumes of one series apart, in the order in which it is asked, and its name in words."""
 
 _TAGS = [
-    "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "Modality", "PatientID", "ImageType", "InstanceNumber",
-    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "Rows", "Columns",
-    "BitsAllocated", "SamplesPerPixel", "PixelRepresentation", "NumberOfFrames", "RescaleSlope", "RescaleIntercept",
-    "RescaleType", "PixelPaddingValue", "PixelPaddingRangeLimit", "SeriesDescription", "ImageComments", "Manufacturer",
-    "ManufacturerModelName",
-    "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", "SOPClassUID",
+    "SOPInstanceUID", "SeriesInstanceUID", "Modality", "PatientID", "InstanceNumber",
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns",
+    "BitsAllocated", "BitsStored", "HighBit", "SamplesPerPixel", "PhotometricInterpretation", "PixelRepresentation",
+    "NumberOfFrames", "RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence",
+    "PixelPaddingValue", "PixelPaddingRangeLimit", "SeriesDescription", "ImageComments", "Manufacturer",
+    "ManufacturerModelName", "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", "SOPClassUID",
+    *TRAITS,
 ]  # fmt: skip
-_SHORT_TAG, _LONG_TAG = 8, 12  # bytes before the pixels: tag and length, with explicit VR also that
-_FRAGMENT, _END_OF_FRAGMENTS = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
 _SIMULATED_MARKS = ("ImageType", "SeriesDescription", "ImageComments", "Manufacturer", "PatientID")
+_IS_HU = ("", "HU", "US")  # US: unspecified, as older scanners write
+_GREY = ("MONOCHROME1", "MONOCHROME2")
+_CODESTREAM_HEAD = 2**16
+
+
+@dataclass(frozen=True)
+class StoredPixels:
+    """How a file keeps its pixels. ``bits``: allocated, stored, high bit; ``signed``: two's complement."""
+
+    place: PixelPlace
+    frames: int
+    bits: tuple[int, int, int]
+    signed: bool
 
 
 @dataclass(frozen=True)
@@ -35,7 +69,9 @@ class SliceHeader:
 
     ``position``: (3,) LPS mm of the middle of the first stored pixel. ``along_row``, ``along_column``: unit vectors of
     rising column and rising row index. ``pixel_spacing_mm``: between rows, between columns. ``padding``: lowest and
-    highest stored value that means "no measurement", if declared. ``frame``: index within a multi-frame file.
+    highest stored value that means "no measurement", if declared. ``traits``: what tells volumes of one series apart,
+    by name of the field. ``inverted``: shown with its lowest value in white (MONOCHROME1), which changes no HU.
+    ``unspecified``: RescaleType US. ``frame``: index within a multi-frame file.
     """
 
     path: Path
@@ -51,10 +87,14 @@ class SliceHeader:
     slope: float | None
     intercept: float | None
     padding: tuple[float, float] | None
-    localizer: bool
     patient_id: str
     study_uid: str
     simulated: bool
+    pixels: StoredPixels
+    traits: Mapping[str, str]
+    sop_class: str = ""
+    inverted: bool = False
+    unspecified: bool = False
     scanner: str = ""
     frame: int = 0
 
@@ -70,63 +110,49 @@ def _scanner(header: pydicom.Dataset) -> str:
     return " ".join(part for part in parts if part)
 
 
-def read_header(path: Path) -> pydicom.Dataset:
-    """The header of one file, checked to be followed by all its pixels.
+def read_header(path: Path) -> tuple[pydicom.Dataset, StoredPixels]:
+    """The header of one file, checked to be followed by all its pixels, and how these are stored.
 
-    Raises DataError with the reason where it cannot be read, has no image, or is truncated.
+    Raises DataError with the reason where it has no image, or is truncated; anything on damaged bytes.
     """
-    try:
-        with path.open("rb") as stream:
-            header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS, force=True)
-            _check_image(path, header)
-            _check_whole(path, header, stream)
-    except DataError:
-        raise
-    except Exception as error:  # pydicom raises anything on damaged bytes
-        raise DataError(f"{path.name}: header cannot be read ({error})") from error
-    return header
+    header, stream, syntax = read_dataset(path, _TAGS)
+    with stream:
+        _check_image(path, header)
+        rows, columns, frames = int(header.Rows), int(header.Columns), int(header.get("NumberOfFrames") or 1)
+        if min(rows, columns, frames) < 1:
+            raise DataError(f"{path.name}: Rows {rows}, Columns {columns}, NumberOfFrames {frames}: no image")
+        bits = _bits(path, header)
+        place = pixel_place(path, stream, syntax, frames * rows * columns * bits[0] // 8)
+        if syntax.is_encapsulated:
+            stream.seek(place.start)
+            check_codestream(
+                path, syntax, stream.read(_CODESTREAM_HEAD), place.length, (frames, rows, columns), bits[0]
+            )
+    return header, StoredPixels(place, frames, bits, int(header.get("PixelRepresentation") or 0) == 1)
 
 
 def _check_image(path: Path, header: pydicom.Dataset) -> None:
     for name in ("SOPInstanceUID", "Rows", "Columns", "BitsAllocated"):
         if not header.get(name):
             raise DataError(f"{path.name}: header has no {name}")
-    if int(header.get("SamplesPerPixel") or 1) != 1:
+    photometric = str(header.get("PhotometricInterpretation") or "MONOCHROME2").upper()
+    if int(header.get("SamplesPerPixel") or 1) != 1 or photometric not in _GREY:
         raise DataError(f"{path.name}: is a colour image, not CT values")
 
 
-def _check_whole(path: Path, header: pydicom.Dataset, stream: BinaryIO) -> None:
-    """Refuse a file that ends before its pixels do; ``stream`` stands at the pixels' tag."""
-    syntax = UID(str(header.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)))
-    size = os.fstat(stream.fileno()).st_size
-    if syntax.is_deflated:  # the stream was unpacked as a whole while the header was read
-        return
-    if syntax.is_encapsulated:
-        if not _all_fragments(stream, size):
-            raise DataError(f"{path.name}: is truncated (its compressed pixels have no end)")
-        return
-    start = stream.tell() + (_SHORT_TAG if syntax.is_implicit_VR else _LONG_TAG)
-    frames = int(header.get("NumberOfFrames") or 1)
-    expected = frames * header.Rows * header.Columns * header.BitsAllocated // 8
-    if size - start < expected:
-        raise DataError(f"{path.name}: is truncated ({max(0, size - start)} of {expected} bytes of pixels)")
+def _bits(path: Path, header: pydicom.Dataset) -> tuple[int, int, int]:
+    """Bits allocated, bits stored and high bit."""
+    allocated = int(header.BitsAllocated)
+    stored = int(header.get("BitsStored") or allocated)
+    high = int(header.get("HighBit") if header.get("HighBit") is not None else stored - 1)
+    if allocated not in (8, 16, 32):
+        raise DataError(f"{path.name}: BitsAllocated is {allocated}; 8, 16 and 32 are read")
+    if not 1 <= stored <= high + 1 <= allocated:
+        raise DataError(f"{path.name}: BitsStored {stored} and HighBit {high} do not fit in BitsAllocated {allocated}")
+    return allocated, stored, high
 
 
-def _all_fragments(stream: BinaryIO, size: int) -> bool:
-    """Whether the fragments of compressed pixels go on to the item that ends them."""
-    at = stream.tell() + _LONG_TAG
-    while at + _SHORT_TAG <= size:
-        stream.seek(at)
-        group, element, length = struct.unpack("<HHL", stream.read(_SHORT_TAG))
-        if (group, element) == _END_OF_FRAGMENTS:
-            return True
-        if (group, element) != _FRAGMENT:
-            return False
-        at += _SHORT_TAG + length
-    return False
-
-
-def slice_header(path: Path, header: pydicom.Dataset) -> SliceHeader:
+def slice_header(path: Path, header: pydicom.Dataset, pixels: StoredPixels) -> SliceHeader:
     """The fields of a single-frame CT image. Raises DataError naming the field that is missing or wrong."""
     along_row, along_column = orientation_of(path, header)
     return SliceHeader(
@@ -135,29 +161,71 @@ def slice_header(path: Path, header: pydicom.Dataset) -> SliceHeader:
         along_row=along_row,
         along_column=along_column,
         pixel_spacing_mm=spacing_of(path, header),
-        slice_thickness_mm=optional_number(path, header, "SliceThickness", float("nan")),
-        slope=optional_number(path, header, "RescaleSlope", None),
-        intercept=optional_number(path, header, "RescaleIntercept", None),
-        **common_fields(path, header),
+        slice_thickness_mm=thickness_of(header),
+        **rescale_of(path, header),
+        **common_fields(path, header, pixels),
     )
 
 
-def common_fields(path: Path, header: pydicom.Dataset) -> dict[str, Any]:
+def common_fields(path: Path, header: pydicom.Dataset, pixels: StoredPixels) -> dict[str, Any]:
     """Fields that single- and multi-frame images keep at the same place."""
-    image_type = [str(word).upper() for word in _as_list(header.get("ImageType"))]
     marks = " ".join(str(header.get(name, "")) for name in _SIMULATED_MARKS)
     return {
         "sop_instance_uid": str(header.SOPInstanceUID),
-        "instance_number": int(optional_number(path, header, "InstanceNumber", 0)),
+        "instance_number": _instance_number(header),
         "rows": int(header.Rows),
         "columns": int(header.Columns),
-        "padding": _padding(path, header),
-        "localizer": "LOCALIZER" in image_type,
+        "padding": _padding(path, header, pixels),
         "patient_id": str(header.get("PatientID", "") or ""),
         "scanner": _scanner(header),
         "study_uid": str(header.get("StudyInstanceUID", "") or ""),
         "simulated": "SIMULATED" in marks.upper(),
+        "pixels": pixels,
+        "traits": {name: raw_text(header, name) for name in TRAITS},
+        "sop_class": str(header.get("SOPClassUID", "") or ""),
+        "inverted": header.get("PhotometricInterpretation") == "MONOCHROME1",
     }
+
+
+def rescale_of(path: Path, header: pydicom.Dataset) -> dict[str, Any]:
+    """How stored values become HU. DataError where they become something else."""
+    kind = str(header.get("RescaleType") or "").strip().upper()
+    if kind not in _IS_HU:
+        raise DataError(f"{path.name}: RescaleType is {kind}, not HU; give the series in Hounsfield units")
+    if header.get("ModalityLUTSequence") and header.get("RescaleSlope") is None:
+        raise DataError(f"{path.name}: has a ModalityLUTSequence instead of RescaleSlope; give the series in HU")
+    slope = optional_number(path, header, "RescaleSlope", None)
+    if slope == 0:
+        raise DataError(f"{path.name}: RescaleSlope is 0")
+    intercept = optional_number(path, header, "RescaleIntercept", None)
+    return {"slope": slope, "intercept": intercept, "unspecified": kind == "US"}
+
+
+def thickness_of(header: pydicom.Dataset) -> float:
+    """SliceThickness in mm, NaN where it is absent or no number: the slices' positions count, not it."""
+    try:
+        value = float(header.get("SliceThickness"))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return math.nan
+    return value if 0 < value < math.inf else math.nan
+
+
+def raw_text(header: pydicom.Dataset, name: str) -> str:
+    """A field as it stands in the file, to be compared and shown, "" where absent."""
+    if name not in header:
+        return ""
+    value = header.get_item(name).value
+    if isinstance(value, bytes):
+        return value.decode("latin-1").strip("\0 ").upper()
+    return "\\".join(map(str, value)).upper() if isinstance(value, (list, MultiValue)) else str(value or "")
+
+
+def _instance_number(header: pydicom.Dataset) -> int:
+    """InstanceNumber, 0 where it is absent or no whole number: slices are ordered by position."""
+    try:
+        return int(header.get("InstanceNumber") or 0)
+    except (TypeError, ValueError, OverflowError):
+        return 0
 
 
 def orientation_of(path: Path, header: pydicom.Dataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -197,14 +265,14 @@ def optional_number(path: Path, header: pydicom.Dataset, name: str, default: Any
     return numbers(path, header, name, 1)[0]
 
 
-def _padding(path: Path, header: pydicom.Dataset) -> tuple[float, float] | None:
+def _padding(path: Path, header: pydicom.Dataset, pixels: StoredPixels) -> tuple[float, float] | None:
     first = optional_number(path, header, "PixelPaddingValue", None)
     if first is None:
         return None
     last = optional_number(path, header, "PixelPaddingRangeLimit", first)
     # Written as unsigned although the pixels are signed (63536 for -2000) in many LIDC series.
-    bits, signed = int(header.BitsAllocated), int(header.get("PixelRepresentation") or 0) == 1
-    first, last = (value - 2**bits if signed and value >= 2 ** (bits - 1) else value for value in (first, last))
+    bits = pixels.bits[0]
+    first, last = (value - 2**bits if pixels.signed and value >= 2 ** (bits - 1) else value for value in (first, last))
     return min(first, last), max(first, last)
 
 

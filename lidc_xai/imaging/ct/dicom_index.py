@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import pydicom
-
-from lidc_xai.errors import UsageError
+from lidc_xai.errors import DataError, UsageError
+from lidc_xai.imaging.ct.dicom_stream import read_dataset
 from lidc_xai.progress import track
 
 _BATCH = 256
@@ -36,11 +35,22 @@ class SeriesFiles:
 
 @dataclass
 class FolderIndex:
-    """All series under a folder, and files that claim to be DICOM (by name) but cannot be read: (path, reason)."""
+    """All series under a folder, and files that claim to be DICOM (by name) but cannot be read: (path, reason).
+
+    ``foreign``: number of files that are not DICOM (reader XML and a DICOMDIR apart). ``zip_file``: what the folder was
+    unpacked from.
+    """
 
     folder: Path
     series: dict[str, SeriesFiles] = field(default_factory=dict)
     damaged: list[tuple[Path, str]] = field(default_factory=list)
+    foreign: int = 0
+    zip_file: Path | None = None
+
+    @property
+    def source(self) -> Path:
+        """What the user gave: the folder or the zip."""
+        return self.zip_file or self.folder
 
     @property
     def ct(self) -> dict[str, SeriesFiles]:
@@ -51,6 +61,10 @@ class FolderIndex:
         """Damaged files in the folders that hold ``paths``: perhaps slices of the same series."""
         folders = {path.parent for path in paths}
         return [(path, reason) for path, reason in self.damaged if path.parent in folders]
+
+    def passed_over(self) -> list[str]:
+        """The files that are not DICOM, in a word."""
+        return [f"{self.foreign} file(s) that are not DICOM passed over"] if self.foreign else []
 
     def modalities(self) -> str:
         """How many series of which modality, in words."""
@@ -69,16 +83,20 @@ def index_folder(folder: Path | str, jobs: int = 1) -> FolderIndex:
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
-    paths = sorted(_files_below(folder))
+    unreadable: list[tuple[Path, str]] = []
+    paths = sorted(_files_below(folder, unreadable))
     batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
-    index = FolderIndex(folder)
+    index = FolderIndex(folder, damaged=unreadable)
+    seen = set()
     for found in _read_batches(batches, jobs):
         for item in found:
+            seen.add(item[1])
             if item[0] == "damaged":
                 index.damaged.append((item[1], item[2]))
                 continue
             _, path, series_uid, modality = item
             index.series.setdefault(series_uid, SeriesFiles(series_uid, modality)).paths.append(path)
+    index.foreign = sum(path not in seen and not is_companion(path) for path in paths)
     if not index.series and not index.damaged:
         raise UsageError(f"{folder}: holds no DICOM file ({len(paths)} files looked at)")
     return index
@@ -93,11 +111,26 @@ def _read_batches(batches: list[list[Path]], jobs: int) -> Iterable[list[_Found]
     return track(work, "reading headers", total=len(batches))
 
 
-def _files_below(folder: Path) -> Iterable[Path]:
-    for place, _, names in os.walk(folder):
+def _files_below(folder: Path, unreadable: list[tuple[Path, str]]) -> Iterable[Path]:
+    """Ordinary files, links to folders followed, every folder once; folders that may not be read go to the list."""
+
+    def note(error: OSError) -> None:
+        unreadable.append((Path(str(error.filename)), f"folder cannot be read ({error.strerror})"))
+
+    top = os.path.realpath(folder)
+    walked = {top}
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=note):
+        new = []
+        for name in sorted(folders):
+            real = os.path.realpath(os.path.join(place, name))
+            if real not in walked and not top.startswith(os.path.join(real, "")):  # nor what the folder itself lies in
+                walked.add(real)
+                new.append(name)
+        folders[:] = new
         for name in names:
-            if not name.startswith(_MACOS):
-                yield Path(place, name)
+            path = os.path.join(place, name)
+            if not name.startswith(_MACOS) and os.path.isfile(path):  # a pipe would never end
+                yield Path(path)
 
 
 def _read_batch(paths: Iterable[Path]) -> list[_Found]:
@@ -108,12 +141,16 @@ def _read_one(path: Path) -> _Found | None:
     """Series and modality of one file; ``None`` for a file that is not DICOM and does not claim to be."""
     claims = path.suffix.lower() in (".dcm", ".dicom", ".ima")
     try:
-        if not _begins_like_dicom(path):
+        with path.open("rb") as stream:
+            head = stream.read(132)
+        if not begins_like_dicom(head):
             return ("damaged", path, "is not DICOM or its head is damaged") if claims else None
-        tags = ["SeriesInstanceUID", "Modality"]
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags, force=True)
+        header, stream, _ = read_dataset(path, ["SeriesInstanceUID", "Modality"])
+        stream.close()
         series_uid = str(header.get("SeriesInstanceUID", "") or "")
         modality = str(header.get("Modality", "") or "")
+    except DataError as error:
+        return ("damaged", path, str(error).removeprefix(f"{path.name}: "))
     except Exception as error:  # pydicom raises anything on damaged bytes; the file is named by whoever reports it
         return ("damaged", path, f"header cannot be read ({error})")
     if not series_uid:
@@ -122,8 +159,11 @@ def _read_one(path: Path) -> _Found | None:
     return ("series", path, series_uid, modality)
 
 
-def _begins_like_dicom(path: Path) -> bool:
-    """A preamble with DICM, or (older files without one) an element of group 2 or 8 at once."""
-    with path.open("rb") as stream:
-        head = stream.read(132)
-    return head[128:] == b"DICM" or head[:4] in _FIRST_ELEMENTS
+def begins_like_dicom(head: bytes) -> bool:
+    """The first 132 bytes: a preamble with DICM, or (older files without one) an element of group 2 or 8 at once."""
+    return head[128:132] == b"DICM" or head[:4] in _FIRST_ELEMENTS
+
+
+def is_companion(path: Path) -> bool:
+    """Whether a file that is not DICOM belongs beside a series: reader XML, a DICOMDIR, a licence."""
+    return path.suffix.lower() == ".xml" or path.name.upper() in ("DICOMDIR", "LICENSE", "LICENSE.TXT")

@@ -1,19 +1,30 @@
-"""Pixels of CT slices as Hounsfield units, decoded by GDCM through SimpleITK (every transfer syntax it knows)."""
+"""Pixels of CT slices as Hounsfield units.
+
+Uncompressed pixels are taken from the file as they lie there. Compressed ones are decoded by GDCM (through SimpleITK)
+out of a file of our own that has nothing but them: a damaged header never meets a native reader.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pydicom
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import MultiFrameGrayscaleByteSecondaryCaptureImageStorage as BYTES_CLASS
+from pydicom.uid import MultiFrameGrayscaleWordSecondaryCaptureImageStorage as WORDS_CLASS
 
+from lidc_xai.bounded import unpacked_limit
 from lidc_xai.errors import DataError
-from lidc_xai.imaging.ct.dicom_headers import SliceHeader
-from lidc_xai.imaging.ct.nifti import read_image
+from lidc_xai.imaging.ct.dicom_headers import SliceHeader, StoredPixels
+from lidc_xai.imaging.ct.dicom_stream import open_dicom
+from lidc_xai.imaging.ct.padding import Padding
 from lidc_xai.imaging.ct.volume import AIR_HU
 
 LOWEST_HU = -1024.0
@@ -21,76 +32,117 @@ LOWEST_HU = -1024.0
 
 
 def read_slices(slices: Sequence[SliceHeader]) -> tuple[NDArray[np.float32], dict[int, str], list[str]]:
-    """HU of all slices (n, rows, columns), the slices that could not be decoded (place -> reason), and issues."""
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # GDCM's remarks about odd headers go to stderr otherwise
-    array = np.empty((len(slices), slices[0].rows, slices[0].columns), dtype=np.float32)
-    failed: dict[int, str] = {}
-    padded = low = 0
+    """HU of all slices (n, rows, columns), the slices that could not be decoded (place -> reason), and issues.
+
+    DataError where they say that they unpack to more than their files can hold.
+    """
     by_file: dict[Path, list[int]] = defaultdict(list)
     for place, one in enumerate(slices):
         by_file[one.path].append(place)
+    _check_total(slices, by_file)
+    array = np.empty((len(slices), slices[0].rows, slices[0].columns), dtype=np.float32)
+    failed: dict[int, str] = {}
+    padding = Padding()
+    low = 0
     for path, places in by_file.items():
         try:
-            frames = _decode(path, [slices[place] for place in places])
-        except DataError as error:
-            failed |= dict.fromkeys(places, str(error))
-            continue
-        for place, values in zip(places, frames, strict=True):
-            padded += _fill_padding(values, slices[place])
-            low += int(np.count_nonzero(values < LOWEST_HU))
-            np.maximum(values, LOWEST_HU, out=array[place])
-    return array, failed, _remarks(padded, low, array.size)
-
-
-def _decode(path: Path, slices: Sequence[SliceHeader]) -> list[NDArray[np.float32]]:
-    """HU of one file's slices, in the order asked.
-
-    ITK rescales every frame of an enhanced image by the first frame's values; where they differ, the stored values are
-    taken through pydicom and rescaled here.
-    """
-    if len({(one.slope, one.intercept) for one in slices}) > 1:
-        values = _stored_frames(path).astype(np.float64)
-        scales = {one.frame: (_slope(one), _intercept(one)) for one in slices}
-        values = np.stack([values[one.frame] * scales[one.frame][0] + scales[one.frame][1] for one in slices])
-        return list(values.astype(np.float32))
-    values = sitk.GetArrayFromImage(read_image(path))
-    shape = (slices[0].rows, slices[0].columns)
-    if values.shape[-2:] != shape or values.ndim > 3:
-        raise DataError(f"{path.name}: decodes to {values.shape}, not {shape[0]} x {shape[1]} pixels")
-    frames = values.reshape(-1, *shape)
-    return [frames[one.frame].astype(np.float32) for one in slices]
-
-
-def _stored_frames(path: Path) -> NDArray[np.integer]:
-    try:
-        return pydicom.dcmread(path).pixel_array
-    except Exception as error:  # pydicom's decoders raise whatever their library raises
-        reason = f"frames with different rescale cannot be decoded ({error})"
-        raise DataError(f"{path.name}: {reason}; store them uncompressed (gdcmconv --raw)") from error
-
-
-def _fill_padding(values: NDArray[np.float32], header: SliceHeader) -> int:
-    """Put air where the header says that nothing was measured; returns the number of such pixels."""
-    if header.padding is None:
-        return 0
-    low, high = sorted(_slope(header) * value + _intercept(header) for value in header.padding)
-    outside = (values >= low - 1e-3) & (values <= high + 1e-3)
-    values[outside] = AIR_HU
-    return int(np.count_nonzero(outside))
-
-
-def _slope(header: SliceHeader) -> float:
-    return 1.0 if header.slope is None else header.slope
-
-
-def _intercept(header: SliceHeader) -> float:
-    return 0.0 if header.intercept is None else header.intercept
-
-
-def _remarks(padded: int, low: int, total: int) -> list[str]:
-    remarks = []
-    if padded:
-        remarks.append(f"padding value in {padded / total:.1%} of pixels read as {AIR_HU:.0f} HU")
+            frames = _stored(path, [slices[place] for place in places])
+            for place, stored in zip(places, frames, strict=True):
+                values = array[place]
+                _rescale(stored, slices[place], values)
+                outside = padding.outside(stored, slices[place])
+                if outside is not None:
+                    values[outside] = AIR_HU
+                if values.min() < LOWEST_HU:
+                    low += int(np.count_nonzero(values < LOWEST_HU))
+                    np.maximum(values, LOWEST_HU, out=values)
+        except Exception as error:  # whatever a decoder raises: the slices of this file alone are lost
+            reason = str(error) if isinstance(error, DataError) else f"{path.name}: pixels cannot be decoded ({error})"
+            failed |= dict.fromkeys(places, " ".join(reason.split()))
+    remarks = padding.remarks(array.size)
     if low:
-        remarks.append(f"{low / total:.1%} of pixels below {LOWEST_HU:.0f} HU (outside the field of view) raised to it")
-    return remarks
+        remarks.append(
+            f"{low / array.size:.1%} of pixels below {LOWEST_HU:.0f} HU (outside the field of view) raised to it"
+        )
+    return array, failed, remarks
+
+
+def _check_total(slices: Sequence[SliceHeader], by_file: dict[Path, list[int]]) -> None:
+    held = sum(slices[places[0]].pixels.place.length for places in by_file.values())
+    wanted = len(slices) * slices[0].rows * slices[0].columns * 4
+    if wanted > unpacked_limit(held):
+        raise DataError(f"{slices[0].path.parent}: {held:,} bytes of pixels say that they unpack to {wanted:,}")
+
+
+def _stored(path: Path, slices: Sequence[SliceHeader]) -> list[NDArray[Any]]:
+    """Stored values of one file's slices, in the order asked."""
+    first = slices[0]
+    pixels, shape = first.pixels, (first.rows, first.columns)
+    if pixels.place.syntax.is_encapsulated:
+        frames = _decompress(path, pixels, shape)
+        return [frames[one.frame] for one in slices]
+    kind = np.dtype(
+        f"{'<' if pixels.place.syntax.is_little_endian else '>'}{'i' if pixels.signed else 'u'}{pixels.bits[0] // 8}"
+    )
+    size = first.rows * first.columns * kind.itemsize
+    stream, _ = open_dicom(path)
+    with stream:
+        found = []
+        for one in slices:
+            stream.seek(pixels.place.start + one.frame * size)
+            found.append(_significant(np.frombuffer(stream.read(size), kind).reshape(shape), pixels))
+    return found
+
+
+def _significant(values: NDArray[Any], pixels: StoredPixels) -> NDArray[Any]:
+    """The stored bits alone, in the machine's byte order: others may hold overlays."""
+    allocated, stored, high = pixels.bits
+    if not values.dtype.isnative:
+        values = values.astype(values.dtype.newbyteorder("="))
+    if stored == allocated:
+        return values
+    return (values << (allocated - 1 - high)) >> (allocated - stored)
+
+
+def _rescale(stored: NDArray[Any], header: SliceHeader, out: NDArray[np.float32]) -> None:
+    slope = 1.0 if header.slope is None else header.slope
+    intercept = 0.0 if header.intercept is None else header.intercept
+    if slope == 1 and stored.itemsize < 4:  # exact, and twice as fast
+        np.add(stored, np.float32(intercept), out=out, dtype=np.float32)
+    else:
+        out[...] = stored * np.float64(slope) + intercept
+
+
+def _decompress(path: Path, pixels: StoredPixels, shape: tuple[int, int]) -> NDArray[Any]:
+    """Stored values (frames, rows, columns) of compressed pixels."""
+    stream, syntax = open_dicom(path)
+    with stream:
+        stream.seek(pixels.place.start)
+        items = stream.read(pixels.place.length)
+    allocated, stored, high = pixels.bits
+    plain = pydicom.Dataset()
+    plain.file_meta = FileMetaDataset()
+    plain.file_meta.TransferSyntaxUID = syntax
+    plain.SOPClassUID = plain.file_meta.MediaStorageSOPClassUID = BYTES_CLASS if allocated == 8 else WORDS_CLASS
+    plain.SOPInstanceUID = plain.file_meta.MediaStorageSOPInstanceUID = "2.25.1"
+    plain.SamplesPerPixel, plain.PhotometricInterpretation = 1, "MONOCHROME2"
+    plain.Rows, plain.Columns = shape
+    plain.NumberOfFrames = pixels.frames
+    plain.BitsAllocated, plain.BitsStored, plain.HighBit = allocated, stored, high
+    plain.PixelRepresentation = int(pixels.signed)
+    plain.PixelData = items
+    plain["PixelData"].VR = "OB"
+    plain["PixelData"].is_undefined_length = True
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # GDCM's remarks about odd streams go to stderr otherwise
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "pixels.dcm")
+        plain.save_as(file, enforce_file_format=True)
+        try:
+            values = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            reason = lines[-1].replace(str(file), path.name) if lines else "unknown reason"
+            raise DataError(f"{path.name}: pixels cannot be decoded ({reason})") from error
+    if values.size != pixels.frames * shape[0] * shape[1] or values.shape[-2:] != shape:
+        raise DataError(f"{path.name}: decodes to {values.shape}, not {pixels.frames} x {shape[0]} x {shape[1]} pixels")
+    return values.reshape(-1, *shape)

@@ -10,28 +10,47 @@ import pydicom
 from lidc_xai.errors import DataError
 from lidc_xai.imaging.ct.dicom_headers import (
     SliceHeader,
+    StoredPixels,
     common_fields,
     numbers,
-    optional_number,
     orientation_of,
+    raw_text,
+    read_header,
+    rescale_of,
     slice_header,
     spacing_of,
+    thickness_of,
 )
 
+_FRAME_TRAITS = {"TemporalPositionIdentifier": "TemporalPositionIndex", "AcquisitionNumber": "FrameAcquisitionNumber"}
 
-def headers_of(path: Path, header: pydicom.Dataset) -> list[SliceHeader]:
-    """One :class:`SliceHeader` per frame; a single-frame image gives one."""
+
+def headers_of(path: Path) -> list[SliceHeader]:
+    """One :class:`SliceHeader` per frame of a file; a single-frame image gives one.
+
+    Every value is converted here, so that a damaged one is this file's DataError and nobody else's exception.
+    """
+    try:
+        header, pixels = read_header(path)
+        return _frames(path, header, pixels)
+    except DataError:
+        raise
+    except Exception as error:  # pydicom raises anything on damaged bytes
+        raise DataError(f"{path.name}: header cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _frames(path: Path, header: pydicom.Dataset, pixels: StoredPixels) -> list[SliceHeader]:
     if "PerFrameFunctionalGroupsSequence" not in header:
-        if int(header.get("NumberOfFrames") or 1) > 1:
+        if pixels.frames > 1:
             raise DataError(f"{path.name}: has several frames but no positions for them (not enhanced CT)")
-        return [slice_header(path, header)]
+        return [slice_header(path, header, pixels)]
     frames = list(header.PerFrameFunctionalGroupsSequence)
     if len(frames) != int(header.get("NumberOfFrames") or 0):
         raise DataError(
             f"{path.name}: NumberOfFrames is {header.get('NumberOfFrames')}, but {len(frames)} are described"
         )
     shared = next(iter(header.get("SharedFunctionalGroupsSequence") or []), pydicom.Dataset())
-    common = common_fields(path, header)
+    common = common_fields(path, header, pixels)
     return [_frame_header(path, index, frame, shared, common) for index, frame in enumerate(frames)]
 
 
@@ -40,22 +59,20 @@ def _frame_header(path: Path, index: int, frame: pydicom.Dataset, shared: pydico
     along_row, along_column = orientation_of(path, _group(path, frame, shared, "PlaneOrientationSequence"))
     measures = _group(path, frame, shared, "PixelMeasuresSequence")
     rescale = _group(path, frame, shared, "PixelValueTransformationSequence", required=False)
-    kinds = _group(path, frame, shared, "CTImageFrameTypeSequence", required=False).get("FrameType") or []
+    kinds = _group(path, frame, shared, "CTImageFrameTypeSequence", required=False)
+    content = _group(path, frame, shared, "FrameContentSequence", required=False)
+    traits = {**common["traits"], "ImageType": raw_text(kinds, "FrameType") or common["traits"]["ImageType"]}
+    traits |= {name: raw_text(content, field) for name, field in _FRAME_TRAITS.items() if field in content}
     return SliceHeader(
         path=path,
         position=np.array(numbers(path, place, "ImagePositionPatient", 3)),
         along_row=along_row,
         along_column=along_column,
         pixel_spacing_mm=spacing_of(path, measures),
-        slice_thickness_mm=optional_number(path, measures, "SliceThickness", float("nan")),
-        slope=optional_number(path, rescale, "RescaleSlope", None),
-        intercept=optional_number(path, rescale, "RescaleIntercept", None),
+        slice_thickness_mm=thickness_of(measures),
+        **rescale_of(path, rescale),
         frame=index,
-        **{
-            **common,
-            "instance_number": index + 1,
-            "localizer": common["localizer"] or "LOCALIZER" in [str(kind).upper() for kind in kinds],
-        },
+        **{**common, "instance_number": index + 1, "traits": traits},
     )
 
 

@@ -6,18 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.imaging.ct.dicom_geometry import SeriesGeometry, arrange, shared_issues
-from lidc_xai.imaging.ct.dicom_headers import SliceHeader, read_header
-from lidc_xai.imaging.ct.dicom_index import FolderIndex, SeriesFiles, index_folder
+from lidc_xai.imaging.ct.dicom_headers import SliceHeader
+from lidc_xai.imaging.ct.dicom_index import FolderIndex, SeriesFiles
 from lidc_xai.imaging.ct.dicom_pixels import read_slices
 from lidc_xai.imaging.ct.enhanced import headers_of
-from lidc_xai.imaging.ct.nifti import image_affine, nifti_voxels, read_image
+from lidc_xai.imaging.ct.formats.volume_file import is_volume_file, read_single_volume
+from lidc_xai.imaging.ct.media import indexed, is_medium
 from lidc_xai.imaging.ct.volume import AIR_HU, CTVolume
 
-VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mhd", ".mha")
 LUNG_HU = -300.0
 _FEW = 3
 
@@ -25,19 +24,23 @@ _FEW = 3
 def read_ct(path: Path | str, series_uid: str | None = None) -> CTVolume:
     """Read one CT.
 
-    ``path``: a folder with DICOM files in any layout, one enhanced (multi-frame) DICOM file, or one NIfTI, NRRD or MHD
-    volume in HU. ``series_uid``: which series of a folder with several. Every slice is decoded once.
+    ``path``: a folder with DICOM files in any layout, a zip of one, a DICOMDIR, one enhanced (multi-frame) DICOM file,
+    or one NIfTI, NRRD or MHD volume in HU. ``series_uid``: which series of a folder with several. Every slice is
+    decoded once.
     Raises UsageError for a missing path, a folder without DICOM, an unknown or ambiguous series; DataError (with the
     reason) for a series that is not one readable CT volume. What could be met is in ``.issues``.
     """
     path = Path(path)
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder")
-    if path.is_dir():
-        index = index_folder(path)
-        found = _choose(index, series_uid)
-        return read_series(found, index.damaged_beside(found.paths))
-    if path.name.lower().endswith(VOLUME_SUFFIXES):
+    if is_medium(path):
+        with indexed(path) as index:
+            found = _choose(index, series_uid)
+            ct = read_series(found, index.damaged_beside(found.paths))
+        ct.issues += index.passed_over()
+        ct.source = str(index.zip_file or ct.source)
+        return ct
+    if is_volume_file(path):
         return _read_volume_file(path)
     found = SeriesFiles("", "CT", [path])
     return read_series(found, [])
@@ -62,7 +65,7 @@ def read_series(found: SeriesFiles, damaged: Sequence[tuple[Path, str]] = ()) ->
         stored, failed, remarks = read_slices(geometry.slices)
         if failed:
             raise DataError(f"{name}: pixels cannot be decoded ({next(iter(failed.values()))})")
-    issues += geometry.issues + shared_issues(geometry.slices) + _duplicate_issues(geometry, stored)
+    issues += geometry.issues + shared_issues(geometry.slices) + _duplicate_issues(geometry, stored, name)
     volume = _as_volume(geometry, stored, issues + _not_hu(stored) + remarks, found)
     volume.outside_view = remarks
     return volume
@@ -75,14 +78,14 @@ def _choose(index: FolderIndex, series_uid: str | None) -> SeriesFiles:
             return series[series_uid]
         if series_uid in index.series:
             modality = index.series[series_uid].modality
-            raise DataError(f"{index.folder}: series {series_uid} has Modality {modality or 'unknown'}, not CT")
-        raise UsageError(f"{index.folder}: has no series {series_uid}; it has {', '.join(series) or 'no CT series'}")
+            raise DataError(f"{index.source}: series {series_uid} has Modality {modality or 'unknown'}, not CT")
+        raise UsageError(f"{index.source}: has no series {series_uid}; it has {', '.join(series) or 'no CT series'}")
     if not series:
         damaged = "; ".join(f"{path.name}: {reason}" for path, reason in index.damaged[:1])
-        raise DataError(f"{index.folder}: has no CT series (found {index.modalities() or damaged})")
+        raise DataError(f"{index.source}: has no CT series (found {index.modalities() or damaged})")
     if len(series) > 1:
         found = ", ".join(f"{uid} ({len(files.paths)} files)" for uid, files in series.items())
-        raise UsageError(f"{index.folder}: has {len(series)} CT series; name one with series_uid: {found}")
+        raise UsageError(f"{index.source}: has {len(series)} CT series; name one with series_uid: {found}")
     return next(iter(series.values()))
 
 
@@ -93,7 +96,7 @@ def _usable_headers(paths: Sequence[Path]) -> tuple[list[SliceHeader], list[str]
     copies = 0
     for path in paths:
         try:
-            frames = headers_of(path, read_header(path))
+            frames = headers_of(path)
         except DataError as error:
             reasons.append(f"{error}: left out")
             continue
@@ -111,15 +114,22 @@ def _few(reasons: list[str]) -> list[str]:
     return reasons[:_FEW] + ([f"{len(reasons) - _FEW} more like this"] if len(reasons) > _FEW else [])
 
 
-def _duplicate_issues(geometry: SeriesGeometry, stored: np.ndarray) -> list[str]:
-    """Say for slices at one place whether they show the same."""
+def _duplicate_issues(geometry: SeriesGeometry, stored: np.ndarray, name: str) -> list[str]:
+    """Say for slices at one place whether they show the same. DataError where a second volume lies there unnumbered."""
     if not geometry.duplicates:
         return []
     place_of = {id(one): place for place, one in enumerate(geometry.slices)}
-    differ = 0
+    differ = tied = 0
     for kept, other in geometry.duplicates:
         values, failed, _ = read_slices([other])
-        differ += bool(failed) or not np.array_equal(values[0], stored[place_of[id(kept)]])
+        if failed or not np.array_equal(values[0], stored[place_of[id(kept)]]):
+            differ += 1
+            tied += kept.instance_number == other.instance_number
+    if tied > max(2, len(stored) / 10):
+        raise DataError(
+            f"{name}: {tied} slices lie at the place of another with other content and the same InstanceNumber: "
+            "several acquisitions that no field tells apart; give one of them in a folder of its own"
+        )
     words = "all equal" if not differ else f"{differ} with other content"
     return [f"{len(geometry.duplicates)} slice(s) at the place of another ({words}), lowest instance number kept"]
 
@@ -166,22 +176,13 @@ def _on_even_grid(stored: np.ndarray, geometry: SeriesGeometry) -> np.ndarray:
 
 
 def _read_volume_file(path: Path) -> CTVolume:
-    image = read_image(path)
-    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
-        image = image[:, :, :, 0]
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise DataError(f"{path}: is not one 3D volume of single values (size {image.GetSize()})")
-    if min(image.GetSize()) < 2:
-        raise DataError(f"{path}: a volume needs at least 2 slices, rows and columns (size {image.GetSize()})")
-    array = sitk.GetArrayFromImage(image).astype(np.float32)
-    issues = []
+    values, header = read_single_volume(path)
+    if min(values.shape) < 2:
+        raise DataError(f"{path}: a volume needs at least 2 slices, rows and columns (size {header.sizes})")
+    array = values.astype(np.float32, copy=False)
+    issues = list(header.issues)
     unknown = ~np.isfinite(array)
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        voxels = nifti_voxels(path)
-        if voxels.dtype.kind == "f":
-            unknown |= ~np.isfinite(voxels.reshape(array.shape))
     if unknown.any():
         array[unknown] = AIR_HU
         issues.append(f"{np.count_nonzero(unknown)} voxels without a number read as {AIR_HU:.0f} HU")
-    issues += _not_hu(array)
-    return CTVolume(array=array, affine=image_affine(image), issues=issues, source=str(path))
+    return CTVolume(array=array, affine=header.affine, issues=issues + _not_hu(array), source=str(path))

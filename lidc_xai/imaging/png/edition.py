@@ -22,7 +22,7 @@ from lidc_xai.annotations import load_nodules, select_cohort
 from lidc_xai.annotations.cohort import cohorts_of
 from lidc_xai.annotations.nodule import Nodule
 from lidc_xai.annotations.tables import nodule_row, nodule_votes
-from lidc_xai.errors import DataError, UsageError
+from lidc_xai.errors import DataError, UsageError, reason_of
 from lidc_xai.imaging.crops.contours import GridBox, consensus_mask
 from lidc_xai.imaging.crops.crop import consensus_centre, crop_marked, voxels_per_side
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
@@ -137,9 +137,9 @@ def _prepare_patient(writer: StoreWriter, unit: _Patient) -> PrepareResult:
             middle = perf_counter()
             row = nodule_row(match.nodule) | {"hu_calibrated": False, "cohorts": " ".join(cohorts_of(match.nodule))}
             writer.write(crop, row, nodule_votes(match.nodule))
-        except DataError as error:
+        except Exception as error:  # whatever it is, it concerns this nodule alone
             if unit.wanted is None or name in unit.wanted:
-                done.skipped.append(Skipped(name, "match", str(error)))
+                done.skipped.append(Skipped(name, "match", reason_of(error)))
             continue
         done.written.append(nodule_id)
         done.seconds["resample"] += middle - start

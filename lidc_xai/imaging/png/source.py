@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import zipfile
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +12,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from lidc_xai.bounded import open_zip, read_member
 from lidc_xai.errors import DataError, UsageError
 
 READERS = 4
+MOST_PIXELS = 2**20
+"""The edition's pictures have 128 x 128; a picture that says it is larger than 1024 x 1024 is not unpacked."""
+_MOST_BYTES = 2**22
 _PLACE = re.compile(r"(LIDC-IDRI-\d{4})/nodule-(\d+)/(images|mask-[0-3])/slice-(\d+)\.png$")
 
 
@@ -79,29 +82,46 @@ class PngEdition:
 
     def _decode(self, name: str) -> NDArray[np.uint8]:
         try:
-            with Image.open(io.BytesIO(self._bytes(name))) as image:
+            with Image.open(io.BytesIO(self._bytes(name)), formats=["PNG"]) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise DataError(
+                        f"{self.source}: {name} has {image.width} x {image.height} pixels; 128 x 128 belong"
+                    )
                 values = np.asarray(image)
-        except (OSError, UnidentifiedImageError, zipfile.BadZipFile, SyntaxError, ValueError) as error:
+        except DataError:
+            raise
+        except Exception as error:  # Pillow raises many kinds on damaged bytes
             raise DataError(f"{self.source}: {name} cannot be read ({error})") from error
         if values.ndim != 2 or values.dtype not in (np.uint8, np.bool_):
             raise DataError(f"{self.source}: {name} is not an 8-bit grey picture ({values.dtype}, {values.shape})")
         return values.astype(np.uint8)
 
 
-@lru_cache(maxsize=2)
 def open_edition(source: Path) -> PngEdition:
-    """The edition at ``source``, indexed once per process."""
+    """The edition at ``source``, indexed once per process as long as it is the same file."""
+    stat = source.stat() if source.exists() else None
+    return _indexed(source, None if stat is None else (stat.st_mtime_ns, stat.st_size))
+
+
+@lru_cache(maxsize=2)
+def _indexed(source: Path, state: tuple[int, int] | None) -> PngEdition:
     return PngEdition(source)
 
 
 def _open(source: Path) -> tuple[list[str], Callable[[str], bytes]]:
     if source.is_dir():
         names = [path.relative_to(source.parent).as_posix() for path in source.rglob("slice-*.png")]
-        return names, lambda name: (source.parent / name).read_bytes()
+        return names, lambda name: _small(source.parent / name)
     if not source.is_file():
         raise UsageError(f"{source}: no such file or folder")
     try:
-        archive = zipfile.ZipFile(source)
-    except zipfile.BadZipFile as error:
-        raise UsageError(f"{source}: is neither a folder nor a zip ({error})") from error
-    return archive.namelist(), archive.read
+        archive = open_zip(source)
+    except DataError as error:
+        raise UsageError(f"{error}; is it the PNG edition, a zip or a folder?") from error
+    members = {info.filename: info for info in archive.infolist() if info.file_size <= _MOST_BYTES}
+    return list(members), lambda name: read_member(archive, members[name])
+
+
+def _small(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(_MOST_BYTES)
