@@ -131,8 +131,8 @@ def test_pixels_are_decoded_once(write_series, tmp_path, monkeypatch):
     from lidc_xai.imaging.ct import dicom_pixels
 
     seen = []
-    monkeypatch.setattr(dicom_pixels, "read_image", lambda path: seen.append(path) or original(path))
-    original = __import__("lidc_xai.imaging.ct.nifti", fromlist=["read_image"]).read_image
+    original = dicom_pixels._stored
+    monkeypatch.setattr(dicom_pixels, "_stored", lambda path, slices: seen.append(path) or original(path, slices))
     read_ct(tmp_path / "ct")
     assert len(seen) == len(set(seen)) == 12
 

@@ -62,7 +62,7 @@ def indexed(path: Path, jobs: int = 1) -> Iterator[FolderIndex]:
 
 
 def _unpack(path: Path, folder: Path) -> tuple[list[tuple[Path, str]], int]:
-    """Write what may be DICOM, and reader XML; returns the members that are damaged, and how many are of other kinds."""
+    """Write what may be DICOM, and reader XML; returns members that are damaged, and how many are of other kinds."""
     lost: list[tuple[Path, str]] = []
     others = 0
     with open_zip(path) as archive:
