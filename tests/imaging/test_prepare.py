@@ -204,7 +204,7 @@ def test_issues_and_the_simulated_mark_reach_the_manifest(scans, prepared, tmp_p
 
 
 def test_wrong_usage(scans, tmp_path, write_series):
-    with pytest.raises(UsageError, match="no such folder"):
+    with pytest.raises(UsageError, match="no such file or folder"):
         prepare_dicom(tmp_path / "nowhere", tmp_path / "store")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="holds no DICOM file"):
