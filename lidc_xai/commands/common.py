@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from lidc_xai.config import Config, load_config
-from lidc_xai.errors import LidcXaiError, UsageError
+from lidc_xai.errors import DataError, LidcXaiError, UsageError
 from lidc_xai.files import FULL_DISK, remove_half_written
 from lidc_xai.lock import lock_folder, unlock_folders
 from lidc_xai.progress import show_progress
@@ -30,6 +30,9 @@ from lidc_xai.run import Run, current_argv
 from lidc_xai.skipped import in_words, write_skipped
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from lidc_xai.imaging import CropStore
     from lidc_xai.models import NoduleModel
 
 C = TypeVar("C", bound=Config)
@@ -262,6 +265,30 @@ def need_models(name: str | None) -> list[NoduleModel]:
     from lidc_xai.nodules._predict import load_models
 
     return load_models(name)
+
+
+def usable_nodules(store: CropStore, wanted: list[str], run: Run) -> list[str]:
+    """Those of ``wanted`` (all where it is empty) whose crops can be read; the others become skipped rows of ``run``.
+
+    DataError where none is left.
+    """
+    good, lost = store.sound(wanted or None)
+    run.skipped += lost
+    if not good:
+        raise DataError(lost[0].reason if lost else f"{store.path}: holds no nodule")
+    return good
+
+
+def what_to_look_at(table: pd.DataFrame) -> str:
+    """How many nodules were predicted, which of them are in doubt and why, how many have issues."""
+    said = [f"{len(table)} nodules"]
+    doubted = table[table["flag"] != ""]
+    if len(doubted):
+        first = doubted.iloc[0]
+        said.append(f"{len(doubted)} in doubt ({first['nodule_id']}: {first['flag']})")
+    if (table["issues"] != "").any():
+        said.append(f"{(table['issues'] != '').sum()} with issues, see the columns flag and issues")
+    return ", ".join(said)
 
 
 def words(values: list[str]) -> list[str]:

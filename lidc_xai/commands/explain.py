@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 import typer
 from pydantic import Field
 
-from lidc_xai.commands.common import add_verb, need_models, need_out, need_path, pick_device, words
+from lidc_xai.commands.common import (
+    add_verb,
+    need_models,
+    need_out,
+    need_path,
+    pick_device,
+    usable_nodules,
+    what_to_look_at,
+    words,
+)
 from lidc_xai.config import Config
 from lidc_xai.errors import UsageError
 from lidc_xai.run import Run
@@ -48,7 +57,7 @@ def explain(config: ExplainConfig, run: Run) -> None:
     from lidc_xai.reporting.nodule.panels import draw_nodule_panels
 
     store, models = CropStore(store_path), need_models(config.model)
-    wanted, device = words(config.nodule) or store.nodule_ids, pick_device(config.device)
+    wanted, device = usable_nodules(store, words(config.nodule), run), pick_device(config.device)
     methods = list_methods_of(models[0]) if config.method == ["all"] else words(config.method)
     if not methods:
         raise UsageError("--method names no method; see lidc-xai info methods")
@@ -68,6 +77,7 @@ def explain(config: ExplainConfig, run: Run) -> None:
     run.results = {"nodules": len(ids), "methods": methods, "outputs": list(models[0].output_names)}
     where = out / "maps" if len(models) == 1 else out / "fold-*" / "maps"
     print(f"{where}: {len(ids)} nodules × {len(methods)} methods × {len(models[0].output_names)} outputs")
+    print(f"{out / 'predictions.csv'}: {what_to_look_at(predictions)}")
 
 
 def list_methods_of(model: NoduleModel) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import typer
 from pydantic import Field
 
-from lidc_xai.commands.common import add_verb, need_models, need_out, need_path, pick_device, words
+from lidc_xai.commands.common import add_verb, need_models, need_out, need_path, pick_device, usable_nodules, words
 from lidc_xai.config import Config
 from lidc_xai.errors import UsageError
 from lidc_xai.run import Run
@@ -49,7 +49,7 @@ def export(config: ExportConfig, run: Run) -> None:
     from lidc_xai.reporting import export_dicom, export_nifti
 
     store = CropStore(store_path)
-    ids = words(config.nodule) or store.nodule_ids
+    ids = usable_nodules(store, words(config.nodule), run)
     maps: MapsByMethod = {}
     predictions = None
     if config.model:
@@ -59,7 +59,8 @@ def export(config: ExportConfig, run: Run) -> None:
         found = explain_out_of_fold(
             models, store, config.maps or out, ids, words(config.method), device, controls=False, spread=False
         )
-        maps, run.skipped = found.maps, found.skipped
+        maps = found.maps
+        run.skipped += found.skipped
         predictions = predict(models, store, nodule_ids=ids, device=device)
     results = []
     volumes = [{"nifti": "nii.gz", "nrrd": "nrrd"}[name] for name in formats if name != "dicom"]

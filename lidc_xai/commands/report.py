@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 from pydantic import Field
 
-from lidc_xai.commands.common import add_verb, need_models, need_out, need_path, pick_device, words
+from lidc_xai.commands.common import add_verb, need_models, need_out, need_path, pick_device, usable_nodules, words
 from lidc_xai.config import Config
 from lidc_xai.run import Run, versions
 
@@ -57,7 +57,7 @@ def report(config: ReportConfig, run: Run) -> None:
     from lidc_xai.reporting import study_report
 
     store = CropStore(store_path)
-    ids, device = words(config.nodule) or store.nodule_ids, pick_device(config.device)
+    ids, device = usable_nodules(store, words(config.nodule), run), pick_device(config.device)
     predictions = predict(models, store, nodule_ids=ids, device=device)
     folder = need_path(config.maps, "--maps") if config.maps else out
     found = explain_out_of_fold(
@@ -81,7 +81,7 @@ def report(config: ReportConfig, run: Run) -> None:
         result = _cohort_report(config, store, out, predictions, shared)
     else:
         result = study_report(store, out, predictions=with_baselines(predictions, Path(str(config.model))), **shared)
-    run.skipped = [*found.skipped, *result.skipped]
+    run.skipped += [*found.skipped, *result.skipped]
     run.results = {"pages": len(result.paths)}
     print(result.index)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 from pydantic import Field
 
-from lidc_xai.commands.common import add_verb, need_out, need_path, pick_device, words
+from lidc_xai.commands.common import add_verb, need_out, need_path, pick_device, usable_nodules, what_to_look_at, words
 from lidc_xai.config import Config, load_config
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.run import Run
@@ -189,14 +189,16 @@ def predict_verb(config: PredictConfig, run: Run) -> None:
     from lidc_xai.imaging import CropStore
     from lidc_xai.nodules._predict import predict
 
-    ids = words(config.nodule) or None
-    table = predict(config.model, CropStore(store_path), nodule_ids=ids, device=pick_device(config.device))
+    store = CropStore(store_path)
+    ids = usable_nodules(store, words(config.nodule), run)
+    table = predict(config.model, store, nodule_ids=ids, device=pick_device(config.device))
     run.results = {"nodules": len(table), "out_of_fold": int(table["out_of_fold"].sum())}
     if config.out is None:
         sys.stdout.write(csv_text(table))
+        print(what_to_look_at(table), file=sys.stderr)
         return
     write_csv(need_out(config) / "predictions.csv", table)
-    print(config.out / "predictions.csv")
+    print(f"{config.out / 'predictions.csv'}: {what_to_look_at(table)}")
 
 
 def _options(config: TrainConfig) -> FitOptions:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from lidc_xai.errors import DataError, UsageError
+from lidc_xai.errors import DataError, ModelError, UsageError
+from lidc_xai.imaging.crops.checks import check_crop
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 from lidc_xai.imaging.planes import VIEWS
 from lidc_xai.imaging.store.crop_store import CropStore
@@ -27,6 +28,8 @@ from lidc_xai.ratings import SCALES
 from lidc_xai.training.loop.planes import crop_planes, middle_planes
 
 Models = NoduleModel | Path | str | Sequence["NoduleModel | Path | str"]
+MUCH_PADDING = 0.25
+"""Share of the box outside the scan from which a prediction is in doubt."""
 Crops = CropStore | Path | str | NoduleCrop | Iterable[NoduleCrop]
 
 
@@ -48,7 +51,11 @@ def predict(
     fold models), malignancy_words; for every biomarker its value in its own unit (within the ends of its scale),
     ``<name>_sd`` (standard deviation over views and fold models) and ``<name>_words``; n_models; out_of_fold: the
     patient was in no training or validation part of the models used. Where every model knows the patient, all are used
-    and out_of_fold is False; where no model records whom it learned from, it is unknown (NA, an empty cell).
+    and out_of_fold is False; where no model records whom it learned from, it is unknown (NA, an empty cell). flag: why
+    the prediction is in doubt (the nodule is larger than the box; a large part of the box lies outside the scan), which
+    the words repeat; issues: everything that was found when the crop was cut.
+
+    Raises DataError for a crop that no model could read, ModelError where a model's outputs are no numbers.
     """
     models = load_models(model)
     patients = [known_patients(each) for each in models]
@@ -56,21 +63,36 @@ def predict(
     if not items:
         raise DataError("no crop to predict; the store or the list is empty")
     by_shape: dict[tuple[int, ...], list[int]] = {}
-    for place, (_, _, planes) in enumerate(items):
+    for place, (_, planes) in enumerate(items):
         by_shape.setdefault(tuple(planes.shape), []).append(place)
     rows: list[dict[str, Any]] = [{} for _ in items]
     for places in by_shape.values():
-        stack = torch.stack([items[place][2] for place in places])
+        stack = torch.stack([items[place][1] for place in places])
         raw = [_outputs(each, stack, device, batch_size) for each in models]
+        _check_finite(raw, [items[place][0].nodule_id for place in places])
         for number, place in enumerate(places):
-            nodule_id, patient_id, _ = items[place]
+            (nodule_id, patient_id, flag, issues), _ = items[place]
             fresh = [k for k, known in enumerate(patients) if known and patient_id not in known]
             used = fresh or list(range(len(models)))
-            values = prediction_row([models[k] for k in used], [raw[k][number] for k in used])
+            values = prediction_row([models[k] for k in used], [raw[k][number] for k in used], flag)
             head = {"nodule_id": nodule_id, "patient_id": patient_id}
             unseen = bool(fresh) if any(patients) else None
-            rows[place] = {**head, **values, "n_models": len(used), "out_of_fold": unseen}
+            ends = {"n_models": len(used), "out_of_fold": unseen, "flag": flag, "issues": issues}
+            rows[place] = {**head, **values, **ends}
     return pd.DataFrame(rows).astype({"out_of_fold": "boolean"})
+
+
+def doubted(words: str, flag: str) -> str:
+    """A prediction in words; one in doubt says so, and why."""
+    return f"in doubt ({flag}): {words}" if flag else words
+
+
+def doubt_of(larger_than_box: bool, padded_share: float) -> str:
+    """Why a prediction from such a crop is in doubt, or nothing. A large part of padding: from a quarter of the box."""
+    reasons = ["the nodule is larger than the box"] if larger_than_box else []
+    if padded_share >= MUCH_PADDING:
+        reasons.append(f"{padded_share:.0%} of the box lies outside the scan")
+    return ", ".join(reasons)
 
 
 def load_models(model: Models) -> list[NoduleModel]:
@@ -100,8 +122,17 @@ def patient_of(nodule_id: str) -> str:
     return found[1] if found else nodule_id
 
 
-def prediction_row(models: Sequence[NoduleModel], raw: Sequence[Tensor]) -> dict[str, Any]:
-    """Columns of one nodule from each model's raw outputs, (V, outputs) per model."""
+def _check_finite(raw: Sequence[Tensor], nodule_ids: Sequence[str]) -> None:
+    """``ModelError`` that names the first nodule for which a model gives no number."""
+    for outputs in raw:
+        good = torch.isfinite(outputs).flatten(1).all(1).tolist()
+        if not all(good):
+            bad = nodule_ids[good.index(False)]
+            raise ModelError(f"nodule {bad}: the model's outputs are NaN or infinite; its weights are of no use")
+
+
+def prediction_row(models: Sequence[NoduleModel], raw: Sequence[Tensor], flag: str = "") -> dict[str, Any]:
+    """Columns of one nodule from each model's raw outputs, (V, outputs) per model; ``flag``: why they are in doubt."""
     first = models[0]
     row: dict[str, Any] = {}
     each_view = torch.stack([each.in_units(values) for each, values in zip(models, raw, strict=True)])
@@ -115,12 +146,14 @@ def prediction_row(models: Sequence[NoduleModel], raw: Sequence[Tensor]) -> dict
             row[f"{name}_logit"] = float(logits.mean())
             row[f"{name}_probability_low"] = min(float(spread.min()), probability)
             row[f"{name}_probability_high"] = max(float(spread.max()), probability)
-            row[f"{name}_words"] = SCALES[name].high_words if probability >= 0.5 else SCALES[name].low_words
+            row[f"{name}_words"] = doubted(
+                SCALES[name].high_words if probability >= 0.5 else SCALES[name].low_words, flag
+            )
         else:
             scale = SCALES[name]
             row[name] = min(max(float(spread.mean()), scale.low), scale.high)
             row[f"{name}_sd"] = float(spread.std(correction=0))
-            row[f"{name}_words"] = scale.in_words(row[name])
+            row[f"{name}_words"] = doubted(scale.in_words(row[name]), flag)
     return row
 
 
@@ -133,17 +166,33 @@ def _outputs(model: NoduleModel, planes: Tensor, device: str, batch_size: int) -
         model.to(home)
 
 
-def _planes(source: Crops, nodule_ids: Sequence[str] | None, slices: int) -> Iterator[tuple[str, str, Tensor]]:
-    """Nodule id, patient id and the planes about the middle of all views, (3, slices, h, w), of every crop."""
+class _Facts(NamedTuple):
+    """What a row says of a crop beside the prediction."""
+
+    nodule_id: str
+    patient_id: str
+    flag: str
+    issues: str
+
+
+def _planes(source: Crops, nodule_ids: Sequence[str] | None, slices: int) -> Iterator[tuple[_Facts, Tensor]]:
+    """What is known of every crop, and its planes about the middle of all views, (3, slices, h, w)."""
     if isinstance(source, str | Path):
         source = CropStore(source)
     if isinstance(source, CropStore):
         ids = list(nodule_ids) if nodule_ids is not None else source.nodule_ids
         for nodule_id in track(ids, "reading crops", len(ids)):
-            patient = str(source.row(nodule_id)["patient_id"]) or patient_of(nodule_id)
-            yield nodule_id, patient, crop_planes(source.load(nodule_id), slices)
+            row, crop = source.row(nodule_id), source.load(nodule_id)
+            patient = str(row["patient_id"]) or patient_of(nodule_id)
+            # estimated HU: such crops are padded above and below the nodule, as those were that the models learned from
+            padded = crop.padded_share if row["hu_calibrated"] else 0.0
+            facts = _Facts(nodule_id, patient, doubt_of(crop.larger_than_box, padded), "; ".join(crop.issues))
+            yield facts, crop_planes(crop, slices)
         return
     if nodule_ids is not None:
         raise UsageError("nodule_ids chooses from a store; for crops, give the crops themselves")
     for crop in [source] if isinstance(source, NoduleCrop) else source:
-        yield crop.nodule_id, patient_of(crop.nodule_id), crop_planes(crop, slices)
+        check_crop(crop)
+        flag = doubt_of(crop.larger_than_box, crop.padded_share)
+        facts = _Facts(crop.nodule_id, patient_of(crop.nodule_id), flag, "; ".join(crop.issues))
+        yield facts, crop_planes(crop, slices)

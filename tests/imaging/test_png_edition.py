@@ -258,3 +258,22 @@ class TestReal:
         for low, high in ((-960, -700), (-100, 200)):
             inside = shown & (real.ct > low) & (real.ct < high)
             assert abs(np.median((crop.ct - real.ct)[inside])) < 25
+
+
+def test_a_replaced_edition_is_read_anew(tmp_path):
+    """The index of a zip belongs to the file, not to its path."""
+    import zipfile
+
+    from lidc_xai.imaging.png.source import open_edition
+
+    def write(patient):
+        path = tmp_path / "new.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(f"{patient}/nodule-0/images/slice-0.png", b"x")
+        path.replace(tmp_path / "edition.zip")
+
+    write("LIDC-IDRI-0001")
+    first = open_edition(tmp_path / "edition.zip")
+    assert open_edition(tmp_path / "edition.zip") is first
+    write("LIDC-IDRI-0002")
+    assert list(open_edition(tmp_path / "edition.zip").patients) == ["LIDC-IDRI-0002"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lidc_xai.errors import DataError, UsageError
+from lidc_xai.errors import DataError, ModelError, UsageError
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 from lidc_xai.imaging.store.crop_store import CropStore, StoreWriter
 from lidc_xai.models import NoduleModel, build_model, save_model
@@ -126,3 +126,44 @@ def test_wrong_calls_are_one_line(model: NoduleModel, store: CropStore) -> None:
     flat = NoduleCrop(np.zeros((4, 16, 16), np.float32), np.eye(4), nodule_id="flat")
     with pytest.raises(DataError, match="wanted a cube"):
         predict(model, [flat])
+
+
+def test_a_prediction_in_doubt_has_no_plain_words(model: NoduleModel, tmp_path: Path) -> None:
+    """A nodule larger than the box, and a box mostly outside the scan; estimated HU are padded as they were learned."""
+    large, edge, png = crop("large"), crop("edge", seed=1), crop("png", seed=2)
+    large.larger_than_box, large.issues = True, ["the mask reaches over 34.0 mm"]
+    edge.padded, edge.padded_share = True, 0.4
+    png.padded, png.padded_share = True, 0.6
+    writer = StoreWriter(tmp_path / "s", size_mm=16, spacing_mm=1.0, rule="test")
+    for one in (large, edge, png):
+        writer.write(one, {"patient_id": "P", "hu_calibrated": one is not png}, [])
+    store = writer.finish()
+    rows = predict(model, store).set_index("nodule_id")
+    assert rows["flag"].to_dict() == {
+        "large": "the nodule is larger than the box",
+        "edge": "40% of the box lies outside the scan",
+        "png": "",
+    }
+    for column in ("malignancy_words", "margin_words", "diameter_words"):
+        assert rows[column]["large"].startswith("in doubt (the nodule is larger than the box): ")
+        assert not rows[column]["png"].startswith("in doubt")
+    assert rows["issues"]["large"] == "the mask reaches over 34.0 mm"
+    np.testing.assert_array_equal(rows["margin"], predict(model, [edge, large, png])["margin"])
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [(np.nan, "no numbers"), (np.inf, "no numbers"), (-1024.0, "is blank: -1024 HU throughout")],
+)
+def test_a_crop_that_nobody_could_read_is_refused(model: NoduleModel, values: float, words: str) -> None:
+    one = crop("X")
+    one.ct[:] = values
+    with pytest.raises(DataError, match=words):
+        predict(model, [one])
+
+
+def test_a_model_of_nan_predicts_nothing(model: NoduleModel) -> None:
+    with torch.no_grad():
+        model.head.weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match="nodule X: the model's outputs are NaN"):
+        predict(model, [crop("X")])

@@ -24,8 +24,10 @@ def check_crop(crop: NoduleCrop) -> None:
     """
     name = f"{crop.nodule_id or 'crop'}: "
     ct = crop.ct
-    if ct.ndim != 3 or not all(FEWEST_VOXELS <= count <= MOST_VOXELS for count in ct.shape):
-        raise DataError(f"{name}has {_size(ct.shape)} voxels; {FEWEST_VOXELS} to {MOST_VOXELS} along each axis wanted")
+    if ct.ndim != 3 or len(set(ct.shape)) > 1 or not FEWEST_VOXELS <= ct.shape[0] <= MOST_VOXELS:
+        raise DataError(
+            f"{name}has {_size(ct.shape)} voxels; wanted a cube of {FEWEST_VOXELS} to {MOST_VOXELS} along each axis"
+        )
     _check_affine(name, np.asarray(crop.affine, dtype=np.float64))
     sides = np.array(crop.spacing_mm) * ct.shape
     if sides.min() < SMALLEST_MM - _EVEN or sides.max() > LARGEST_MM + _EVEN:

@@ -98,13 +98,14 @@ class PngEdition:
 
 
 def open_edition(source: Path) -> PngEdition:
-    """The edition at ``source``, indexed once per process as long as it is the same file."""
-    stat = source.stat() if source.exists() else None
-    return _indexed(source, None if stat is None else (stat.st_mtime_ns, stat.st_size))
+    """The edition at ``source``, indexed once per process as long as the file or folder there is the same."""
+    found = source.stat() if source.exists() else None
+    state = (found.st_ino, found.st_mtime_ns, found.st_size) if found else None
+    return _indexed(source, state)
 
 
 @lru_cache(maxsize=2)
-def _indexed(source: Path, state: tuple[int, int] | None) -> PngEdition:
+def _indexed(source: Path, state: tuple[int, int, int] | None) -> PngEdition:
     return PngEdition(source)
 
 
