@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from lidc_xai.explain.networks.embedding import tokens_before_positions
 from lidc_xai.explain.networks.vit import Block, ViT, as_vit, not_a_vit
 from lidc_xai.explain.registry import METHODS, Method
 from lidc_xai.explain.tokens.lrp_rules import chain_refusal
@@ -36,6 +37,8 @@ def why_not(model: nn.Module, method: Method, vit: ViT | None) -> str | None:
         return None
     if method.needs in ("cnn", "layer", "fullgrad"):
         return _layer(model, method, vit)
+    if method.needs == "embedding":
+        return tokens_before_positions(model)
     if vit is None:
         return not_a_vit(model)
     last = vit.blocks[-1]

@@ -16,6 +16,7 @@ from lidc_xai.explain.abilities import why_not
 from lidc_xai.explain.checks import check_images, check_outputs
 from lidc_xai.explain.contrast import combine_maps, without_map_contrasts
 from lidc_xai.explain.explanation import Explanation
+from lidc_xai.explain.networks.changed_backward import LIBRA
 from lidc_xai.explain.networks.context import Context, Pass, Result
 from lidc_xai.explain.networks.manners import borrowed
 from lidc_xai.explain.registry import MAX_BATCH, Method, find_method, method_options
@@ -106,7 +107,9 @@ def _explain_chunk(
         seed=int(options.get("seed", 0)),
         engine=options.get("engine", "auto"),
     )
-    common = ("max_batch", "seed", "engine")
+    if options.get("backward") == "libra":
+        context.change_backward(LIBRA)
+    common = ("max_batch", "seed", "engine", "backward")
     result = compute(context, **{name: value for name, value in options.items() if name not in common})
     count = len(context.targets)
     relevance = result.relevance.detach()

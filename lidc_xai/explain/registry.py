@@ -51,11 +51,12 @@ START = Option(0, "integer", "first block of the product")
 DISCARD = Option(0.0, "number", "share of the lowest attention entries set to 0 (CLS to CLS is kept)")
 SAMPLES = Option(50, "count", "noisy copies")
 STEPS = Option(50, "count", "points of the integral")
+BACKWARD = Option("plain", ("plain", "libra"), "the gradient, or LibraGrad's: gates and norms are constants")
 RULE = ("right", "left", "midpoint", "trapezoid", "gauss-legendre")
 
 
 def _cam(name: str, summary: str, needs: str = "layer", **options: Option) -> Method:
-    shared = {"layer": CAM_LAYER, "relu": RELU, "max_batch": MAX_BATCH}
+    shared = {"layer": CAM_LAYER, "relu": RELU, "backward": BACKWARD, "max_batch": MAX_BATCH}
     return Method(name, "cam", summary, needs, f"pixels.cam:{name}", {**shared, **options}, per_image=True)
 
 
@@ -106,6 +107,7 @@ _METHODS = (
             "per_head": PER_HEAD,
             "tokens": TOKENS,
             "layer": VIT_LAYER,
+            "backward": BACKWARD,
             "engine": ENGINE,
         },
         per_image=False,
@@ -123,6 +125,7 @@ _METHODS = (
             "seed": SEED,
             "tokens": TOKENS,
             "layer": VIT_LAYER,
+            "backward": BACKWARD,
             "engine": ENGINE,
             "max_batch": MAX_BATCH,
         },
@@ -139,6 +142,7 @@ _METHODS = (
             "rule": Option("right", RULE, "quadrature"),
             "tokens": TOKENS,
             "layer": VIT_LAYER,
+            "backward": BACKWARD,
             "engine": ENGINE,
             "max_batch": MAX_BATCH,
         },
@@ -175,7 +179,11 @@ _METHODS = (
         "gradient towards the pixels",
         "any",
         "pixels.gradients:saliency",
-        {"reduce": Option("sum", ("sum", "abs_sum", "max_abs"), "over channels"), "max_batch": MAX_BATCH},
+        {
+            "reduce": Option("sum", ("sum", "abs_sum", "max_abs"), "over channels"),
+            "backward": BACKWARD,
+            "max_batch": MAX_BATCH,
+        },
     ),
     Method(
         "input_x_gradient",
@@ -183,7 +191,7 @@ _METHODS = (
         "pixel times gradient, in the normalised input space",
         "any",
         "pixels.gradients:input_x_gradient",
-        {"reduce": Option("sum", ("sum", "abs_sum"), "over channels"), "max_batch": MAX_BATCH},
+        {"reduce": Option("sum", ("sum", "abs_sum"), "over channels"), "backward": BACKWARD, "max_batch": MAX_BATCH},
     ),
     Method(
         "smoothgrad",
@@ -196,6 +204,7 @@ _METHODS = (
             "sigma": Option(0.15, "number", "standard deviation of the noise"),
             "relative": Option(True, "flag", "sigma in units of the image's max − min"),
             "seed": SEED,
+            "backward": BACKWARD,
             "max_batch": MAX_BATCH,
         },
     ),
@@ -211,8 +220,60 @@ _METHODS = (
             "baseline": Option(
                 None, "any", "None or 'zero': zeros in normalised space; 'black'; or an image (C,H,W), (B,C,H,W)"
             ),
+            "backward": BACKWARD,
             "max_batch": MAX_BATCH,
         },
+    ),
+    Method(
+        "token_input_x_gradient",
+        "gradient",
+        "patch embedding (before positions) times gradient",
+        "embedding",
+        "tokens.token_gradient:token_input_x_gradient",
+        {"backward": BACKWARD, "max_batch": MAX_BATCH},
+    ),
+    Method(
+        "attn_lrp",
+        "lrp",
+        "AttnLRP: input times gradient of a backward pass by LRP rules (ICML 2024)",
+        "any",
+        "tokens.token_gradient:attn_lrp",
+        {
+            "attention": Option(
+                "uniform", ("uniform", "detach"), "products share out by halves, or attention is constant"
+            ),
+            "gamma_linear": Option(0.0, "number", "γ of linear layers; 0: plain gradient"),
+            "gamma_conv": Option(0.0, "number", "γ of convolutions; 0: plain gradient"),
+            "at": Option(
+                "tokens", ("tokens", "pixels"), "map of the patch embedding (a CNN has none: pixels), or of pixels"
+            ),
+            "max_batch": MAX_BATCH,
+        },
+    ),
+    Method(
+        "libragrad",
+        "gradient",
+        "a gradient method with attention, gates and norms as constants (CVPR 2025)",
+        "any",
+        "tokens.token_gradient:libragrad",
+        {
+            "base": Option(
+                "token_input_x_gradient",
+                ("token_input_x_gradient", "input_x_gradient", "fullgrad", "gradcam", "cdam"),
+                "the method (a CNN has no tokens: input_x_gradient)",
+            ),
+            "layer": Option(None, "any", "of gradcam and cdam; None: their own default"),
+            "relu": RELU,
+            "max_batch": MAX_BATCH,
+        },
+    ),
+    Method(
+        "legrad",
+        "attention",
+        "positive gradient of every block's own score towards its attention (ICCV 2025)",
+        "all_attention",
+        "tokens.legrad:legrad",
+        {"max_batch": MATRICES},
     ),
     _cam("gradcam", "activations weighted by their mean gradient", engine=ENGINE),
     _cam("gradcam_plus_plus", "GradCAM with the weights of Chattopadhay et al. 2018", needs="cnn"),
@@ -242,6 +303,7 @@ _METHODS = (
         "pixels.fullgrad:fullgrad",
         {
             "post": Option(None, ("abs_minmax",), "the public code's scaling; None: raw sums, which are complete"),
+            "backward": BACKWARD,
             "max_batch": MAX_BATCH,
         },
     ),

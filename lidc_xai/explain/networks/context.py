@@ -10,16 +10,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from lidc_xai.errors import UsageError
+from lidc_xai.errors import ModelError, UsageError
+from lidc_xai.explain.networks.changed_backward import Rules, with_backward
 from lidc_xai.explain.networks.outputs import Outputs
 from lidc_xai.explain.networks.plain_model import plain_forward
 from lidc_xai.explain.networks.vit import ViT, as_vit
 from lidc_xai.explain.targets import TargetSet
 from lidc_xai.explain.tokens.last_block import LastBlock
+
+_AGREED: WeakKeyDictionary[nn.Module, set[Rules]] = WeakKeyDictionary()
+"""Models whose outputs were found the same under a changed backward pass."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,8 @@ class Pass:
 class Context:
     """A method's view of a ``Pass``: its targets, and the options that every method treats alike.
 
+    ``rules``: a changed backward pass, or None for the plain gradient.
+
     ``resolve`` turns the outputs into targets when they are first asked for: a method that runs the model with
     gradients anyway calls ``record`` first, and no extra forward pass is paid for the predicted class.
     """
@@ -115,6 +122,7 @@ class Context:
     max_batch: int
     seed: int = 0
     engine: str = "auto"
+    rules: Rules | None = field(default=None, init=False)
 
     @property
     def model(self) -> nn.Module:
@@ -147,7 +155,29 @@ class Context:
 
     def forward(self, images: Tensor) -> Outputs:
         """The model's outputs, differentiable towards ``images``."""
-        return plain_forward(self.model, images) if self.vit is None else self.vit.forward(images)
+        vit = self.vit
+        return self.network(lambda: plain_forward(self.model, images) if vit is None else vit.forward(images))
+
+    def network(self, forward: Callable[[], Outputs]) -> Outputs:
+        """``forward()``'s outputs, to be differentiated as the method asks (``rules``); every pass whose gradient a
+        method takes goes through here."""
+        return with_backward(self.rules, forward)
+
+    def change_backward(self, rules: Rules) -> None:
+        """Differentiate the network by ``rules`` from here on. Once per model it is checked that its operations,
+        caught one by one, give the outputs that the model gives."""
+        self.rules = rules
+        known = _AGREED.setdefault(self.model, set())
+        if rules in known:
+            return
+        image = self.images[:1].clone().requires_grad_()
+        found = with_backward(rules, lambda: plain_forward(self.model, image)).values.detach()
+        with torch.no_grad():
+            expected = plain_forward(self.model, self.images[:1]).values
+        away = float((found - expected).abs().max() / expected.abs().max().clamp_min(1))
+        if not away < torch.finfo(expected.dtype).eps ** 0.5:
+            raise ModelError(f"caught operation by operation, the model's outputs differ by {away:.1e} from its own")
+        known.add(rules)
 
     def scores(self, images: Tensor, *, record: bool = False) -> Tensor:
         """Target scores, differentiable: (B, T) for B images; (B, n, T) for (B, n, C, H, W), n copies of each image.
@@ -163,6 +193,8 @@ class Context:
 
     def use_exact(self, no_closed_form: str | None) -> bool:
         """Whether to take the closed form; ``no_closed_form`` is the reason why there is none, or None."""
+        if self.rules is not None:
+            no_closed_form = "it holds for the plain gradient, not for a changed backward pass"
         if self.engine == "exact" and no_closed_form is not None:
             raise UsageError(f"engine='exact' has no closed form here: {no_closed_form}; use engine='auto'")
         return self.engine != "autograd" and no_closed_form is None
@@ -182,14 +214,16 @@ class Context:
         return draws
 
 
-def gradients(scores: Tensor, inputs: Tensor, *, keep: bool = False) -> Tensor:
+def gradients(scores: Tensor, inputs: Tensor, *, keep: bool = False, unused: bool = False) -> Tensor:
     """∂scores[..., t]/∂inputs for every target t: (T, *inputs.shape). Each image's score depends on that image alone.
 
-    ``keep``: the graph is needed again afterwards.
+    ``keep``: the graph is needed again afterwards. ``unused``: inputs that do not matter have a gradient of zero.
     """
     if not scores.requires_grad:
         raise UsageError("the target does not depend on the model's input; there is nothing to differentiate")
     count = scores.shape[-1]
-    return torch.stack(
-        [torch.autograd.grad(scores[..., t].sum(), inputs, retain_graph=keep or t < count - 1)[0] for t in range(count)]
-    )
+    found = [
+        torch.autograd.grad(scores[..., t].sum(), inputs, retain_graph=keep or t < count - 1, materialize_grads=unused)
+        for t in range(count)
+    ]
+    return torch.stack([gradient for (gradient,) in found])

@@ -18,7 +18,6 @@ from lidc_xai.errors import ModelError
 from lidc_xai.explain.networks.context import Context, gradients
 from lidc_xai.explain.networks.manners import hooked
 from lidc_xai.explain.networks.plain_model import plain_forward, unwrapped
-from lidc_xai.explain.targets import Outputs
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def read_layer(
         return seen[-1].clone()  # a copy goes on: an in-place ReLU behind the layer must not change what was seen
 
     with hooked(module, cut):
-        outputs = plain_forward(unwrapped(context.model), images.flatten(0, -4))
+        outputs = context.network(lambda: plain_forward(unwrapped(context.model), images.flatten(0, -4)))
     if len(seen) != 1:
         raise ModelError(f"layer {name} runs {len(seen)} times in a forward pass; choose one that runs once")
     if record:
@@ -72,7 +71,7 @@ def read_tokens(context: Context, layer: int) -> Features:
     with torch.no_grad():
         t = vit.blocks[vit.layer(layer)].norm1(z)
     t.requires_grad_()
-    outputs: Outputs = vit.finish(layer, z, t)
+    outputs = context.network(lambda: vit.finish(layer, z, t))
     context.run.record(outputs)
     scores = context.targets.scores(outputs)
     name = norm1_name(context, layer)

@@ -38,8 +38,12 @@ def fullgrad(context: Context, post: str | None = None) -> Result:
         raise UsageError(f"post={post!r} is defined for convolutions, not for a ViT's tokens; leave post=None")
     inputs = context.images.clone().requires_grad_()
     terms = BiasTerms(inputs, None if vit is None else vit.grid(inputs), absolute=post is not None)
-    with terms:
-        outputs = plain_forward(unwrapped(context.model), inputs) if vit is None else _by_parts(vit, inputs, terms)
+
+    def forward() -> Outputs:
+        with terms:
+            return plain_forward(unwrapped(context.model), inputs) if vit is None else _by_parts(vit, inputs, terms)
+
+    outputs = context.network(forward)
     context.run.record(outputs)
     scores = context.targets.scores(outputs)
     if not scores.requires_grad:

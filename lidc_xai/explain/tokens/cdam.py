@@ -87,10 +87,11 @@ def _autograd_paths(context: Context, layer: int, tokens: str) -> dict[str, Tens
     t = vit.blocks[index].norm1(z)
     joined = [x.detach().requires_grad_() for x in attention.project(t)]
     zero = attention.project(torch.zeros_like(t[:1, :1]))
-    scores = context.targets.scores(vit.finish_projected(index, z, t, *joined))
+    outputs = context.network(lambda: vit.finish_projected(index, z, t, *joined))
+    scores = context.targets.scores(outputs)
     paths = {}
     for name, x, bias in zip(("query", "key", "value"), joined, zero, strict=True):
-        g = gradients(scores, x, keep=True).movedim(0, 1)
+        g = gradients(scores, x, keep=True, unused=True).movedim(0, 1)
         paths[name] = ((x.detach() - bias).unsqueeze(1) * g).sum(-1)
     check_gradient(paths["value"] + paths["key"])
     return paths
@@ -249,13 +250,13 @@ def _function(context: Context, layer: int, tokens: str) -> tuple[Tensor, Callab
     vit = _vit(context)
     z = context.run.tokens(layer)
     if tokens == "block_input":
-        return z.clone(), lambda x: vit.finish(layer, x)
+        return z.clone(), lambda x: context.network(lambda: vit.finish(layer, x))
     with torch.no_grad():
         t = vit.blocks[vit.layer(layer)].norm1(z)
 
     def finish(x: Tensor) -> Outputs:
         copies = x.shape[1:-2]
         same = z.view(len(z), *[1] * len(copies), *z.shape[1:]).expand(*x.shape[:-2], *z.shape[1:])
-        return vit.finish(layer, same, x)
+        return context.network(lambda: vit.finish(layer, same, x))
 
     return t, finish

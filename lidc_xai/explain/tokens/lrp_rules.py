@@ -4,7 +4,8 @@
                   "separate": S₁ = R / x⁺W⁺ᵀ and S₂ = R / x⁻W⁻ᵀ, as Chefer's layers_lrp      does not
     a + b         R_a = a R / (a + b),  R_b = b R / (a + b)                           conserves
     A v           S = R / (A v),  R_A = ½ A ⊙ (S vᵀ),  R_v = ½ v ⊙ (Aᵀ S)               conserves
-    GELU, softmax, norms, dropout, layer scale: R passes unchanged; biases take no part.
+    GELU, softmax, norms, dropout: R passes unchanged; biases take no part. A layer scale counts as part of the weights
+    of the linear layer before it, so that it does not matter whether it was folded into them.
 
 A quotient is taken with 1e-9 added to the denominator's size; 0/0 is 0. R has the shape (C, B, ..., out) for C targets.
 """
@@ -29,8 +30,11 @@ def quotient(r: Tensor, z: Tensor) -> Tensor:
 class LinearRule:
     """R at the input x (B, ..., in) of y = x Wᵀ from R at y; the denominators are formed once, for any number of R."""
 
-    def __init__(self, weight: Tensor, x: Tensor, *, joint: bool = True) -> None:
-        """``weight`` (out, in). ``joint=False``: the public code's separate denominators."""
+    def __init__(self, weight: Tensor, x: Tensor, *, scale: nn.Module | None = None, joint: bool = True) -> None:
+        """``weight`` (out, in); ``scale``: the layer scale behind it. ``joint=False``: the public code's separate
+        denominators."""
+        if scale is not None:
+            weight = weight * scale(weight.new_ones(len(weight))).unsqueeze(1)
         self.weight, self.positive, self.negative = weight, x.clamp(min=0), x.clamp(max=0)
         z_positive, z_negative = self.positive @ weight.clamp(min=0).T, self.negative @ weight.clamp(max=0).T
         self.z = (z_positive + z_negative,) if joint else (z_positive, z_negative)
@@ -68,14 +72,16 @@ class Chain:
         return r
 
 
-def run_chain(module: nn.Module, x: Tensor, *, joint: bool = True) -> Chain:
-    """``module`` applied to x, remembered. ``chain_refusal(module)`` must be None."""
+def run_chain(module: nn.Module, x: Tensor, *, scale: nn.Module | None = None, joint: bool = True) -> Chain:
+    """``module`` applied to x, then its layer ``scale``; remembered. ``chain_refusal(module)`` must be None."""
     rules = []
-    for layer in _layers(module):
+    layers = _layers(module)
+    last = max((i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear)), default=-1)
+    for i, layer in enumerate(layers):
         if isinstance(layer, nn.Linear):
-            rules.append(LinearRule(layer.weight, x, joint=joint))
+            rules.append(LinearRule(layer.weight, x, scale=scale if i == last else None, joint=joint))
         x = layer(x)
-    return Chain(tuple(rules), x)
+    return Chain(tuple(rules), x if scale is None else scale(x))
 
 
 def head_rule(head: nn.Module, features: Tensor, r: Tensor, *, joint: bool = True) -> Tensor:

@@ -41,15 +41,15 @@ def partial_lrp(context: Context, *, rule: str = "joint") -> Result:
         joined = attention.out_norm(o.transpose(1, 2).flatten(2))
         branch = block.scale1(attention.proj(joined))
         middle = z[:, :1] + branch
-        mlp = run_chain(block.mlp, block.norm2(middle), joint=joint)
-        grown = block.scale2(mlp.output)
+        mlp = run_chain(block.mlp, block.norm2(middle), scale=block.scale2, joint=joint)
+        grown = mlp.output
         features = vit.final_norm(middle + grown)[:, 0]
         start = start_at_outputs(context.targets, context.run.outputs.values)
         r = head_rule(vit.readout, features, start, joint=joint).unsqueeze(-2)
         r_middle, r_grown = sum_rule(middle, grown, r)
         r_middle = r_middle + mlp.relevance(r_grown)
         r_residual, r_branch = sum_rule(z[:, :1], branch, r_middle)
-        r_joined = LinearRule(attention.proj.weight, joined, joint=joint).relevance(r_branch)
+        r_joined = LinearRule(attention.proj.weight, joined, scale=block.scale1, joint=joint).relevance(r_branch)
         r_a, r_v = product_rule(a, v, r_joined.unflatten(-1, o.shape[1:2] + o.shape[3:]).transpose(-2, -3))
     arrived = r_a.flatten(2).sum(-1) + r_v.flatten(2).sum(-1) + r_residual.flatten(2).sum(-1)
     relevance = r_a.clamp(min=0).mean(2).squeeze(-2).movedim(0, 1)

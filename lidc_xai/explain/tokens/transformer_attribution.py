@@ -80,7 +80,7 @@ def _run_block(block: Block, z: Tensor) -> _Seen:
     joined = attention.out_norm((a @ v).transpose(1, 2).flatten(2))
     branch = block.scale1(attention.proj(joined))
     middle = z + branch
-    mlp = run_chain(block.mlp, block.norm2(middle))
+    mlp = run_chain(block.mlp, block.norm2(middle), scale=block.scale2)
     return _Seen(
         z=z,
         q=attention.q_norm(q),
@@ -89,9 +89,9 @@ def _run_block(block: Block, z: Tensor) -> _Seen:
         a=a,
         branch=branch,
         middle=middle,
-        grown=block.scale2(mlp.output),
+        grown=mlp.output,
         qkv=LinearRule(attention.weight, t),
-        proj=LinearRule(attention.proj.weight, joined),
+        proj=LinearRule(attention.proj.weight, joined, scale=block.scale1),
         mlp=mlp,
     )
 

@@ -142,7 +142,7 @@ def test_to_pixels_changes_value_exactly_at_the_borders_of_tokens(patch: int, si
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"steps": 3}, "cdam has no option 'steps'; valid options: parts, per_head, tokens, layer, engine"),
+        ({"steps": 3}, "cdam has no option 'steps'; valid options: parts, per_head, tokens, layer, backward, engine"),
         ({"method": ["cdam", "attention"], "steps": 3}, "none of these methods has an option 'steps'; valid options: "),
         ({"method": "random", "relu": True}, "random has no option 'relu'; valid options: seed"),
     ],
@@ -294,7 +294,7 @@ def test_the_table_and_the_functions_agree() -> None:
     from importlib import import_module
     from inspect import signature
 
-    common = {"max_batch", "seed", "engine"}
+    common = {"max_batch", "seed", "engine", "backward"}
     for name, method in METHODS.items():
         module, function = method.where.split(":")
         parameters = signature(getattr(import_module(f"lidc_xai.explain.{module}"), function)).parameters

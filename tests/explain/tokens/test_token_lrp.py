@@ -40,6 +40,15 @@ def linear(layer: nn.Linear, x: Tensor, r: Tensor, separate: bool = False) -> Te
     )
 
 
+def folded(layer: nn.Linear, scale: Any) -> nn.Linear:
+    """The layer with the layer scale behind it folded into its weights."""
+    if isinstance(scale, nn.Identity):
+        return layer
+    whole = deepcopy(layer)
+    whole.weight.data = torch.diag(scale.gamma.data) @ layer.weight.data
+    return whole
+
+
 def add(a: Tensor, b: Tensor, r: Tensor, balanced: bool) -> tuple[Tensor, Tensor]:
     r_a, r_b = z_rule(torch.add, [a, b], r)
     if not balanced:
@@ -75,10 +84,14 @@ def whole_model_lrp(
     found = []
     for block, z, t, q, k, v, a, o, branch, middle, n, hidden, grown in reversed(kept):
         r_middle, r_grown = add(middle, grown, r, balanced)
-        r_hidden = linear(block.mlp.fc2, hidden, r_grown, separate)
+        r_hidden = linear(folded(block.mlp.fc2, block.ls2), hidden, r_grown, separate)
         r = r_middle + linear(block.mlp.fc1, n, r_hidden, separate)
         r_z, r_branch = add(z, branch, r, balanced)
-        r_o = linear(block.attn.proj, o, r_branch, separate).reshape(len(t), len(a), -1).transpose(0, 1)
+        r_o = (
+            linear(folded(block.attn.proj, block.ls1), o, r_branch, separate)
+            .reshape(len(t), len(a), -1)
+            .transpose(0, 1)
+        )
         r_a, r_v = (half / 2 for half in z_rule(torch.matmul, [a, v], r_o))
         found.append(r_a)
         if last_only:
