@@ -39,7 +39,7 @@ class _Scaled(torch.autograd.Function):
 
 def scaled(x: Tensor, factor: float) -> Tensor:
     """x, whose gradient is multiplied by ``factor``."""
-    return _Scaled.apply(x, factor) if x.requires_grad else x  # type: ignore[no-any-return]
+    return _Scaled.apply(x, factor) if x.requires_grad else x
 
 
 class _Secant(torch.autograd.Function):
@@ -67,7 +67,7 @@ def _slope_at_zero(function: Callable[[Tensor], Tensor], like: Tensor) -> Tensor
 
 def secant(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """φ(x) of an element-wise φ with φ(0) = 0, read as x times the constant φ(x)/x."""
-    return _Secant.apply(x, function)  # type: ignore[no-any-return]
+    return _Secant.apply(x, function)
 
 
 class _CentredNorm(torch.autograd.Function):
@@ -90,7 +90,7 @@ class _CentredNorm(torch.autograd.Function):
 
 def centred_norm(x: Tensor, dims: tuple[int, ...], eps: float, *, centred: bool = True) -> Tensor:
     """x less its mean over ``dims``, divided by its standard deviation there, which is a constant to the gradient."""
-    return _CentredNorm.apply(x, dims, eps, centred)  # type: ignore[no-any-return]
+    return _CentredNorm.apply(x, dims, eps, centred)
 
 
 Product = Callable[[Tensor, Tensor], Tensor]
@@ -126,14 +126,14 @@ class _Gamma(torch.autograd.Function):
 
 def gamma_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gamma: float) -> Tensor:
     """x Wᵀ + b with the γ rule as its gradient towards x."""
-    return _Gamma.apply(x, weight, bias, gamma, F.linear, lambda g, w: g @ w)  # type: ignore[no-any-return]
+    return _Gamma.apply(x, weight, bias, gamma, F.linear, lambda g, w: g @ w)
 
 
 def gamma_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, gamma: float, **how: Any) -> Tensor:
     """conv(x, W) + b with the γ rule; ``how``: stride, padding (numbers), dilation, groups."""
 
     def back(g: Tensor, w: Tensor) -> Tensor:
-        return conv2d_input(tuple(x.shape), w, g, **how)  # type: ignore[no-untyped-call]
+        return conv2d_input(tuple(x.shape), w, g, **how)
 
     column = None if bias is None else bias.view(-1, 1, 1)
-    return _Gamma.apply(x, weight, column, gamma, lambda a, w: F.conv2d(a, w, **how), back)  # type: ignore[no-any-return]
+    return _Gamma.apply(x, weight, column, gamma, lambda a, w: F.conv2d(a, w, **how), back)

@@ -147,7 +147,7 @@ def _activation(rules: Rules, func: Any, args: Any, kwargs: Any) -> Tensor:
     in_place = func.__name__.endswith("_") or rest.get("inplace", False) or any(arg is True for arg in args[1:])
 
     def phi(value: Tensor) -> Tensor:
-        return func(value.clone() if in_place else value, *args[1:], **rest)  # type: ignore[no-any-return]
+        return func(value.clone() if in_place else value, *args[1:], **rest)
 
     y = secant(phi, x)
     y._gate = x  # type: ignore[attr-defined]
@@ -159,7 +159,7 @@ def _own_gradient(rules: Rules, func: Any, args: Any, kwargs: Any) -> Tensor:
     x = _argument(args, kwargs, 0, "input")
     y = func(x.clone(), *args[1:], **{key: value for key, value in kwargs.items() if key != "input"})
     y._gate = getattr(x, "_multiple_of", x)
-    return y  # type: ignore[no-any-return]
+    return y
 
 
 def _same_gate(rules: Rules, func: Any, args: Any, kwargs: Any) -> Any:
@@ -252,14 +252,14 @@ def _multi_head(rules: Rules, func: Any, args: Any, kwargs: Any) -> tuple[Tensor
 
 def _linear(rules: Rules, func: Any, args: Any, kwargs: Any) -> Tensor:
     if not rules.gamma_linear:
-        return func(*args, **kwargs)  # type: ignore[no-any-return]
+        return func(*args, **kwargs)
     x, weight, bias = (_argument(args, kwargs, place, name) for place, name in enumerate(("input", "weight", "bias")))
     return gamma_linear(x, weight, bias, rules.gamma_linear)
 
 
 def _conv2d(rules: Rules, func: Any, args: Any, kwargs: Any) -> Tensor:
     if not rules.gamma_conv:
-        return func(*args, **kwargs)  # type: ignore[no-any-return]
+        return func(*args, **kwargs)
     get = partial(_argument, args, kwargs)
     x, weight, padding, dilation = get(0, "input"), get(1, "weight"), get(4, "padding", 0), get(5, "dilation", 1)
     if padding == "same":

@@ -34,7 +34,7 @@ def mark_product(output: Tensor) -> Tensor:
 
     Attention without a fused kernel, for one, leaves a handful of them.
     """
-    waiting = [output.grad_fn]
+    waiting: list[Any] = [output.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is not None and _name(node) != "_Scaled" and _MARK not in node.metadata:

@@ -72,4 +72,4 @@ def libragrad(
     if base == "token_input_x_gradient" and patch_embedding(context.model) is None:
         base = "input_x_gradient"
     context.change_backward(LIBRA)
-    return _BASES[base](context, **options)  # type: ignore[operator]
+    return _BASES[base](context, **options)

@@ -65,7 +65,7 @@ def other() -> Callable[[str], tuple[nn.Module, Tensor]]:
 
 
 def bias_terms(model: nn.Module, run: Callable[[], Tensor], behind: str = "nothing") -> float:
-    """Σ b ⊙ ∂f/∂b over all that is added on the way ``behind`` a module: biases, class and register tokens, positions."""
+    """Σ b ⊙ ∂f/∂b over all that is added ``behind`` a module: biases, class and register tokens, positions."""
     added = [
         parameter.requires_grad_()
         for name, parameter in model.named_parameters()
