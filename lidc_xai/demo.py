@@ -7,7 +7,7 @@ figures are reported whatever they are, beside those of the diameter alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from lidc_xai.annotations import Nodule
     from lidc_xai.evaluation.statistics import Interval
     from lidc_xai.imaging.store.crop_store import CropStore
+    from lidc_xai.models.nodule_model import NoduleModel
+    from lidc_xai.nodules.maps import NoduleMaps
 
 CHANCE = 0.5
 SHOWN = {
@@ -103,8 +105,11 @@ def run_demo(
     """Run every step into ``out``. Steps that are done already are not repeated."""
     from lidc_xai.models import load_model
     from lidc_xai.nodules._predict import predict
+    from lidc_xai.nodules.explained import shared_info
     from lidc_xai.nodules.maps import maps_of_store, random_weights_maps
+    from lidc_xai.nodules.strength import map_anchors
     from lidc_xai.reporting import study_report
+    from lidc_xai.reporting.values import base_names
     from lidc_xai.run import current_argv, versions
     from lidc_xai.training import FitOptions, fit
 
@@ -151,8 +156,9 @@ def run_demo(
         out / "report",
         predictions=predictions,
         maps=maps,
-        model_info=model.training_info,
-        run_info={"argv": current_argv(), "seed": seed, "versions": versions()},
+        model_info=shared_info([model]),
+        anchors={first: map_anchors(_held_out_maps(model, crops, _ids(parts.held_out, crops), first))},
+        run_info={"argv": base_names(current_argv()), "seed": seed, "versions": versions()},
         dicom=out / "dicom",
         performance={"malignancy": {words: figures[name] for name, words in SHOWN.items()}},
         title="Demo: simulated lung nodules, and why the model rates them as it does",
@@ -199,6 +205,14 @@ def _simulate_crops(parts: Parts, folder: Path, seed: int, jobs: int) -> CropSto
     from lidc_xai.simulate import simulate_store
 
     return simulate_store(folder, [*parts.training, *parts.validation, *parts.held_out], seed, jobs=jobs)
+
+
+def _held_out_maps(model: NoduleModel, crops: CropStore, ids: Sequence[str], method: str) -> Iterator[NoduleMaps]:
+    """Maps of nodules that the model never saw: what a strong and a weak map of this model are."""
+    from lidc_xai.nodules.maps import explain_nodules
+
+    for maps in explain_nodules(model, (crops.load(name) for name in ids), [method]):
+        yield maps[method]
 
 
 def _ids(nodules: Sequence[Nodule], store: CropStore) -> list[str]:

@@ -42,6 +42,8 @@ class ReportConfig(Config):
     dicom: Path | None = Field(None, description="The DICOM folder of the store: shows 72 mm around each nodule.")
     paper: Literal["A4", "Letter"] = Field("A4", description="Of the PDF: A4 or Letter.")
     pdf: bool = Field(True, description="Also write PDF; off with --set pdf=false.")
+    format: Literal["full", "summary"] = Field("full", description="Of a nodule's PDF: full, or summary (one page).")
+    keep_ids: bool = Field(False, description="Print patient and series of one's own CT; left out by default.")
     jobs: int = Field(1, ge=1, description="Processes.")
     title: str | None = Field(None, description="Title of the first page.")
 
@@ -54,7 +56,9 @@ def report(config: ReportConfig, run: Run) -> None:
     from lidc_xai.imaging import CropStore
     from lidc_xai.nodules._predict import predict
     from lidc_xai.nodules.explained import explain_out_of_fold, shared_info, with_baselines
+    from lidc_xai.nodules.strength import cohort_anchors, recorded_anchors, save_anchors
     from lidc_xai.reporting import study_report
+    from lidc_xai.reporting.values import base_names
 
     store = CropStore(store_path)
     ids, device = usable_nodules(store, words(config.nodule), run), pick_device(config.device)
@@ -64,12 +68,18 @@ def report(config: ReportConfig, run: Run) -> None:
         models, store, folder, ids, words(config.method), device,
         controls=config.controls, spread=config.spread, curves=words(config.curves), seed=config.seed,
     )  # fmt: skip
+    anchors = {**recorded_anchors(models[0].training_info), **cohort_anchors(models, store, found.maps)}
+    if config.predictions and Path(str(config.model)).is_dir():
+        save_anchors(Path(str(config.model)), anchors)  # a nodule of one's own has no cohort to be held against
     shared: dict[str, Any] = {
+        "anchors": anchors,
+        "summary": config.format == "summary",
+        "keep_ids": config.keep_ids,
         "maps": found.maps,
         "repeats": found.repeats,
         "curves": found.curves,
         "model_info": shared_info(models),
-        "run_info": {"argv": run.argv, "seed": config.seed, "versions": versions()},
+        "run_info": {"argv": base_names(run.argv), "seed": config.seed, "versions": versions()},
         "dicom": need_path(config.dicom, "--dicom") if config.dicom else None,
         "nodule_ids": ids,
         "paper": config.paper,

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import numpy as np
 
@@ -136,13 +136,35 @@ def own_model(models: Sequence[NoduleModel], patient_id: str) -> int | None:
     return next((k for k, one in enumerate(models) if patient_id not in (known_patients(one) or {patient_id})), None)
 
 
+class ModelReads(TypedDict):
+    """What a model is shown, from its own preprocessing: pages say this and nothing else about its input."""
+
+    views: list[str]
+    slices: int
+    size: int
+    window: list[float]
+    models: int
+
+
+def model_reads(models: Sequence[NoduleModel]) -> ModelReads:
+    """What the models are shown; they share one preprocessing."""
+    chosen = models[0].preprocess
+    return {
+        "views": list(chosen.views),
+        "slices": chosen.slices,
+        "size": chosen.size,
+        "window": [float(edge) for edge in chosen.window],
+        "models": len(models),
+    }
+
+
 def shared_info(models: Sequence[NoduleModel]) -> dict[str, Any]:
-    """What the models' records have in common; for several also how many there are, and all patients they know."""
-    first = models[0].training_info
+    """What the models' records have in common and what they read; for several also how many there are."""
+    first, reads = models[0].training_info, {"reads": model_reads(models)}
     if len(models) == 1:
-        return dict(first)
+        return {**first, **reads}
     info = {key: value for key, value in first.items() if all(one.training_info.get(key) == value for one in models)}
-    return {"models": f"{len(models)}, each nodule by one that never saw its patient", **info}
+    return {"models": f"{len(models)}, each nodule by one that never saw its patient", **info, **reads}
 
 
 def with_baselines(predictions: pd.DataFrame, run: Path) -> pd.DataFrame:

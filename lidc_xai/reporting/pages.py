@@ -11,13 +11,12 @@ from markupsafe import Markup
 
 from lidc_xai import __version__
 from lidc_xai.ratings import OUTPUTS, RESEARCH_USE_ONLY, SCALES
-from lidc_xai.reporting.nodule.charts import deletion_chart, rating_strip
+from lidc_xai.reporting.nodule.charts import deletion_caption, deletion_chart, probability_strip, rating_strip
 from lidc_xai.reporting.nodule.facts import method_title
 from lidc_xai.reporting.pictures import (
     CONSENSUS_COLOUR,
     READER_COLOURS,
     READER_DASHES,
-    WINDOWS,
     signed_gradient_css,
 )
 from lidc_xai.reporting.values import show, show_figure, show_score, summary
@@ -49,6 +48,7 @@ def environment() -> Environment:
         show=show,
         score=show_score,
         strip=rating_strip,
+        probability=probability_strip,
         figure=show_figure,
         summary=summary,
         method_title=method_title,
@@ -60,7 +60,6 @@ def environment() -> Environment:
         research_use_only=RESEARCH_USE_ONLY,
         scales=SCALES,
         output_names=OUTPUTS,
-        windows=WINDOWS,
         reader_colours=READER_COLOURS,
         reader_dashes=READER_DASHES,
         consensus_colour=CONSENSUS_COLOUR,
@@ -68,6 +67,7 @@ def environment() -> Environment:
         positive_gradient=Markup(signed_gradient_css(first=0)),
         style=Markup(_asset("report.css")),
         deletion=deletion_chart,
+        deletion_caption=deletion_caption,
         asset=lambda name: Markup(_asset(name)),
     )
     return env

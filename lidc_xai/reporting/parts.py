@@ -11,7 +11,9 @@ import pandas as pd
 
 from lidc_xai.nodules.agreement import map_spread, overlap_figures
 from lidc_xai.nodules.maps import RANDOM_WEIGHTS
+from lidc_xai.nodules.strength import Anchors
 from lidc_xai.ratings import OUTPUTS
+from lidc_xai.reporting.nodule.fact_types import Origin
 from lidc_xai.reporting.pdf import check_paper
 
 if TYPE_CHECKING:
@@ -22,8 +24,15 @@ if TYPE_CHECKING:
 SMALLEST_COHORT = 20
 """A percentile among fewer predictions says nothing."""
 MapsByMethod = Mapping[str, "Mapping[str, NoduleMaps] | Sequence[NoduleMaps]"]
+OWN_SOURCES = ("points", "mask")
 CLASS_BLIND = ("attention", "attention_rollout", "random")
 """Methods whose map is the same for every output."""
+
+
+def origin_of(store: CropStore) -> Origin:
+    """Whether a store holds nodules of LIDC-IDRI, or points or masks on somebody's own CT."""
+    rule = store.fingerprint.get("rule")
+    return "own" if isinstance(rule, Mapping) and rule.get("source") in OWN_SOURCES else "lidc"
 
 
 def is_control(method: str) -> bool:
@@ -37,16 +46,21 @@ class NoduleParts:
 
     crop: NoduleCrop
     prediction: Mapping[str, Any] | None = None
+    origin: Origin = "lidc"
+    keep_ids: bool = False
     percentiles: dict[str, float] = field(default_factory=dict)
     maps: dict[str, NoduleMaps] = field(default_factory=dict)
     overlap: list[dict[str, Any]] = field(default_factory=list)
     spread: dict[str, float | None] = field(default_factory=dict)
     curves: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    anchors: Anchors = field(default_factory=dict)
+    similar: Sequence[Mapping[str, Any]] = ()
     model_info: Mapping[str, Any] | None = None
     run_info: Mapping[str, Any] | None = None
     context: NoduleCrop | None = None
     light: bool = False
     paper: str = "A4"
+    summary: bool = False
 
 
 @dataclass
@@ -58,20 +72,27 @@ class ReportParts:
     repeats: nodule id -> the first method's maps from several models (folds, seeds), for the spread of the map.
     curves: nodule id -> output -> ``percent``, ``mif``, ``lif`` (and ``removed``, the loss when all is replaced), as
         ``evaluation.fidelity`` gives them.
+    anchors: method -> output -> ``nodules.strength.Anchor``, so that a weak map looks weak; else a nodule's own scale.
+    similar: nodule id -> rated nodules like it, as ``nodules.similar_nodules`` gives them.
     context: gives a wider crop (≥ 64 mm) of a nodule, or ``None``.
     light: leave the context's voxels out of the page (the still pictures stay), for studies of hundreds.
-    paper: of the PDF, A4 or Letter.
+    paper: of the PDF, A4 or Letter. summary: the PDF is one page, the head of the HTML page.
+    keep_ids: print the identifiers of somebody's own CT; by default none of them is on a page.
     """
 
     predictions: pd.DataFrame | None = None
     maps: MapsByMethod = field(default_factory=dict)
     repeats: Mapping[str, Sequence[NoduleMaps]] = field(default_factory=dict)
     curves: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    anchors: Anchors = field(default_factory=dict)
+    similar: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     model_info: Mapping[str, Any] | None = None
     run_info: Mapping[str, Any] | None = None
     context: Callable[[str], NoduleCrop | None] | None = None
     light: bool = False
     paper: str = "A4"
+    summary: bool = False
+    keep_ids: bool = False
 
     def of(self, store: CropStore, nodule_id: str) -> NoduleParts:
         """The parts of one nodule; its context is cut and its maps are compared with the outlines here."""
@@ -79,16 +100,21 @@ class ReportParts:
         return NoduleParts(
             crop=crop,
             prediction=self.prediction(nodule_id),
+            origin=origin_of(store),
+            keep_ids=self.keep_ids,
             percentiles=percentiles(self.predictions, nodule_id),
             maps=maps,
             overlap=overlap_figures(crop, maps, CLASS_BLIND),
             spread=map_spread(self.repeats.get(nodule_id, ())) if nodule_id in self.repeats else {},
             curves=self.curves.get(nodule_id, {}),
+            anchors=self.anchors,
+            similar=self.similar.get(nodule_id, ()),
             model_info=self.model_info,
             run_info=self.run_info,
             context=None if self.context is None else self.context(nodule_id),
             light=self.light,
             paper=check_paper(self.paper),
+            summary=self.summary,
         )
 
     def maps_of(self, nodule_id: str) -> dict[str, NoduleMaps]:
@@ -122,7 +148,7 @@ def percentiles(predictions: pd.DataFrame | None, nodule_id: str) -> dict[str, f
     here = (predictions["nodule_id"] == nodule_id).to_numpy()
     found = {}
     for output in OUTPUTS:
-        column = "malignancy_probability" if output == "malignancy" else output
+        column = {"malignancy": "malignancy_probability", "calcification": "p_calcified"}.get(output, output)
         if column not in predictions or not here.any():
             continue
         values = predictions[column].to_numpy(dtype=np.float64)

@@ -1,8 +1,8 @@
 """Small pictures as data URIs: CT in a named window, and signed maps in one colour-blind-safe palette.
 
 The signed palette is blue for negative and orange for positive, transparent at zero; strength shows as opacity, so the
-CT stays visible where the model saw little. A map is divided by a limit that is no smaller than its largest absolute
-score: nothing is clipped.
+CT stays visible where the model saw little. A map is divided by a limit, the score of full colour; a patch that is
+stronger than that has full colour too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from scipy.ndimage import zoom
 WINDOWS: dict[str, tuple[float, float]] = {
     "lung": (-1350.0, 150.0),
     "mediastinum": (-135.0, 215.0),
-    "model input": (-1000.0, 400.0),
 }
 """Named windows: lowest and highest HU."""
 
@@ -73,7 +72,9 @@ def windowed(image_hu: NDArray, window: str | tuple[float, float]) -> NDArray[np
     return np.round(255 * np.clip((np.asarray(image_hu, np.float32) - low) / (high - low), 0, 1)).astype(np.uint8)
 
 
-def ct_picture(image_hu: NDArray, spacing_mm: tuple[float, float], window: str, pixels: int = 256) -> str:
+def ct_picture(
+    image_hu: NDArray, spacing_mm: tuple[float, float], window: str | tuple[float, float], pixels: int = 256
+) -> str:
     """CT plane (h, w) in HU as a picture with square pixels, its longer side about ``pixels``."""
     return data_uri(Image.fromarray(windowed(_resized(image_hu, spacing_mm, pixels, order=3), window)))
 
@@ -108,13 +109,13 @@ def pooled(scores: NDArray, most: int = MOST_CELLS) -> NDArray[np.float32]:
 def map_picture(scores: NDArray, limit: float, size_mm: tuple[float, float], pixels: int = 112) -> str:
     """Signed scores (gh, gw) in display order over a plane of ``size_mm``: bilinear (for display only), see-through.
 
-    ``limit`` is the absolute score of full strength; it must be at least ``max |scores|``.
+    ``limit`` is the absolute score of full colour.
     """
     scores = pooled(scores)
     token_mm = (size_mm[0] / scores.shape[0], size_mm[1] / scores.shape[1])
     smooth = _resized(scores, token_mm, pixels, order=1)
     strength = smooth / limit if limit > 0 else np.zeros_like(smooth)
-    levels = np.round(strength * _LEVELS).astype(np.int16) + _LEVELS
+    levels = np.round(strength.clip(-1, 1) * _LEVELS).astype(np.int16) + _LEVELS
     picture = Image.fromarray(levels.astype(np.uint8), mode="P")
     picture.putpalette(_PALETTE_RGB)
     return data_uri(picture, transparency=_PALETTE_ALPHA)

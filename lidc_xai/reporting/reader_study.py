@@ -20,7 +20,7 @@ from lidc_xai.files import write_json, write_text
 from lidc_xai.progress import track
 from lidc_xai.ratings import READER_RATINGS, SCALES
 from lidc_xai.reporting.nodule.drawing import crop_pictures, evaluated_indices, map_panels
-from lidc_xai.reporting.nodule.facts import UNITS
+from lidc_xai.reporting.nodule.facts import colour_limits
 from lidc_xai.reporting.pages import render
 from lidc_xai.reporting.study import wanted_ids
 
@@ -82,12 +82,7 @@ def _case_page(
     crop = store.load(nodule_id)
     crop.reader_masks = crop.consensus = None  # an outline would tell what readers thought belongs to it
     pictures = crop_pictures(crop, evaluated_indices(maps))
-    limits: dict[str, float] = {}
-    for column, output in enumerate(maps.output_names):
-        if output in UNITS:
-            largest = float(np.abs(maps.relevance[:, column]).max())
-            limits[UNITS[output]] = max(limits.get(UNITS[output], 0.0), largest)
-    panels = map_panels(maps, pictures, limits) if shown else {}
+    panels = map_panels(maps, pictures, colour_limits(maps, {})) if shown else {}
     return render(
         "reader_case.html.j2",
         name=name,

@@ -15,9 +15,11 @@ from lidc_xai.errors import DependencyError, LidcXaiError, UsageError
 from lidc_xai.files import write_text
 from lidc_xai.progress import say, track
 from lidc_xai.reporting.nodule.drawing import thumbnail
+from lidc_xai.reporting.nodule.facts import shown_info
 from lidc_xai.reporting.nodule.page import write_nodule
+from lidc_xai.reporting.nodule.words import reads_words
 from lidc_xai.reporting.pages import render
-from lidc_xai.reporting.parts import MapsByMethod, NoduleParts, ReportParts
+from lidc_xai.reporting.parts import MapsByMethod, NoduleParts, ReportParts, origin_of
 from lidc_xai.reporting.pdf import check_paper, load_weasyprint
 from lidc_xai.reporting.scans import Scans
 from lidc_xai.skipped import Skipped, write_skipped
@@ -25,6 +27,8 @@ from lidc_xai.skipped import Skipped, write_skipped
 if TYPE_CHECKING:
     from lidc_xai.imaging.store.crop_store import CropStore
     from lidc_xai.nodules.maps import NoduleMaps
+    from lidc_xai.nodules.strength import Anchors
+    from lidc_xai.reporting.nodule.fact_types import Origin
 
 MANY = 50
 """From this many nodules on, pages leave out what only enlarges them."""
@@ -57,11 +61,16 @@ def study_report(
     paper: str = "A4",
     jobs: int = 1,
     light: bool | None = None,
+    anchors: Anchors | None = None,
+    similar: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    summary: bool = False,
+    keep_ids: bool = False,
 ) -> ReportResult:
     """Write ``out/index.html`` and ``out/nodules/<id>.{html,json,pdf}``.
 
-    predictions, maps, model_info, run_info, repeats, curves: see ``ReportParts``; all optional, and what is missing is
-    said on the pages. performance: output -> figure -> value or ``{"value", "low", "high"}``, for the study page.
+    predictions, maps, model_info, run_info, repeats, curves, anchors, similar, summary, keep_ids: see ``ReportParts``;
+    all optional, and what is missing is said on the pages.
+    performance: output -> figure -> value or ``{"value", "low", "high"}``, for the study page.
     dicom: the folder with the scans, for a context of 72 mm around each crop. nodule_ids: those to show (all by
     default). jobs: processes. paper: of the PDF, A4 or Letter. light: smaller pages (by default from ``MANY`` nodules).
 
@@ -73,6 +82,10 @@ def study_report(
         maps=maps or {},
         repeats=repeats or {},
         curves=curves or {},
+        anchors=anchors or {},
+        similar=similar or {},
+        summary=summary,
+        keep_ids=keep_ids,
         model_info=model_info,
         run_info=run_info,
         context=None if dicom is None else partial(Scans(dicom).context, store),
@@ -81,7 +94,7 @@ def study_report(
     )
     pages = write_pages(store, ids, out / "nodules", parts, pdf=pdf, jobs=jobs, study_link="../index.html")
     index = out / "index.html"
-    write_text(index, study_page(title, pages, performance, model_info, run_info))
+    write_text(index, study_page(title, pages, performance, model_info, run_info, origin=origin_of(store)))
     write_skipped(out, pages.skipped)
     return ReportResult(index, [index, *pages.paths], pages.skipped)
 
@@ -102,13 +115,24 @@ def write_pages(
     pages = Pages()
     pdf = pdf and _pdf_possible(pages.skipped)
     found = _collected(store, ids, parts, pages.skipped)
-    work = (delayed(_one)(store, name, folder, nodule, pdf, study_link) for name, nodule in found)
+    work = (delayed(_one)(store, name, folder, nodule, pdf, _links(ids, name, study_link)) for name, nodule in found)
     for files, left_out, row in track(Parallel(n_jobs=jobs, return_as="generator")(work), "report", len(ids)):
         pages.paths += files
         pages.skipped += left_out
         if row is not None:
             pages.rows.append(row)
     return pages
+
+
+def _links(ids: Sequence[str], nodule_id: str, study: str) -> dict[str, str]:
+    """Addresses of a page's neighbours, in the order of the table."""
+    place = ids.index(nodule_id)
+    found = {"study": study}
+    if place > 0:
+        found["previous"] = f"{ids[place - 1]}.html"
+    if place + 1 < len(ids):
+        found["next"] = f"{ids[place + 1]}.html"
+    return found
 
 
 def _collected(
@@ -129,6 +153,7 @@ def study_page(
     model_info: Mapping[str, Any] | None,
     run_info: Mapping[str, Any] | None,
     back: str = "",
+    origin: Origin = "lidc",
 ) -> str:
     """HTML of the page with the table of nodules; ``back``: address of a page above it."""
     return render(
@@ -141,8 +166,10 @@ def study_page(
         trained_on=sum(row["status"] == "trained_on" for row in pages.rows),
         performance=performance_lines(performance),
         skipped=sorted(pages.skipped),
-        model_info=dict(model_info or {}),
+        model_info=shown_info(model_info, origin),
         run_info=dict(run_info or {}),
+        reads=reads_words(model_info),
+        origin=origin,
         back=back,
         interactive=True,
     )
@@ -181,16 +208,18 @@ def _pdf_possible(skipped: list[Skipped]) -> bool:
 
 
 def _one(
-    store: CropStore, nodule_id: str, folder: Path, parts: NoduleParts, pdf: bool, study_link: str
+    store: CropStore, nodule_id: str, folder: Path, parts: NoduleParts, pdf: bool, links: Mapping[str, str]
 ) -> tuple[list[Path], list[Skipped], dict[str, Any] | None]:
     try:
-        paths, skipped, facts = write_nodule(store, nodule_id, folder, parts, pdf=pdf, study_link=study_link)
+        paths, skipped, facts = write_nodule(store, nodule_id, folder, parts, pdf=pdf, links=links)
         picture = thumbnail(parts.crop)
     except LidcXaiError as error:
         return [], [Skipped(nodule_id, "report", str(error))], None
     row = {
         "nodule_id": nodule_id,
-        "patient_id": facts["identifiers"].get("patient_id"),
+        "patient_id": str(store.row(nodule_id)["patient_id"]),  # who is drawn together; not printed
+        "pdf": f"nodules/{nodule_id}.pdf" if any(path.suffix == ".pdf" for path in paths) else "",
+        "trust": {name: verdict["level"] for name, verdict in facts["trust"].items()},
         "link": f"nodules/{nodule_id}.html",
         "picture": picture,
         "flags": facts["flags"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from statistics import fmean, stdev
 from typing import Any
 
@@ -33,16 +33,12 @@ def words(row: Mapping[str, Any] | None, name: str) -> str:
     if row is None or name not in row:
         return ""
     value = row[name]
-    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
+    return "" if value is None or _absent(value) or (isinstance(value, float) and math.isnan(value)) else str(value)
 
 
-def spread(values: list[float]) -> dict[str, Any]:
+def spread(values: list[float]) -> tuple[float | None, float | None, int]:
     """Mean, sample standard deviation (``None`` below two values) and number."""
-    return {
-        "mean": fmean(values) if values else None,
-        "sd": stdev(values) if len(values) > 1 else None,
-        "n": len(values),
-    }
+    return fmean(values) if values else None, stdev(values) if len(values) > 1 else None, len(values)
 
 
 def show(value: Any, digits: int = 1, signed: bool = False) -> str:
@@ -85,7 +81,23 @@ def plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, (bool, int, str)):
         return value
-    return str(value)
+    return None if _absent(value) else str(value)
+
+
+def _absent(value: Any) -> bool:
+    """pandas' "not available", which would print as <NA>."""
+    import pandas as pd
+
+    return value is pd.NA or value is pd.NaT
+
+
+def base_names(argv: Iterable[str]) -> list[str]:
+    """A command line whose paths are their last part: folders above it are nobody else's business.
+
+    >>> base_names(["lidc-xai", "report", "--store", "/home/ann/CT/store"])
+    ['lidc-xai', 'report', '--store', 'store']
+    """
+    return [text if text.startswith("-") else text.rstrip("/").rsplit("/", 1)[-1] for text in argv]
 
 
 _LISTED = 8

@@ -185,7 +185,7 @@ def test_leaking_split_is_said(cohort, tmp_path):
     text = result.index.read_text(encoding="utf-8")
     assert "These figures leak" in text
     assert "nodules of a patient are in several parts" in text
-    assert "Not out of fold" in (tmp_path / "nodules" / f"{ids[0]}.html").read_text(encoding="utf-8")
+    assert "Seen in training" in (tmp_path / "nodules" / f"{ids[0]}.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture

@@ -37,7 +37,8 @@ def report(study, made, tmp_path_factory):
     out = tmp_path_factory.mktemp("browser")
     maps = {**study.maps, "random_weights": {study.ids[0]: made.maps(study.ids[0], seed=9)}}
     result = study_report(study.store, out, study.predictions, maps, pdf=False)
-    parts = {"predictions": study.predictions, "maps": maps, "context": context}
+    reads = {"views": ["axial", "coronal", "sagittal"], "slices": 1, "window": [-1000.0, 400.0]}
+    parts = {"predictions": study.predictions, "maps": maps, "context": context, "model_info": {"reads": reads}}
     nodule_report(study.store, study.ids[0], out / "nodules", pdf=False, **parts)
     return result
 
@@ -52,6 +53,7 @@ def page(browser, report, study):
     tab.on("request", lambda request: requests.append(request.url))
     tab.goto((report.index.parent / "nodules" / f"{study.ids[0]}.html").as_uri())
     tab.wait_for_selector("#viewer.ready")
+    tab.locator("#viewer figure[data-view=axial]").scroll_into_view_if_needed()
     yield tab
     tab.close()
     assert problems == []

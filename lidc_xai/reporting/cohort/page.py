@@ -16,6 +16,7 @@ from lidc_xai.ratings import OUTPUTS
 from lidc_xai.reporting.cohort.charts import biomarker_chart, profile_chart, reliability_chart, strata_chart
 from lidc_xai.reporting.cohort.claim import claim_checklist
 from lidc_xai.reporting.cohort.figures import cohort_overlap, flow, galleries, radial_curves, size_of
+from lidc_xai.reporting.nodule.words import reads_words
 from lidc_xai.reporting.pages import render
 from lidc_xai.reporting.parts import MapsByMethod, ReportParts, is_control
 from lidc_xai.reporting.pdf import check_paper, write_pdf
@@ -27,6 +28,7 @@ from lidc_xai.skipped import Skipped, write_skipped
 if TYPE_CHECKING:
     from lidc_xai.imaging.store.crop_store import CropStore
     from lidc_xai.nodules.maps import NoduleMaps
+    from lidc_xai.nodules.strength import Anchors
 
 _FIGURES = (
     ("auc", "AUC"), ("auc_within_folds", "AUC within folds"), ("accuracy", "Accuracy"),
@@ -56,13 +58,18 @@ def cohort_report(
     paper: str = "A4",
     nodule_pdf: bool = False,
     jobs: int = 1,
+    anchors: Anchors | None = None,
+    similar: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    summary: bool = False,
+    keep_ids: bool = False,
 ) -> ReportResult:
     """Write ``out/index.html`` (the cohort; also ``cohort.pdf`` and ``cohort.json``), ``out/nodules.html`` (the table)
     and a page per nodule.
 
     predictions: ``predictions.csv`` of a cross-validation, or the table of ``predict``. metrics: as
     ``evaluate_predictions`` returns them. exclusions: ``cohort_exclusions(name)``, for the flow from the database on.
-    maps: method -> maps by nodule id; repeats, curves: see ``ReportParts``. benchmark: folder of a finished benchmark,
+    maps: method -> maps by nodule id; repeats, curves, anchors, similar, summary, keep_ids: see ``ReportParts``.
+    benchmark: folder of a finished benchmark,
     whose tables are linked. pdf: of the cohort's page; nodule_pdf: of every nodule too. All is optional; what is
     missing is said on the page.
     """
@@ -72,6 +79,10 @@ def cohort_report(
         maps=maps or {},
         repeats=repeats or {},
         curves=curves or {},
+        anchors=anchors or {},
+        similar=similar or {},
+        summary=summary,
+        keep_ids=keep_ids,
         model_info=model_info,
         run_info=run_info,
         context=None if dicom is None else partial(Scans(dicom).context, store),
@@ -115,6 +126,7 @@ def _facts(
         "overlap": cohort_overlap(pages.rows),
         "model": parts.model_info or {},
         "run": parts.run_info or {},
+        "reads": reads_words(parts.model_info),
         "trained_on": sum(row["status"] == "trained_on" for row in pages.rows),
         "missing": _missing(parts, metrics),
     }

@@ -10,6 +10,7 @@ import numpy as np
 
 from lidc_xai.imaging.planes import VIEWS
 from lidc_xai.reporting.nodule.facts import UNITS
+from lidc_xai.reporting.nodule.flags import AXES
 from lidc_xai.reporting.nodule.geometry import DisplayPlane, display_plane
 from lidc_xai.reporting.nodule.outlines import outline_path
 from lidc_xai.reporting.pictures import ct_picture, map_picture
@@ -67,15 +68,16 @@ def crop_pictures(
     window: str = "lung",
     pixels: int = 256,
     inner: NoduleCrop | None = None,
+    views: Sequence[str] = VIEWS,
 ) -> list[PlanePicture]:
-    """Planes of a crop in the three views (its middle, or ``indices`` per view) with the readers' outlines.
+    """Planes of a crop in ``views`` (its middle, or ``indices`` per view) with the readers' outlines.
 
-    ``inner``: a smaller crop; each plane is then taken through its middle and its border is drawn as a box.
+    ``inner``: a smaller crop, whose border is drawn as a box; planes without an index go through its middle.
     """
     found = []
-    for view in VIEWS:
+    for view in views:
         index = (indices or {}).get(view)
-        if inner is not None:
+        if inner is not None and index is None:
             index = _index_at(crop, view, inner.centre_mm)
         plane = display_plane(crop.ct, crop.affine, view, index)
         found.append(
@@ -91,10 +93,12 @@ def crop_pictures(
     return found
 
 
-def in_window(pictures: Sequence[PlanePicture], window: str, pixels: int = 256) -> list[PlanePicture]:
-    """The same planes and outlines in another window."""
+def in_window(
+    pictures: Sequence[PlanePicture], name: str, limits: tuple[float, float] | None = None, pixels: int = 256
+) -> list[PlanePicture]:
+    """The same planes and outlines in another window: a name of ``WINDOWS``, or ``limits`` in HU under that name."""
     return [
-        replace(one, ct=ct_picture(one.plane.image, one.plane.spacing_mm, window, pixels), window=window)
+        replace(one, ct=ct_picture(one.plane.image, one.plane.spacing_mm, limits or name, pixels), window=name)
         for one in pictures
     ]
 
@@ -105,7 +109,7 @@ def map_panels(
     limits: Mapping[str, float],
     outputs: Collection[str] = tuple(UNITS),
 ) -> dict[str, list[Panel]]:
-    """Panels of one method: output -> one panel per displayed view. ``limits``: limit of the scale per unit."""
+    """Panels of one method: output -> one panel per displayed view. ``limits``: score of full colour per output."""
     places = {view: place for place, view in reversed(list(enumerate(maps.views)))}
     panels: dict[str, list[Panel]] = {}
     for column, output in enumerate(maps.output_names):
@@ -117,7 +121,7 @@ def map_panels(
             if place is None:
                 continue
             scores = picture.plane.orient(maps.relevance[place, column])
-            drawn = map_picture(scores, limits[UNITS[output]], picture.plane.size_mm)
+            drawn = map_picture(scores, limits[output], picture.plane.size_mm)
             row.append(Panel(output, picture, drawn))
         panels[output] = row
     return panels
@@ -132,9 +136,21 @@ def evaluated_indices(maps: NoduleMaps | None) -> dict[str, int]:
     return found
 
 
+def largest_indices(crop: NoduleCrop) -> dict[str, int]:
+    """Slice index per view on which the consensus is largest (of equals, the one nearest the middle); empty without."""
+    if crop.consensus is None or not crop.consensus.any():
+        return {}
+    found = {}
+    for view, axis in AXES.items():
+        area = np.moveaxis(np.asarray(crop.consensus, bool), axis, 0).sum(axis=(1, 2))
+        best = np.flatnonzero(area == area.max())
+        found[view] = int(best[np.abs(best - len(area) // 2).argmin()])
+    return found
+
+
 def thumbnail(crop: NoduleCrop, pixels: int = 96) -> PlanePicture:
-    """The axial middle plane, small."""
-    plane = display_plane(crop.ct, crop.affine, "axial")
+    """The axial plane of the largest outline, small."""
+    plane = display_plane(crop.ct, crop.affine, "axial", largest_indices(crop).get("axial"))
     consensus = "" if crop.consensus is None else _outline(crop.consensus, crop, plane)
     return PlanePicture(plane, ct_picture(plane.image, plane.spacing_mm, "lung", pixels), "lung", [], consensus)
 

@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
 
-from lidc_xai.ratings import BIOMARKERS, INDETERMINATE, OUTPUTS, RESEARCH_USE_ONLY, SCALES, Scale
-from lidc_xai.reporting.nodule.flags import quality_flags
+from lidc_xai.nodules.strength import RECORD
+from lidc_xai.ratings import BIOMARKERS, CALCIFICATION_ABSENT, INDETERMINATE, OUTPUTS, RESEARCH_USE_ONLY, SCALES, Scale
+from lidc_xai.reporting.nodule.fact_types import (
+    Independence,
+    MapFacts,
+    NoduleFacts,
+    Output,
+    Prediction,
+    ReaderMask,
+    Readings,
+    Strength,
+)
+from lidc_xai.reporting.nodule.flags import grazing_flags, quality_flags
 from lidc_xai.reporting.nodule.outlines import dice
+from lidc_xai.reporting.nodule.words import outline_words, reads_words, summary_sentences, trust_in_map, trust_in_rating
 from lidc_xai.reporting.values import number, plain, spread, truth, words
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
     from lidc_xai.nodules.maps import NoduleMaps
+    from lidc_xai.nodules.strength import Anchor
     from lidc_xai.reporting.parts import NoduleParts
 
 UNITS = {"malignancy": "logit", **dict.fromkeys(BIOMARKERS, "standard deviations")}
 """Unit of a relevance score: the unit of the output that it explains."""
+SHORT_UNITS = {name: "logit" if unit == "logit" else "SD" for name, unit in UNITS.items()}
+COMPLETE = ("integrated_gradients",)
+"""Methods whose scores add up to the output (less that of the baseline): only theirs are contributions."""
 
 _TITLES = {
     "cdam": "CDAM", "smooth_cdam": "Smooth CDAM", "integrated_cdam": "Integrated CDAM", "gradcam": "GradCAM",
@@ -28,71 +45,86 @@ _TITLES = {
     "smoothgrad": "SmoothGrad", "reciprocam": "ViT-ReciproCAM", "partial_lrp": "partial LRP",
     "input_x_gradient": "input × gradient", "random_weights": "random weights", "random": "random numbers",
 }  # fmt: skip
-CALCIFICATION_NOTE = "The scale ends at 6 = absent: orange argues against calcium, blue for it."
-_IDENTIFIERS = (
-    "nodule_id",
-    "patient_id",
-    "series_uid",
-    "scan_index",
-    "cluster_index",
-    "annotation_ids",
-    "is_from_initial",
+CALCIFICATION_NOTE = (
+    "The map explains the mean of the readers’ codes, which ends at 6 = absent: orange argues against calcium, "
+    "blue for it."
 )
+_KINDS = {"malignancy": "probability", "calcification": "any", "diameter": "length"}
+_LIDC_IDENTIFIERS = (
+    "nodule_id", "patient_id", "series_uid", "scan_index", "cluster_index", "annotation_ids", "is_from_initial",
+)  # fmt: skip
 _TABLE_FIELDS = (
-    "size_mm",
-    "spacing_mm",
-    "slice_thickness_mm",
-    "pixel_spacing_mm",
-    "centre_x_mm",
-    "centre_y_mm",
-    "centre_z_mm",
-)
+    "size_mm", "spacing_mm", "slice_thickness_mm", "pixel_spacing_mm", "centre_x_mm", "centre_y_mm", "centre_z_mm",
+)  # fmt: skip
 
 
-def nodule_facts(
-    row: Mapping[str, Any],
-    votes: pd.DataFrame,
-    crop: NoduleCrop,
-    parts: NoduleParts,
-) -> dict[str, Any]:
+def nodule_facts(row: Mapping[str, Any], votes: pd.DataFrame, crop: NoduleCrop, parts: NoduleParts) -> NoduleFacts:
     """Facts of one nodule, ready for JSON.
 
     ``row``: its row of the manifest; ``votes``: its rows of ``votes.csv``. What is missing is listed in ``missing``.
     """
     votes = votes.sort_values("reader") if "reader" in votes else votes
     prediction = parts.prediction
-    outputs = [_output(name, row, votes, prediction) for name in OUTPUTS]
-    for output in outputs:
-        if output["prediction"] is not None:
-            output["prediction"]["percentile"] = parts.percentiles.get(output["name"])
+    outputs = [_output(name, row, votes, parts) for name in OUTPUTS]
     readings = {output["name"]: output["readers"] for output in outputs}
-    facts = {
+    maps = [_map_facts(name, item, parts.anchors.get(name, {})) for name, item in parts.maps.items()]
+    facts: NoduleFacts = {
         "research_use_only": RESEARCH_USE_ONLY,
-        "identifiers": {name: row[name] for name in _IDENTIFIERS if name in row},
+        "origin": parts.origin,
+        "identifiers": _identifiers(row, parts),
         "simulated": bool(truth(row, "simulated")),
-        "crop": {name: row[name] for name in _TABLE_FIELDS if name in row},
+        "crop": _known(row, _TABLE_FIELDS),
         "label": number(row, "label"),
         "malignancy_median": number(row, "malignancy_median"),
         "label_words": _label_words(number(row, "malignancy_median")),
-        "p_calcified": number(row, "p_calcified"),
-        "independence": independence(row, prediction, parts.model_info),
+        "reads": reads_words(parts.model_info, maps),
+        "outline": outline_words(parts.origin, crop.consensus is not None),
+        "independence": independence(row, prediction, parts.model_info, parts.origin),
         "outputs": outputs,
-        "readers": _reader_masks(crop),
-        "maps": [_map_facts(name, item) for name, item in parts.maps.items()],
-        "overlap": parts.overlap,
+        "readers": _reader_masks(crop) if parts.origin == "lidc" else [],
+        "maps": maps,
+        "overlap": [one for one in parts.overlap if parts.origin == "lidc" or one["method"] != "readers"],
         "map_spread": parts.spread,
-        "curves": parts.curves,
-        "flags": quality_flags(row, readings, prediction),
+        "curves": dict(parts.curves),
+        "flags": [*quality_flags(row, readings, prediction, parts.origin), *grazing_flags(crop, parts.maps)],
         "missing": _missing(row, crop, parts),
-        "model": parts.model_info or {},
-        "run": parts.run_info or {},
+        "summary": [],
+        "trust": {},
+        "similar": [dict(one) for one in parts.similar],
+        "model": shown_info(parts.model_info, parts.origin),
+        "run": dict(parts.run_info or {}),
     }
-    return plain(facts)
+    facts["trust"] = {"rating": trust_in_rating(facts), "map": trust_in_map(facts)}
+    facts["summary"] = summary_sentences(facts)
+    return cast("NoduleFacts", plain(facts))
+
+
+def _identifiers(row: Mapping[str, Any], parts: NoduleParts) -> dict[str, Any]:
+    """Of LIDC all; of somebody's own CT the nodule alone, unless its identifiers are to be kept."""
+    wanted = _LIDC_IDENTIFIERS if parts.origin == "lidc" or parts.keep_ids else ("nodule_id",)
+    return _known(row, wanted)
+
+
+def _known(row: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Fields that the row has; one that is empty is left out."""
+    values = {name: plain(row[name]) for name in names if name in row}
+    return {name: value for name, value in values.items() if value not in (None, "", [])}
+
+
+def shown_info(model_info: Mapping[str, Any] | None, origin: str) -> dict[str, Any]:
+    """The model's record as a page shows it; on one of somebody's own CT its lists of patients are numbers."""
+    shown = {key: value for key, value in (model_info or {}).items() if key != RECORD}
+    if origin == "lidc":
+        return shown
+    return {key: len(value) if key.endswith("_patients") else value for key, value in shown.items()}
 
 
 def independence(
-    row: Mapping[str, Any], prediction: Mapping[str, Any] | None, model_info: Mapping[str, Any] | None
-) -> dict[str, Any]:
+    row: Mapping[str, Any],
+    prediction: Mapping[str, Any] | None,
+    model_info: Mapping[str, Any] | None,
+    origin: str = "lidc",
+) -> Independence:
     """Whether the model had seen this patient: ``status`` independent, trained_on, unknown or none; a sentence."""
     if prediction is None:
         return {"status": "none", "text": "There is no prediction for this nodule."}
@@ -108,13 +140,19 @@ def independence(
         text = "The model was trained on this patient. Its figures here say nothing about how well it does on new ones."
         return {"status": "trained_on", "text": text}
     if out_of_fold and fold is not None:
-        text = f"Out of fold: the model of fold {fold:.0f} was trained without this patient."
+        text = f"Never seen by this model: the model of fold {fold:.0f} was trained without this patient."
+        return {"status": "independent", "text": text}
+    if origin == "own" and (trained or out_of_fold):
+        text = (
+            "Never seen by this model under this name. Scans of one’s own differ from those it learned from; how well "
+            "it does on them was not measured."
+        )
         return {"status": "independent", "text": text}
     if trained and patient:
-        text = f"Out of fold: this patient is not among the {len(trained)} that the model was trained and chosen on."
+        text = f"Never seen by this model: not among the {len(trained)} patients that it was trained and chosen on."
         return {"status": "independent", "text": text}
     if out_of_fold:
-        return {"status": "independent", "text": "Out of fold: the model was trained without this patient."}
+        return {"status": "independent", "text": "Never seen by this model: it was trained without this patient."}
     return {"status": "unknown", "text": "The model does not record which patients it was trained on."}
 
 
@@ -133,30 +171,52 @@ def _training_patients(model_info: Mapping[str, Any] | None) -> set[str]:
     return {str(patient) for part in ("train_patients", "validation_patients") for patient in info.get(part) or ()}
 
 
-def _output(
-    name: str, row: Mapping[str, Any], votes: pd.DataFrame, prediction: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def _output(name: str, row: Mapping[str, Any], votes: pd.DataFrame, parts: NoduleParts) -> Output:
     scale = SCALES[name]
-    column = "diameter_mm" if name == "diameter" else name
-    given = [float(vote) for vote in votes[column].dropna()] if column in votes else []
-    readers: dict[str, Any] = {**spread(given), "votes": given, "words": ""}
-    if not given and number(row, name) is not None:
-        readers.update(mean=number(row, name), sd=number(row, f"{name}_sd"), n=int(number(row, "n_readers") or 0))
-    if readers["mean"] is not None and name != "diameter":
-        readers["words"] = _mean_in_words(scale, readers["mean"])
+    found = _prediction(name, parts)
+    if found is not None:
+        found["percentile"] = parts.percentiles.get(name)
     return {
         "name": name,
         "title": name.capitalize(),
-        "kind": "binary" if name == "malignancy" else "regression",
-        "unit": scale.unit,
+        "kind": cast("Any", _KINDS.get(name, "rating")),
+        "unit": "P(any)" if name == "calcification" else scale.unit,
         "relevance_unit": UNITS[name],
-        "ends": ["low", "high"] if name == "malignancy" else [scale.low_words, scale.high_words],
+        "ends": _ends(name, scale),
         "positive": scale.towards(1),
         "negative": scale.towards(-1),
         "note": CALCIFICATION_NOTE if name == "calcification" else "",
-        "prediction": _prediction(name, prediction),
-        "readers": readers,
+        "prediction": found,
+        "readers": _readings(name, row, votes),
     }
+
+
+def _ends(name: str, scale: Scale) -> list[str]:
+    if name == "malignancy":
+        return ["low", "high"]
+    return ["none", "any"] if name == "calcification" else [scale.low_words, scale.high_words]
+
+
+def _readings(name: str, row: Mapping[str, Any], votes: pd.DataFrame) -> Readings:
+    scale = SCALES[name]
+    column = "diameter_mm" if name == "diameter" else name
+    given = [float(vote) for vote in votes[column].dropna()] if column in votes else []
+    if name == "calcification":
+        return _calcification_readings(row, given)
+    mean, sd, n = spread(given)
+    if not given and number(row, name) is not None:
+        mean, sd, n = number(row, name), number(row, f"{name}_sd"), int(number(row, "n_readers") or 0)
+    text = "" if mean is None or name == "diameter" else _mean_in_words(scale, mean)
+    return {"mean": mean, "sd": sd, "n": n, "votes": given, "words": text, "tally": ""}
+
+
+def _calcification_readings(row: Mapping[str, Any], codes: list[float]) -> Readings:
+    """The share of readers who saw any calcification, and each code with its number: codes have no mean."""
+    names = SCALES["calcification"].codes
+    tally = ", ".join(f"{count} × {names.get(int(code), code)}" for code, count in Counter(codes).most_common())
+    share = sum(code < CALCIFICATION_ABSENT for code in codes) / len(codes) if codes else number(row, "p_calcified")
+    n = len(codes) or (int(number(row, "n_readers") or 0) if share is not None else 0)
+    return {"mean": share, "sd": None, "n": n, "votes": codes, "words": tally, "tally": tally}
 
 
 def _mean_in_words(scale: Scale, mean: float) -> str:
@@ -167,35 +227,56 @@ def _mean_in_words(scale: Scale, mean: float) -> str:
     return scale.in_words(mean)
 
 
-def _prediction(name: str, prediction: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if name == "malignancy":
-        value = number(prediction, "malignancy_probability")
-        low, high = number(prediction, "malignancy_probability_low"), number(prediction, "malignancy_probability_high")
-        sd = number(prediction, "malignancy_probability_sd")
-        extra: dict[str, Any] = {
-            "logit": number(prediction, "malignancy_logit"),
-            "diameter_only": number(prediction, "baseline.diameter_only.malignancy_probability"),
-        }
-        text = words(prediction, "malignancy_words")
-    else:
-        value, sd = number(prediction, name), number(prediction, f"{name}_sd")
-        low = high = None
-        extra = {}
-        text = words(prediction, f"{name}_words") if name != "diameter" else ""
-        if not text and value is not None and name != "diameter":
-            text = SCALES[name].in_words(value)
+def _prediction(name: str, parts: NoduleParts) -> Prediction | None:
+    """What the predictions' row says of an output. Of calcification only P(any): a mean of its codes is no quantity."""
+    row = parts.prediction
+    column = {"malignancy": "malignancy_probability", "calcification": "p_calcified"}.get(name, name)
+    value = number(row, column)
     if value is None:
         return None
-    return {"value": value, "sd": sd, "low": low, "high": high, "words": text, **extra}
+    ordered = name not in ("malignancy", "calcification", "diameter")
+    found: Prediction = {
+        "value": value, "low": None, "high": None, "coverage": _coverage(parts.model_info, name),
+        "disagree_by": _disagreement(row, column), "least": None, "greatest": None, "set": "",
+        "words": SCALES[name].in_words(value) if ordered else "",
+        "percentile": None, "logit": None, "diameter_only": None,
+    }  # fmt: skip
+    if name == "malignancy":
+        found["least"], found["greatest"] = (number(row, f"{column}_{end}") for end in ("low", "high"))
+        found["set"] = _set_words(words(row, "malignancy_set"))
+        found["logit"] = number(row, "malignancy_logit")
+        found["diameter_only"] = number(row, "baseline.diameter_only.malignancy_probability")
+    elif name != "calcification":
+        found["low"], found["high"] = number(row, f"{name}_low"), number(row, f"{name}_high")
+    return found
 
 
-def _reader_masks(crop: NoduleCrop) -> list[dict[str, Any]]:
+def _disagreement(row: Mapping[str, Any] | None, column: str) -> float | None:
+    """The standard deviation over folds, views and slices, under any name that a table of predictions gives it."""
+    names = (f"{column}_models_disagree_by", f"{column}_sd")
+    return next((value for name in names if (value := number(row, name)) is not None), None)
+
+
+def _set_words(text: str) -> str:
+    """A conformal set in words; an empty one is shown as both, since it excludes nothing that can be acted on."""
+    found = {end for end in ("low", "high") if end in text.lower()}
+    return "" if not text else "low or high" if len(found) != 1 else found.pop()
+
+
+def _coverage(model_info: Mapping[str, Any] | None, name: str) -> float | None:
+    """Measured coverage of an output's 90 % intervals, where the model records it."""
+    held = (model_info or {}).get("intervals")
+    coverage = held.get("coverage") if isinstance(held, Mapping) else None
+    return number(coverage, name) if isinstance(coverage, Mapping) else None
+
+
+def _reader_masks(crop: NoduleCrop) -> list[ReaderMask]:
     """Per reader with a mask: volume and Dice against the consensus of the others (and of all)."""
     if crop.reader_masks is None:
         return []
     masks = np.asarray(crop.reader_masks, dtype=bool)
     voxel_mm3 = float(abs(np.linalg.det(np.asarray(crop.affine)[:3, :3])))
-    found = []
+    found: list[ReaderMask] = []
     for index, mask in enumerate(masks):
         others = np.delete(masks, index, axis=0)
         against = others.mean(axis=0) >= 0.5 if len(others) else None
@@ -219,13 +300,27 @@ def method_title(method: str) -> str:
     return f"{title}, {variant.replace('_', ' ')}" if variant else title
 
 
-def _map_facts(method: str, maps: NoduleMaps) -> dict[str, Any]:
+def strength_word(method: str) -> str:
+    """What the sum of a map's scores may be called."""
+    return "contribution" if method.partition("@")[0] in COMPLETE else "strength"
+
+
+def _strength(method: str, scores: np.ndarray, anchor: Anchor | None) -> Strength:
+    """``scores``: (V, h, w) of one output."""
+    largest = float(np.abs(scores).max())
+    return {
+        "positive": float(scores.clip(min=0).sum(axis=(1, 2)).mean()),
+        "negative": float(scores.clip(max=0).sum(axis=(1, 2)).mean()),
+        "largest": largest,
+        "rank": "" if anchor is None else anchor.rank(largest),
+        "word": strength_word(method),
+    }
+
+
+def _map_facts(method: str, maps: NoduleMaps, anchors: Mapping[str, Anchor]) -> MapFacts:
     relevance = np.asarray(maps.relevance, dtype=np.float64)
     names = [name for name in maps.output_names if name in SCALES]
     columns = {name: maps.output_names.index(name) for name in names}
-    limits: dict[str, float] = {}
-    for name, column in columns.items():
-        limits[UNITS[name]] = max(limits.get(UNITS[name], 0.0), float(np.abs(relevance[:, column]).max()))
     panels = [
         {
             "output": name,
@@ -248,8 +343,21 @@ def _map_facts(method: str, maps: NoduleMaps) -> dict[str, Any]:
         "grid": list(relevance.shape[-2:]),
         "token_mm": list(maps.token_mm),
         "outputs": names,
-        "limits": limits,
+        "limits": colour_limits(maps, anchors),
+        "anchored": {name: anchors[name].nodules for name in names if name in anchors},
+        "strength": {name: _strength(method, relevance[:, k], anchors.get(name)) for name, k in columns.items()},
         "panels": panels,
+    }
+
+
+def colour_limits(maps: NoduleMaps, anchors: Mapping[str, Anchor]) -> dict[str, float]:
+    """Output -> the absolute score of full colour: the cohort's anchor, else the largest score of its unit here."""
+    own: dict[str, float] = {}
+    for column, name in enumerate(maps.output_names):
+        if name in UNITS:
+            own[UNITS[name]] = max(own.get(UNITS[name], 0.0), float(np.abs(maps.relevance[:, column]).max()))
+    return {
+        name: anchors[name].full if name in anchors else own[UNITS[name]] for name in maps.output_names if name in UNITS
     }
 
 
@@ -257,8 +365,10 @@ def _missing(row: Mapping[str, Any], crop: NoduleCrop, parts: NoduleParts) -> li
     found = []
     if parts.prediction is None:
         found.append("Predictions: run lidc-xai predict on this store with a model.")
+    elif number(parts.prediction, "p_calcified") is None:
+        found.append("P(any calcification): these predictions do not have it; predict again with a calibrated model.")
     if not parts.maps:
         found.append("Maps: run lidc-xai explain on this store with a model.")
-    if crop.reader_masks is None and number(row, "n_readers"):
+    if parts.origin == "lidc" and crop.reader_masks is None and number(row, "n_readers"):
         found.append("Readers' contours: this store was written without masks.")
     return found

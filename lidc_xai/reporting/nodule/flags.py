@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from lidc_xai.ratings import INDETERMINATE
+from lidc_xai.reporting.nodule.fact_types import Flag, Readings
 from lidc_xai.reporting.values import number, truth, words
 
+if TYPE_CHECKING:
+    from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+    from lidc_xai.nodules.maps import NoduleMaps
+
+AXES = {"axial": 0, "coronal": 1, "sagittal": 2}
+"""Axis of a (z, y, x) array that a view cuts."""
+GRAZED = 0.5
+"""Share of the largest outline's area below which a plane only grazes the nodule."""
 THICK_SLICES_MM = 2.5
 WIDE_DISAGREEMENT = 1.0
 WIDE_VIEWS = 0.2
 
 
-def _flag(level: str, title: str, text: str) -> dict[str, str]:
+def _flag(level: str, title: str, text: str) -> Flag:
     return {"level": level, "title": title, "text": text}
 
 
 def quality_flags(
     row: Mapping[str, Any],
-    readings: Mapping[str, Mapping[str, Any]],
+    readings: Mapping[str, Readings],
     prediction: Mapping[str, Any] | None = None,
-) -> list[dict[str, str]]:
+    origin: str = "lidc",
+) -> list[Flag]:
     """Flags of one nodule: dicts of ``level`` (``warning`` or ``note``), ``title`` and ``text``.
 
     ``row`` is its row of the store's manifest; ``readings`` maps a rating to ``mean``, ``sd`` and ``n`` over readers;
-    ``prediction`` is its row of the predictions.
+    ``prediction`` is its row of the predictions; ``origin`` "own": nobody's readings belong to it.
     """
-    return [*_image_flags(row), *_reader_flags(row, readings), *_model_flags(prediction)]
+    readers = _reader_flags(row, readings) if origin == "lidc" else []
+    return [*_image_flags(row), *readers, *_model_flags(row, prediction)]
 
 
-def _image_flags(row: Mapping[str, Any]) -> list[dict[str, str]]:
+def _image_flags(row: Mapping[str, Any]) -> list[Flag]:
     flags = []
     if truth(row, "simulated"):
         flags.append(_flag("warning", "SIMULATED", "The CT is computer-generated; only contours and ratings are real."))
@@ -40,7 +53,7 @@ def _image_flags(row: Mapping[str, Any]) -> list[dict[str, str]]:
         flags.append(_flag("warning", "HU not calibrated", f"{how}: windows and model input are approximate."))
     if truth(row, "padded"):
         what = _taken(issues, "of the box lies outside") or "A part of the box lies outside the scan"
-        flags.append(_flag("warning", "Padded", f"{what} and was never scanned."))
+        flags.append(_flag("warning", "Padded", f"{what} and was never scanned; the model saw filling there."))
     if truth(row, "larger_than_box"):
         extent = _taken(issues, "larger than the")
         cut = f"The crop cuts the nodule ({extent})" if extent else "The crop cuts the nodule"
@@ -48,8 +61,7 @@ def _image_flags(row: Mapping[str, Any]) -> list[dict[str, str]]:
     thickness = number(row, "slice_thickness_mm")
     if thickness is not None and thickness > THICK_SLICES_MM:
         flags.append(
-            _flag("note", f"Thick slices ({thickness:.3g} mm)", "Detail across slices, and so in the coronal and "
-                  "sagittal views, is interpolated.")
+            _flag("note", f"Thick slices ({thickness:.3g} mm)", "Detail across slices is interpolated.")
         )  # fmt: skip
     if issues:
         flags.append(_flag("note", "Found while reading the scan", "; ".join(issues)))
@@ -65,7 +77,7 @@ def _taken(issues: list[str], phrase: str) -> str:
     return ""
 
 
-def _reader_flags(row: Mapping[str, Any], readings: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+def _reader_flags(row: Mapping[str, Any], readings: Mapping[str, Readings]) -> list[Flag]:
     flags = []
     n_readers = number(row, "n_readers")
     if not n_readers:
@@ -95,9 +107,30 @@ def _reader_flags(row: Mapping[str, Any], readings: Mapping[str, Mapping[str, An
     return flags
 
 
-def _model_flags(prediction: Mapping[str, Any] | None) -> list[dict[str, str]]:
+def _model_flags(row: Mapping[str, Any], prediction: Mapping[str, Any] | None) -> list[Flag]:
+    flags = []
+    predicted, side = number(prediction, "diameter"), number(row, "size_mm")
+    if predicted is not None and side is not None and predicted > side and not truth(row, "larger_than_box"):
+        text = f"The model predicts {predicted:.0f} mm in a box of {side:g} mm: it saw a part of the nodule."
+        flags.append(_flag("warning", "Predicted larger than the box", text))
     low, high = (number(prediction, f"malignancy_probability_{end}") for end in ("low", "high"))
-    if low is None or high is None or not low < 0.5 < high or high - low < WIDE_VIEWS:
+    if low is not None and high is not None and low < 0.5 < high and high - low >= WIDE_VIEWS:
+        text = f"Single models and planes give probabilities from {low:.2f} to {high:.2f}, across 0.5."
+        flags.append(_flag("note", "Models disagree", text))
+    return flags
+
+
+def grazing_flags(crop: NoduleCrop, maps: Mapping[str, NoduleMaps]) -> list[Flag]:
+    """Explained planes that meet little of the outline: their maps say little about the nodule."""
+    if crop.consensus is None or not crop.consensus.any():
         return []
-    text = f"Read from single planes, the probability runs from {low:.2f} to {high:.2f}, across 0.5."
-    return [_flag("note", "Views disagree", text)]
+    found = {}
+    for item in maps.values():
+        for view, index in zip(item.views, item.indices, strict=True):
+            area = np.moveaxis(crop.consensus, AXES[view], 0).sum(axis=(1, 2))
+            found[view] = float(area[int(index)] / area.max())
+    low = [f"{view} {share:.0%}" for view, share in found.items() if share < GRAZED]
+    if not low:
+        return []
+    text = f"The explained plane meets little of the outline (of its largest: {', '.join(low)})."
+    return [_flag("note", "A plane grazes the nodule", text)]

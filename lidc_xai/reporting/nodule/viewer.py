@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 
 from lidc_xai.imaging.planes import VIEWS
 from lidc_xai.ratings import SCALES
-from lidc_xai.reporting.nodule.facts import UNITS, method_title
+from lidc_xai.reporting.nodule.facts import SHORT_UNITS, UNITS, method_title
+from lidc_xai.reporting.nodule.flags import AXES
 from lidc_xai.reporting.nodule.geometry import DisplayPlane, display_plane
 from lidc_xai.reporting.nodule.outlines import outline_path
 from lidc_xai.reporting.nodule.payload import differences, pack
-from lidc_xai.reporting.pictures import WINDOWS, palette, pooled
+from lidc_xai.reporting.pictures import palette, pooled
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
     from lidc_xai.nodules.maps import NoduleMaps
 
 _CONTEXT_STEP_HU = 4.0  # the context is only looked at: 4 HU are less than one grey level of the lung window
-_CUT_AXIS = {"axial": 0, "coronal": 1, "sagittal": 2}
 
 
 def viewer_payload(
@@ -33,8 +33,12 @@ def viewer_payload(
     maps: Mapping[str, NoduleMaps],
     limits: Mapping[str, Mapping[str, float]],
     context: NoduleCrop | None,
+    home: Mapping[str, int],
+    windows: Mapping[str, tuple[float, float]],
 ) -> str:
-    """Everything for the script, packed. ``limits``: method -> unit -> the shared limit of the colour scale."""
+    """Everything for the script, packed. ``limits``: method -> output -> the score of full colour; ``home``: view ->
+    slice that is shown first; ``windows``: name -> HU.
+    """
     arrays: dict[str, NDArray] = {"crop": differences(crop.ct)}
     volumes = {"crop": _volume(crop, 1.0, readers=True)}
     if context is not None:
@@ -49,8 +53,9 @@ def viewer_payload(
         "methods": methods,
         "outputs": [name for name in UNITS if any(name in item.output_names for item in maps.values())],
         "towards": {name: [SCALES[name].towards(-1), SCALES[name].towards(1)] for name in UNITS},
-        "units": {name: "logit" if UNITS[name] == "logit" else "SD" for name in UNITS},
-        "windows": {name: list(limits_hu) for name, limits_hu in WINDOWS.items()},
+        "units": SHORT_UNITS,
+        "windows": {name: list(limits_hu) for name, limits_hu in windows.items()},
+        "home": dict(home),
         "palette": palette(),
     }
     return pack(header, arrays)
@@ -62,7 +67,7 @@ def _method(name: str, maps: NoduleMaps, limits: Mapping[str, float]) -> dict[st
         "outputs": list(maps.output_names),
         "views": list(maps.views),
         "indices": [int(index) for index in maps.indices],
-        "limits": [float(limits.get(UNITS.get(output, ""), 0.0)) for output in maps.output_names],
+        "limits": [float(limits.get(output, 0.0)) for output in maps.output_names],
         "own": [float(np.abs(maps.relevance[:, column]).max()) for column in range(len(maps.output_names))],
     }
 
@@ -88,7 +93,7 @@ def _view(crop: NoduleCrop, view: str, readers: bool) -> dict[str, Any]:
 
 def _outlines(crop: NoduleCrop, plane: DisplayPlane, readers: bool) -> dict[str, dict[str, Any]]:
     """Slice index -> ``consensus`` and ``readers`` paths, where anything is marked."""
-    axis = _CUT_AXIS[plane.view]
+    axis = AXES[plane.view]
     masks = (
         [] if crop.reader_masks is None or not readers else [np.moveaxis(mask, axis, 0) for mask in crop.reader_masks]
     )

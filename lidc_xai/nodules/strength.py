@@ -1,0 +1,118 @@
+"""How strong a map is, on a scale that does not depend on the nodule it belongs to.
+
+One anchor per method and output: the 95th percentile, over the cohort's maps by models that never saw the nodule's
+patient, of a map's largest absolute score. A colour is full at the anchor, so that a weak map looks weak on every page.
+The quartiles of the same values say whether a map is strong, usual or weak. Anchors lie in ``model.json``, because a
+single nodule of one's own has no cohort.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lidc_xai.errors import ModelError
+from lidc_xai.files import write_json
+
+if TYPE_CHECKING:
+    from lidc_xai.imaging.store.crop_store import CropStore
+    from lidc_xai.models.nodule_model import NoduleModel
+    from lidc_xai.nodules.maps import NoduleMaps
+
+FULL_PERCENTILE = 95.0
+FEWEST = 20
+"""Maps below which a percentile says nothing."""
+RECORD = "map_anchors"
+"""Field of a model's ``training_info`` that holds the anchors."""
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """Largest absolute scores of a cohort's maps of one method and output, in the output's unit.
+
+    ``full``: their 95th percentile; ``weak`` and ``strong``: their lower and upper quartile; ``nodules``: how many.
+    """
+
+    full: float
+    weak: float
+    strong: float
+    nodules: int
+
+    def rank(self, largest: float) -> str:
+        """Where a map whose largest absolute score is ``largest`` stands: weak, usual or strong.
+
+        >>> Anchor(full=1.0, weak=0.2, strong=0.6, nodules=100).rank(0.1)
+        'weak'
+        """
+        return "strong" if largest > self.strong else "weak" if largest < self.weak else "usual"
+
+
+Anchors = Mapping[str, Mapping[str, Anchor]]
+"""Method -> output -> anchor."""
+
+
+def map_anchors(maps: Iterable[NoduleMaps]) -> dict[str, Anchor]:
+    """Output -> anchor, from the maps of a cohort by one method; empty below ``FEWEST`` nodules."""
+    largest: dict[str, list[float]] = {}
+    for one in maps:
+        for column, output in enumerate(one.output_names):
+            largest.setdefault(output, []).append(float(np.abs(one.relevance[:, column]).max()))
+    return {output: _anchor(values) for output, values in largest.items() if len(values) >= FEWEST}
+
+
+def _anchor(values: list[float]) -> Anchor:
+    weak, strong, full = np.percentile(values, [25, 75, FULL_PERCENTILE])
+    return Anchor(float(full), float(weak), float(strong), len(values))
+
+
+def cohort_anchors(
+    models: Sequence[NoduleModel], store: CropStore, maps: Mapping[str, Mapping[str, NoduleMaps]]
+) -> Anchors:
+    """Anchors of every method of ``maps`` over the nodules whose patient the explaining model never saw.
+
+    ``maps``: method -> nodule id -> maps, as ``explain_out_of_fold`` gives them: of several models, each nodule has
+    its maps from one that never saw it.
+    """
+    from lidc_xai.nodules._predict import known_patients
+
+    known = known_patients(models[0]) if len(models) == 1 else set()
+    patients = dict(zip(store.manifest["nodule_id"], store.manifest["patient_id"].astype(str), strict=True))
+    fresh = {
+        method: (item for name, item in found.items() if patients[name] not in known) for method, found in maps.items()
+    }
+    anchors = {method: map_anchors(items) for method, items in fresh.items()}
+    return {method: outputs for method, outputs in anchors.items() if outputs}
+
+
+def recorded_anchors(training_info: Mapping[str, Any]) -> dict[str, dict[str, Anchor]]:
+    """The anchors that a model's record holds; empty where it holds none. ``ModelError`` for a damaged record."""
+    try:
+        return {
+            str(method): {str(output): Anchor(**values) for output, values in outputs.items()}
+            for method, outputs in (training_info.get(RECORD) or {}).items()
+        }
+    except (AttributeError, TypeError) as error:
+        raise ModelError(f"model.json: training_info.{RECORD} is damaged ({error}); delete that field") from error
+
+
+def save_anchors(run: Path, anchors: Anchors) -> None:
+    """Write anchors into every ``model.json`` under a model's or run's folder; those of other methods stay.
+
+    The weights and their hash are not touched.
+    """
+    for path in [run / "model.json", run / "model" / "model.json", *sorted(run.glob("fold-*/model/model.json"))]:
+        if path.is_file():
+            _save(path, anchors)
+
+
+def _save(path: Path, anchors: Anchors) -> None:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    held = record.setdefault("training_info", {}).setdefault(RECORD, {})
+    for method, outputs in anchors.items():
+        held[method] = {output: asdict(anchor) for output, anchor in outputs.items()}
+    write_json(path, record)

@@ -1,0 +1,153 @@
+"""What a nodule's page says, by type. They are dictionaries, because the JSON beside the page is these very values."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypedDict
+
+Origin = Literal["lidc", "own"]
+"""Where a nodule comes from: LIDC-IDRI's readings, or points and masks on somebody's own CT."""
+TrustLevel = Literal["none", "low", "limited", "measured"]
+
+
+class Flag(TypedDict):
+    """A quality flag: ``level`` is ``warning`` or ``note``."""
+
+    level: str
+    title: str
+    text: str
+
+
+class Independence(TypedDict):
+    """Whether the model had seen this patient: ``status`` independent, trained_on, unknown or none; a sentence."""
+
+    status: str
+    text: str
+
+
+class Readings(TypedDict):
+    """What readers said about one output.
+
+    ``mean``, ``sd``: of the votes; of calcification, whose codes are names and not numbers, ``mean`` is the share of
+    readers who saw any and ``sd`` is None. ``tally``: votes in words with their number, most frequent first.
+    """
+
+    mean: float | None
+    sd: float | None
+    n: int
+    votes: list[float]
+    words: str
+    tally: str
+
+
+class Prediction(TypedDict):
+    """What the model says about one output.
+
+    ``low``, ``high``: 90 % interval, None where none was measured. ``disagree_by``: standard deviation over folds,
+    views and slices; ``least``, ``greatest``: of the probability over them. Neither is an interval. ``set``: the
+    conformal set of malignancy ("low", "high", "low or high"). ``coverage``: measured share of nodules whose readers'
+    mean lay inside their interval.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    coverage: float | None
+    disagree_by: float | None
+    least: float | None
+    greatest: float | None
+    set: str
+    words: str
+    percentile: float | None
+    logit: float | None
+    diameter_only: float | None
+
+
+class Output(TypedDict):
+    """One output on the page. ``kind``: probability (malignancy), any (P of any calcification), rating or length."""
+
+    name: str
+    title: str
+    kind: Literal["probability", "any", "rating", "length"]
+    unit: str
+    relevance_unit: str
+    ends: list[str]
+    positive: str
+    negative: str
+    note: str
+    prediction: Prediction | None
+    readers: Readings
+
+
+class ReaderMask(TypedDict):
+    """One reader's outline: its volume and Dice against the consensus of all and of the others."""
+
+    reader: int
+    volume_mm3: float
+    dice_consensus: float | None
+    dice_others: float | None
+
+
+class Strength(TypedDict):
+    """One map's strength in its output's unit, means over the evaluated planes; ``rank`` is empty without an anchor."""
+
+    positive: float
+    negative: float
+    largest: float
+    rank: str
+    word: str
+
+
+class MapFacts(TypedDict):
+    """One method's maps. ``limits``: output -> absolute score of full colour; ``anchored``: outputs whose limit is the
+    cohort's, with the number of its nodules.
+    """
+
+    method: str
+    title: str
+    engine: str
+    options: dict[str, Any]
+    grid: list[int]
+    token_mm: list[float]
+    outputs: list[str]
+    limits: dict[str, float]
+    anchored: dict[str, int]
+    strength: dict[str, Strength]
+    panels: list[dict[str, Any]]
+
+
+class Trust(TypedDict):
+    """A verdict: ``level``, its words, the reasons for it and what was not measured."""
+
+    level: TrustLevel
+    text: str
+    reasons: list[str]
+    unmeasured: list[str]
+
+
+class NoduleFacts(TypedDict):
+    """Everything that a nodule's page says."""
+
+    research_use_only: str
+    origin: Origin
+    identifiers: dict[str, Any]
+    simulated: bool
+    crop: dict[str, Any]
+    label: float | None
+    malignancy_median: float | None
+    label_words: str
+    reads: str
+    outline: str
+    independence: Independence
+    outputs: list[Output]
+    readers: list[ReaderMask]
+    maps: list[MapFacts]
+    overlap: list[dict[str, Any]]
+    map_spread: dict[str, float | None]
+    curves: dict[str, Any]
+    flags: list[Flag]
+    missing: list[str]
+    summary: list[str]
+    trust: dict[str, Trust]
+    similar: list[dict[str, Any]]
+    model: dict[str, Any]
+    run: dict[str, Any]

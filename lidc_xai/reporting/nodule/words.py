@@ -1,0 +1,233 @@
+"""A nodule in sentences: what the model was shown, what it makes of the nodule, why, and how far to believe it.
+
+Every sentence is put together from facts of this run. What was not measured is said to be not measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lidc_xai.reporting.values import show
+
+if TYPE_CHECKING:
+    from lidc_xai.reporting.nodule.fact_types import MapFacts, NoduleFacts, Output, Trust
+
+SHAKY_MAP = 0.5
+"""Below this mean rank correlation between models, a map is a property of one training, not of the nodule."""
+SURE = (0.2, 0.8)
+"""Probabilities between these two say little about which side of 3 the readers' median lies on."""
+
+
+def outline_words(origin: str, outlined: bool) -> str:
+    """What the white line on this nodule's pictures is; empty where there is none."""
+    if not outlined:
+        return ""
+    return "the readers’ consensus" if origin == "lidc" else "the outline of the given mask"
+
+
+def listed(names: Sequence[str], joint: str = "and") -> str:
+    """Words in a row.
+
+    >>> listed(["axial", "coronal", "sagittal"])
+    'axial, coronal and sagittal'
+    """
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {joint} {names[-1]}" if names else ""
+
+
+def reads_words(model_info: Mapping[str, Any] | None, maps: Sequence[MapFacts] = ()) -> str:
+    """Which planes the model reads, from its own preprocessing, else from the planes that its maps explain."""
+    reads = (model_info or {}).get("reads")
+    if isinstance(reads, Mapping):
+        views, slices = [str(view) for view in reads["views"]], int(reads.get("slices", 1))
+        if slices > 1:
+            return f"the {slices} {listed(views)} planes about the middle of the crop" + (
+                " (of each direction)" if len(views) > 1 else ""
+            )
+        return f"the middle {listed(views)} plane{'s' if len(views) > 1 else ''} of the crop"
+    views = list(dict.fromkeys(panel["view"] for item in maps for panel in item["panels"]))
+    return f"the middle {listed(views)} plane{'s' if len(views) > 1 else ''} of the crop" if views else ""
+
+
+def summary_sentences(facts: NoduleFacts) -> list[str]:
+    """What it looks like, what drove the rating, how far to believe it: one sentence each, as far as it is known."""
+    by_name = {output["name"]: output for output in facts["outputs"]}
+    return [text for text in (_looks(by_name, facts), _drove(by_name["malignancy"], facts), _belief(facts)) if text]
+
+
+def _looks(outputs: Mapping[str, Output], facts: NoduleFacts) -> str:
+    """The biomarkers as a radiologist dictates them, by the model where it was asked, else by the readers."""
+    of_model = outputs["margin"]["prediction"] is not None
+    words = {name: _word(output, of_model) for name, output in outputs.items()}
+    size = _value(outputs["diameter"], of_model)
+    adjectives = [words[name] for name in ("texture", "sphericity") if words[name]]
+    if not adjectives and size is None:
+        return ""
+    who = "By the model" if of_model else "By the readers"
+    head = f"{who}: a {f'{size:.0f} mm ' if size is not None else ''}{', '.join(adjectives)} nodule"
+    margin = f"{words['margin']}" if words["margin"] else ""
+    margin = margin if not margin or "margin" in margin or "defined" in margin else f"{margin} margin"
+    parts = [part for part in (margin, words["lobulation"], words["spiculation"]) if part]
+    calcified = _value(outputs["calcification"], of_model)
+    parts.append(
+        "calcification not measured" if calcified is None
+        else f"any calcification {calcified:.0%} likely" if of_model
+        else f"calcified for {calcified:.0%} of readers"
+    )  # fmt: skip
+    return f"{head}, {', '.join(parts)}."
+
+
+def _word(output: Output, of_model: bool) -> str:
+    if output["kind"] != "rating":
+        return ""
+    held = output["prediction"] if of_model else output["readers"]
+    return held["words"] if held else ""
+
+
+def _value(output: Output, of_model: bool) -> float | None:
+    if of_model:
+        return output["prediction"]["value"] if output["prediction"] else None
+    return output["readers"]["mean"]
+
+
+def _drove(malignancy: Output, facts: NoduleFacts) -> str:
+    """Where the strength of the malignancy map lies and which way it pulls."""
+    shown = explaining(facts)
+    prediction = malignancy["prediction"]
+    if prediction is None:
+        return ""
+    head = f"The probability of a high rating is {prediction['value']:.2f}"
+    if prediction["diameter_only"] is not None:
+        head += f" ({prediction['diameter_only']:.2f} from the diameter alone)"
+    if shown is None or "malignancy" not in shown["strength"]:
+        return f"{head}; what drove it was not explained."
+    strength = shown["strength"]["malignancy"]
+    raised, lowered = strength["positive"], -strength["negative"]
+    pull = "raise and lower it alike" if _alike(raised, lowered) else "raise it" if raised > lowered else "lower it"
+    text = f"{head}; what the model saw would {pull} ({show(raised, 2, True)} and {show(-lowered, 2, True)} logits)"
+    inside = next(
+        (row["absolute_mass"] for row in facts["overlap"]
+         if row["method"] == shown["method"] and row["output"] == "malignancy"), None,
+    )  # fmt: skip
+    if inside is not None:
+        text += f", {inside:.0%} of the map’s strength inside the outline"
+    if strength["rank"]:
+        rank = {"strong": "top quarter", "usual": "middle half", "weak": "lowest quarter"}[strength["rank"]]
+        text += f"; the map is {strength['rank']} ({rank} of the cohort)"
+    return text + "."
+
+
+def _alike(a: float, b: float) -> bool:
+    return abs(a - b) < 0.1 * max(a, b, 1e-12)
+
+
+def _belief(facts: NoduleFacts) -> str:
+    """Interval, repeatability and deletion, measured or not."""
+    malignancy = facts["outputs"][0]["prediction"]
+    if malignancy is None:
+        return ""
+    parts = []
+    if malignancy["set"]:
+        parts.append(f"at 90 % the rating is {malignancy['set']}")
+    if malignancy["disagree_by"] is not None:
+        parts.append(f"models and views disagree by {malignancy['disagree_by']:.2f}")
+    elif malignancy["least"] is not None and malignancy["greatest"] is not None:
+        parts.append(f"single views and models give {malignancy['least']:.2f} to {malignancy['greatest']:.2f}")
+    agreement = facts["map_spread"].get("malignancy")
+    parts.append(
+        "how far another training would draw the same map was not measured" if agreement is None
+        else f"other trainings draw the same map to a rank correlation of {agreement:.2f}"
+    )  # fmt: skip
+    lost = deletion_words(facts["curves"].get("malignancy"))
+    parts.append(lost or "what the score loses when the map’s pixels go was not measured")
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def deletion_words(curve: Mapping[str, Any] | None) -> str:
+    """What replacing a fifth of the pixels does, most relevant first against least relevant first."""
+    if not curve:
+        return ""
+    place = min(range(len(curve["percent"])), key=lambda k: abs(curve["percent"][k] - 20))
+    start = curve["mif"][0]
+    most, least = (curve[name][place] - start for name in ("mif", "lif"))
+    share = f"{curve['percent'][place]:.0f} %"
+    order = "as a right order would" if follows_order(curve) else "not as a right order would"
+    return (
+        f"replacing the {share} most relevant pixels moves the score by {show(most, 2, True)}, the least relevant by "
+        f"{show(least, 2, True)} logits, {order}"
+    )
+
+
+def follows_order(curve: Mapping[str, Any]) -> bool:
+    """Whether the score lies lower all in all when the most relevant pixels go first (positive relevance raises it)."""
+    return sum(curve["lif"]) > sum(curve["mif"])
+
+
+def explaining(facts: NoduleFacts) -> MapFacts | None:
+    """The first method that explains: no control."""
+    from lidc_xai.reporting.parts import is_control
+
+    return next((item for item in facts["maps"] if not is_control(item["method"])), None)
+
+
+def trust_in_rating(facts: NoduleFacts) -> Trust:
+    """A verdict on the model's rating, from what was measured about it."""
+    prediction = facts["outputs"][0]["prediction"]
+    if prediction is None:
+        return {"level": "none", "text": "There is no rating by a model.", "reasons": [], "unmeasured": []}
+    warned = [flag["title"] for flag in facts["flags"] if flag["level"] == "warning"]
+    reasons = []
+    unmeasured = [] if prediction["set"] else ["a 90 % set of the rating"]
+    if not any(one["prediction"] and one["prediction"]["low"] is not None for one in facts["outputs"]):
+        unmeasured.append("90 % intervals of the biomarkers")
+    status = facts["independence"]["status"]
+    if status == "trained_on":
+        reasons.append("the model was trained on this patient")
+        return {"level": "low", "text": "Do not rely on the rating", "reasons": reasons, "unmeasured": unmeasured}
+    if status == "unknown":
+        reasons.append("it is not known whether the model had seen this patient")
+    if prediction["set"] == "low or high" or (not prediction["set"] and SURE[0] < prediction["value"] < SURE[1]):
+        reasons.append("low and high are both possible")
+    if facts["origin"] == "own":
+        reasons.append("how well the model does on scans like this one was not measured")
+    reasons += warned
+    if reasons:
+        return {"level": "limited", "text": "Read the rating with care", "reasons": reasons, "unmeasured": unmeasured}
+    text = "The rating can be read as its measured figures say"
+    return {"level": "measured", "text": text, "reasons": ["never seen by this model"], "unmeasured": unmeasured}
+
+
+def trust_in_map(facts: NoduleFacts) -> Trust:
+    """A verdict on the malignancy map, from repeatability, deletion and strength."""
+    shown = explaining(facts)
+    if shown is None:
+        return {"level": "none", "text": "There is no map.", "reasons": [], "unmeasured": []}
+    agreement, curve = facts["map_spread"].get("malignancy"), facts["curves"].get("malignancy")
+    rank = shown["strength"].get("malignancy", {"rank": ""})["rank"]
+    unmeasured = [
+        name
+        for name, value in (("repeatability", agreement), ("deletion", curve), ("strength in a cohort", rank or None))
+        if value is None
+    ]  # fmt: skip
+    against: list[str] = []
+    supporting: list[str] = []
+    if agreement is not None:
+        text = f"models draw it alike to {agreement:.2f}"
+        (against if agreement < SHAKY_MAP else supporting).append(text)
+    if curve:
+        right = follows_order(curve)
+        (supporting if right else against).append(f"deletion {'follows' if right else 'contradicts'} its order")
+    if rank == "weak":
+        against.append("it is weak: the lowest quarter of the cohort")
+    if against:
+        reasons = [*against, *supporting]
+        if len(against) > 1:
+            words = "Do not read the map as the reason"
+            return {"level": "low", "text": words, "reasons": reasons, "unmeasured": unmeasured}
+        return {"level": "limited", "text": "Read the map with care", "reasons": reasons, "unmeasured": unmeasured}
+    if not supporting:
+        words = "The map is untested here: it shows what the method draws"
+        return {"level": "limited", "text": words, "reasons": [], "unmeasured": unmeasured}
+    words = "The map passed what was measured"
+    return {"level": "measured", "text": words, "reasons": supporting, "unmeasured": unmeasured}

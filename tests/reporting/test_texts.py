@@ -1,0 +1,216 @@
+"""What pages say must be true of this nodule, this model and this run: each sentence that once was not has a test."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lidc_xai.imaging.store.crop_store import CropStore, StoreWriter
+from lidc_xai.models import build_model
+from lidc_xai.models.preprocess import Preprocess
+from lidc_xai.nodules.explained import shared_info
+from lidc_xai.nodules.strength import Anchor
+from lidc_xai.ratings import BIOMARKERS, SCALES
+from lidc_xai.reporting import nodule_report, study_report
+from lidc_xai.reporting.nodule.charts import deletion_caption
+from lidc_xai.reporting.nodule.drawing import largest_indices
+from lidc_xai.reporting.nodule.flags import quality_flags
+from lidc_xai.reporting.nodule.words import reads_words
+
+
+def written(store, out, **parts):
+    """A page's text and its facts."""
+    nodule_id = store.nodule_ids[0]
+    nodule_report(store, nodule_id, out, pdf=False, **parts)
+    text = (out / f"{nodule_id}.html").read_text(encoding="utf-8")
+    return text, json.loads((out / f"{nodule_id}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("codes", "share", "tally"),
+    [([6, 6, 6, 6], 0.0, "4 × absent"), ([3, 3, 6, 3], 0.75, "3 × solid, 1 × absent")],
+)
+def test_calcification_is_a_share_and_votes_never_a_mean_of_codes(made, tmp_path, codes, share, tally):
+    store = made.store(tmp_path / "store", n=1)
+    store.votes["calcification"] = codes
+    predictions = made.predictions(store.nodule_ids).assign(calcification=5.2, calcification_words="central")
+    text, facts = written(store, tmp_path, predictions=predictions)
+    output = next(one for one in facts["outputs"] if one["name"] == "calcification")
+    assert output["readers"]["mean"] == share
+    assert output["readers"]["tally"] == tally
+    assert output["prediction"] is None  # a mean code is no quantity
+    assert tally in text
+    for word in ("non-central", "central"):
+        assert word not in text, word
+    assert "calcification not measured" in text
+    with_p = predictions.assign(p_calcified=0.07)
+    text, facts = written(store, tmp_path, predictions=with_p)
+    output = next(one for one in facts["outputs"] if one["name"] == "calcification")
+    assert output["prediction"]["value"] == 0.07
+    assert output["prediction"]["words"] == ""
+    assert "any calcification 7% likely" in text
+
+
+def test_disagreement_is_no_interval(made, tmp_path):
+    store = made.store(tmp_path / "store", n=1)
+    predictions = made.predictions(store.nodule_ids)
+    text, facts = written(store, tmp_path, predictions=predictions)
+    margin = next(one for one in facts["outputs"] if one["name"] == "margin")["prediction"]
+    assert (margin["low"], margin["high"], margin["disagree_by"]) == (None, None, 0.4)
+    assert "interval not measured" in text
+    assert "Models disagree by" in text
+    assert "± spread" not in text
+    measured = predictions.assign(margin_low=1.25, margin_high=4.75, malignancy_set="low,high")
+    info = {"intervals": {"coverage": dict.fromkeys(BIOMARKERS, 0.91)}}
+    text, facts = written(store, tmp_path, predictions=measured, model_info=info)
+    margin = next(one for one in facts["outputs"] if one["name"] == "margin")["prediction"]
+    assert (margin["low"], margin["high"], margin["coverage"]) == (1.25, 4.75, 0.91)
+    assert "1.2 to 4.8" in text
+    assert "91 to 91 % of nodules" in text
+    assert "90 % set: low or high" in text
+    assert facts["trust"]["rating"]["level"] == "limited"
+
+
+def test_the_probability_is_not_drawn_on_the_readers_axis(made, tmp_path):
+    store = made.store(tmp_path / "store", n=1)
+    text, _ = written(store, tmp_path, predictions=made.predictions(store.nodule_ids))
+    row = text.split('<tr data-output="malignancy">')[1].split("</tr>")[0]
+    strips = row.split('<svg class="strip"')[1:]
+    assert len(strips) == 2
+    assert "probability 0.20" in strips[0]
+    assert strips[0].count("<circle") == 0  # no vote beside the probability
+    assert strips[1].count("<circle") == 4
+    assert "Z" not in strips[1]  # and no model's diamond among the votes
+
+
+@pytest.mark.parametrize(
+    ("views", "slices", "wanted"),
+    [
+        (("axial",), 1, "the middle axial plane of the crop"),
+        (("axial",), 3, "the 3 axial planes about the middle of the crop"),
+        (("axial", "coronal", "sagittal"), 1, "the middle axial, coronal and sagittal planes of the crop"),
+    ],
+)
+def test_what_the_model_read_comes_from_the_model(made, tmp_path, views, slices, wanted):
+    store = made.store(tmp_path / "store", n=1)
+    model = build_model("vit_nodule_p8", ["malignancy"], size=32, preprocess=Preprocess(views=views, slices=slices))
+    info = shared_info([model])
+    assert reads_words(info) == wanted
+    result = study_report(store, tmp_path, made.predictions(store.nodule_ids), model_info=info, pdf=False)
+    assert f"The model read {wanted}." in result.index.read_text(encoding="utf-8")
+    if len(views) == 1:
+        assert "coronal and sagittal" not in result.index.read_text(encoding="utf-8").split("How to read this")[1]
+
+
+def test_print_shows_only_planes_that_the_model_read(made, tmp_path, monkeypatch):
+    printed = {}
+    monkeypatch.setattr(
+        "lidc_xai.reporting.nodule.page.write_pdf",
+        lambda text, path, paper, pictures: printed.update(text=text, names=set(pictures)) or path,
+    )
+    store = made.store(tmp_path / "store", n=1)
+    nodule_id = store.nodule_ids[0]
+    model = build_model("vit_nodule_p8", ["malignancy"], size=32, preprocess=Preprocess(views=("axial",)))
+    maps = made.maps(nodule_id)
+    for info, wanted in ((shared_info([model]), {"input-axial"}), ({}, set())):
+        nodule_report(store, nodule_id, tmp_path, maps={"cdam": [maps]}, model_info=info)
+        assert {name for name in printed["names"] if name.startswith("input")} == wanted
+        assert ("What the model was shown" in printed["text"]) == bool(wanted)
+
+
+def own_store(made, path, patient: str, mask: bool = True) -> CropStore:
+    """One crop of somebody's own CT, as prepare --mask or --points writes it."""
+    writer = StoreWriter(path, size_mm=32, spacing_mm=1, rule={"source": "mask" if mask else "points"})
+    crop = made.crop("scan-nodule-1", readers=1 if mask else 0)
+    crop.padded = True
+    crop.issues.append("12.5% of the box lies outside the scan: padded with -1000 HU")
+    writer.write(crop, {"patient_id": patient, "slice_thickness_mm": 1.0, "scanner": "Somebody"}, [])
+    return writer.finish()
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_own_ct_has_no_word_of_lidc_and_no_identifier(made, tmp_path, mask):
+    patient = "DOE^JANE 19500101"
+    store = own_store(made, tmp_path / "store", patient, mask)
+    predictions = made.predictions(store.nodule_ids).assign(diameter=34.0, p_calcified=0.1)
+    info = {"train_patients": ["LIDC-IDRI-0001"], "reads": {"views": ["axial"], "slices": 1, "window": [-1000, 400]}}
+    maps = {"cdam": [made.maps(store.nodule_ids[0])]}
+    result = study_report(store, tmp_path / "out", predictions, maps, info, pdf=False)
+    for path in result.paths:
+        text = path.read_text(encoding="utf-8")
+        for word in (
+            "LIDC-IDRI",
+            "LIDC",
+            patient,
+            "1.2.3",
+            "<NA>",
+            "&lt;NA&gt;",
+            "readers said",
+            "of 4 readers",
+            ">nan",
+        ):
+            assert word not in text, (path.name, word)
+    text = result.paths[1].read_text(encoding="utf-8")
+    assert "34 mm in a box of 32 mm" in text
+    assert "12.5% of the box lies outside" in text
+    assert ("outline of the given mask" in text) == mask
+    kept = study_report(store, tmp_path / "kept", predictions, keep_ids=True, pdf=False)
+    assert patient in kept.paths[1].read_text(encoding="utf-8")
+
+
+def test_colour_and_words_of_a_map_are_the_cohorts(made, tmp_path):
+    store = made.store(tmp_path / "store", n=1)
+    maps = made.maps(store.nodule_ids[0])  # scores of about 0.02, largest about 0.05
+    largest = float(np.abs(maps.relevance[:, 0]).max())
+    anchor = {"malignancy": Anchor(full=20 * largest, weak=2 * largest, strong=5 * largest, nodules=100)}
+    predictions = made.predictions(store.nodule_ids)
+    _, plain = written(store, tmp_path, predictions=predictions, maps={"cdam": [maps]})
+    text, facts = written(store, tmp_path, predictions=predictions, maps={"cdam": [maps]}, anchors={"cdam": anchor})
+    assert plain["maps"][0]["limits"]["malignancy"] == pytest.approx(largest)
+    assert facts["maps"][0]["limits"]["malignancy"] == pytest.approx(20 * largest)
+    strength = facts["maps"][0]["strength"]["malignancy"]
+    assert strength["rank"] == "weak"
+    assert strength["positive"] == pytest.approx(maps.relevance[:, 0].clip(min=0).sum((1, 2)).mean(), rel=1e-5)
+    assert strength["word"] == "strength"  # CDAM's scores do not add up to the output
+    assert "the map is weak (lowest quarter of the cohort)" in text
+    assert "95 % of the cohort’s maps" in text
+    assert facts["trust"]["map"]["level"] == "limited"
+
+
+def test_the_plane_of_the_largest_outline_is_shown(made, tmp_path):
+    crop = made.crop("n")  # its ball lies 4, −3 and 2 mm off the centre
+    areas = [crop.consensus[:, index].sum() for index in range(32)]
+    assert areas[largest_indices(crop)["coronal"]] == max(areas)
+    assert areas[16] < max(areas)
+    store = made.store(tmp_path / "store", n=1)
+    maps = made.maps(store.nodule_ids[0])
+    text, facts = written(store, tmp_path, maps={"cdam": [maps]})
+    index = largest_indices(store.load(store.nodule_ids[0]))["coronal"]
+    assert f"y = {20 + index:.1f} mm" in text
+    grazing = type(maps)(**{**vars(maps), "indices": (16, 8, 16)})
+    _, facts = written(store, tmp_path, maps={"cdam": [grazing]})
+    assert any("coronal" in flag["text"] for flag in facts["flags"] if flag["title"] == "A plane grazes the nodule")
+
+
+def test_a_deletion_curve_is_told_as_it_is():
+    falling = {"percent": [0, 50, 100], "mif": [2.0, 0.5, 0.0], "lif": [2.0, 1.9, 0.0], "removed": 2.0}
+    assert deletion_caption(falling, "logit").startswith("falls by 2.00 logit when all is replaced")
+    assert "is borne out" in deletion_caption(falling, "logit")
+    rising = {"percent": [0, 50, 100], "mif": [-2.0, -1.0, 0.0], "lif": [-2.0, -1.5, 0.0], "removed": -2.0}
+    assert deletion_caption(rising, "logit").startswith("rises by 2.00 logit")
+    assert "is not borne out" in deletion_caption(rising, "logit")
+
+
+def test_words_of_a_mean_are_for_ordered_scales_only(made, tmp_path):
+    store = made.store(tmp_path / "store", n=1)
+    _, facts = written(store, tmp_path, predictions=made.predictions(store.nodule_ids))
+    for output in facts["outputs"]:
+        if output["prediction"] and output["prediction"]["words"]:
+            assert output["prediction"]["words"] == SCALES[output["name"]].in_words(output["prediction"]["value"])
+            assert output["name"] not in ("malignancy", "calcification", "diameter")
+
+
+def test_a_prediction_that_fits_the_box_is_no_warning():
+    assert quality_flags({"size_mm": 32.0, "n_readers": 4}, {}, {"diameter": 31.0}) == []
+    (flag,) = quality_flags({"size_mm": 32.0, "n_readers": 4}, {}, {"diameter": 33.0})
+    assert flag["title"] == "Predicted larger than the box"
