@@ -20,13 +20,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lidc_xai.data.augmentation import Augmentation
+from lidc_xai.data.transforms import MovePlanes
 from lidc_xai.explain import explain
 from lidc_xai.models import BACKBONES, Backbone, build_backbone, build_model, list_backbones
 from lidc_xai.ratings import OUTPUTS
-from lidc_xai.training.loop.augment import augmented, draw
 from lidc_xai.training.loop.losses import masked_loss
 from lidc_xai.training.loop.optimiser import build_optimiser
-from lidc_xai.training.options import AugmentOptions, LossOptions, OptimiserOptions
+from lidc_xai.training.options import LossOptions, OptimiserOptions
 
 KEYS = Path(__file__).resolve().parents[1] / "tests" / "models" / "official_keys"
 
@@ -53,10 +54,11 @@ def row(entry: Backbone, batch: int, repeats: int) -> str:
     targets = torch.cat([torch.randint(2, (batch, 1)).float(), torch.randn(batch, len(OUTPUTS) - 1)], dim=1)
     optimiser = build_optimiser(model, OptimiserOptions())
     before = [parameter.detach().clone() for parameter in model.head.parameters()]
-    draws = draw(AugmentOptions(), batch, 32, 3, 5, 0, 0)
+    numbers = torch.stack([Augmentation().draw(str(item), 0, 0, 3).numbers() for item in range(batch)])
+    move = MovePlanes(model.preprocess.mean)
 
     def step() -> None:
-        changed = augmented(planes, draws, torch.arange(batch), model.preprocess.mean)
+        changed = move({"image": planes[:, None], "numbers": numbers})["image"][:, 0]
         outputs = model(model.preprocess.apply(changed))
         masked_loss(outputs, targets, model.output_kinds, LossOptions()).backward()
         optimiser.step()

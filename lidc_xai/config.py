@@ -9,7 +9,7 @@ import difflib
 import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -25,6 +25,22 @@ class Config(BaseModel):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     seed: int = Field(0, ge=0, description="Seed of everything random.")
     quiet: bool = Field(False, description="No progress on standard error.")
+
+
+class Options(BaseModel):
+    """Base of groups of options inside a configuration. An unknown field is an error, so is a value out of range."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """The same as the constructor, with a one-line ``UsageError`` that names the field."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise UsageError(f"option {where}: {first['msg']}, got {first['input']!r}") from error
 
 
 C = TypeVar("C", bound=BaseModel)

@@ -1,4 +1,7 @@
+from .augmentation import Augmentation as Augmentation
 from .dataset import NoduleDataset as NoduleDataset
+from .dataset import PlaneDataset as PlaneDataset
+from .dataset import TrainingPlanes as TrainingPlanes
 from .dataset import fold_datasets as fold_datasets
 from .idc import DownloadResult as DownloadResult
 from .idc import download as download
@@ -9,4 +12,3 @@ from .splits import make_splits as make_splits
 from .splits import split_store as split_store
 from .statistics import target_scaling as target_scaling
 from .statistics import window_statistics as window_statistics
-from .transforms import Augmentation as Augmentation

@@ -1,27 +1,19 @@
-"""MONAI transforms from a crop to the planes that a model reads, and the random changes of training."""
+"""MONAI transforms from a store to what a model reads: planes of a crop, random changes of a batch, preprocessing."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from monai.transforms import (
-    Affine,
-    Compose,
-    RandFlipd,
-    RandomizableTransform,
-    RandRotate90d,
-    RandScaleIntensityFixedMeand,
-    RandShiftIntensityd,
-    Transform,
-)
-from monai.utils import convert_to_tensor
+from monai.transforms import Transform
+from torch import Tensor
+from torch.nn import functional
 
-from lidc_xai.errors import DataError, UsageError
-from lidc_xai.imaging.planes import VIEWS, extract_plane
+from lidc_xai.errors import DataError
+from lidc_xai.imaging.planes import VIEWS, planes_of
+from lidc_xai.models.turns import TURNS, turned
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.store.crop_store import CropStore
@@ -30,101 +22,71 @@ if TYPE_CHECKING:
 Item = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """Random changes of a training plane.
+class ReadPlanes(Transform):
+    """{"nodule_id"} -> {"planes": (V, K, h, w) float32 HU}: the ``slices`` planes about the middle of every view.
 
-    ``slices``: the plane is one of so many around the middle (odd). ``rotate90``, ``flip``: by quarter turns, mirrored.
-    ``shift_pixels``: shift up to this many crop pixels each way. ``scale``: zoom by up to this share (the target of
-    the diameter follows). ``shift_hu``: brightness up to this many HU each way. ``scale_hu``: contrast by up to this
-    share about the plane's mean.
+    ``masks``: also {"masks": (V, K, h, w) bool}, the readers' consensus (a nodule without readers has an empty one).
     """
 
-    slices: int = 5
-    rotate90: bool = True
-    flip: bool = True
-    shift_pixels: float = 1.0
-    scale: float = 0.0
-    shift_hu: float = 20.0
-    scale_hu: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.slices < 1 or self.slices % 2 == 0:
-            raise UsageError(
-                f"augmentation: slices is {self.slices}; give an odd number, so that the middle is among them"
-            )
-        if (
-            min(self.shift_pixels, self.scale, self.shift_hu, self.scale_hu) < 0
-            or max(self.scale, self.scale_hu) >= 0.5
-        ):
-            raise UsageError(f"augmentation: no amount may be negative and no share 0.5 or more, got {self}")
-
-    def transforms(self, diameter: tuple[int, float, float] | None = None) -> Compose:
-        """The random part; ``diameter``: column, mean and deviation of the diameter among the targets, if it is one."""
-        steps: list[Any] = [RandPlane()]
-        if self.rotate90:
-            steps.append(RandRotate90d("image", prob=0.75, max_k=3))
-        if self.flip:
-            steps.append(RandFlipd("image", prob=0.5, spatial_axis=0))
-        if self.shift_pixels or self.scale:
-            steps.append(RandShiftZoom(self.shift_pixels, self.scale, diameter))
-        if self.scale_hu:
-            steps.append(RandScaleIntensityFixedMeand("image", factors=self.scale_hu, prob=1.0))
-        if self.shift_hu:
-            steps.append(RandShiftIntensityd("image", offsets=self.shift_hu, prob=1.0))
-        return Compose(steps)
-
-
-class ReadPlanes(Transform):
-    """{"nodule_id"} -> {"planes": (V, K, h, w) float32 HU}: the ``slices`` planes about the middle of every view."""
-
-    def __init__(self, store: CropStore, views: Sequence[str] = VIEWS, slices: int = 1) -> None:
-        self.store, self.views, self.slices = store, tuple(views), slices
+    def __init__(self, store: CropStore, views: Sequence[str] = VIEWS, slices: int = 1, masks: bool = False) -> None:
+        self.store, self.views, self.slices, self.masks = store, tuple(views), slices, masks
 
     def __call__(self, item: Mapping[str, Any]) -> Item:
         crop = self.store.load(item["nodule_id"])
-        if len(set(crop.ct.shape)) > 1 or crop.ct.shape[0] < self.slices:
-            raise DataError(
-                f"{self.store.path}: crop {item['nodule_id']} has shape {crop.ct.shape}; "
-                f"planes need a cube of at least {self.slices} voxels; run prepare again"
-            )
-        stacks = []
-        for view in self.views:
-            middle = extract_plane(crop.ct, crop.affine, view).index
-            around = range(middle - self.slices // 2, middle + self.slices // 2 + 1)
-            stacks.append(np.stack([extract_plane(crop.ct, crop.affine, view, index).image for index in around]))
-        return {**item, "planes": torch.from_numpy(np.stack(stacks).astype(np.float32))}
+        try:
+            planes = torch.from_numpy(planes_of(crop, self.views, self.slices))
+        except DataError as error:
+            raise DataError(f"{self.store.path}: {error}") from None
+        found = {**item, "planes": planes}
+        if self.masks:
+            inside = None if crop.consensus is None else planes_of(crop, self.views, self.slices, of="consensus")
+            found["masks"] = torch.zeros(planes.shape, dtype=torch.bool) if inside is None else torch.from_numpy(inside)
+        return found
 
 
-class RandPlane(RandomizableTransform):
-    """{"planes": (V, K, h, w)} -> {"image": (1, h, w)}: one view and one slice at random."""
+class MovePlanes(Transform):
+    """The random changes of a batch in one resampling, on whatever device its planes lie.
 
-    def __call__(self, item: Mapping[str, Any]) -> Item:
-        views, slices = item["planes"].shape[:2]
-        view, index = self.R.randint(views), self.R.randint(slices)
-        # a copy: what is cached must not be changed
-        return {**item, "image": item["planes"][view, index][None].clone()}
+    {"image": (B, C, h, w) HU, "numbers": (B, 7) of ``Draw``, "mask": (B, h, w) where there is one} -> the same,
+    changed; beyond the edge, the edge. ``centre_hu``: what a stretch of HU leaves alone. Where nothing but quarter
+    turns and mirrors was drawn, pixels are moved and never interpolated.
+    """
 
+    def __init__(self, centre_hu: float) -> None:
+        self.centre_hu = centre_hu
 
-class RandShiftZoom(RandomizableTransform):
-    """Shift and zoom an image (1, h, w); beyond the edge, the edge. A zoomed nodule has a zoomed diameter."""
-
-    def __init__(self, shift_pixels: float, scale: float, diameter: tuple[int, float, float] | None) -> None:
-        super().__init__()
-        self.shift_pixels, self.scale, self.diameter = shift_pixels, scale, diameter
-
-    def __call__(self, item: Mapping[str, Any]) -> Item:
-        shift = self.R.uniform(-self.shift_pixels, self.shift_pixels, 2).tolist()
-        zoom = 1 + self.R.uniform(-self.scale, self.scale)
-        # MONAI's scale is that of the sampling grid (2 shrinks the picture to half), one number per axis
-        move = Affine(translate_params=shift, scale_params=[1 / zoom, 1 / zoom], padding_mode="border", image_only=True)
-        changed = {**item, "image": move(item["image"])}
-        if self.diameter is not None:
-            column, mean, deviation = self.diameter
-            targets = item["targets"].clone()
-            targets[column] = ((targets[column] * deviation + mean) * zoom - mean) / deviation
-            changed["targets"] = targets
+    def __call__(self, batch: Mapping[str, Any]) -> Item:
+        image, numbers = batch["image"], batch["numbers"]
+        changed = dict(batch)
+        still = numbers.new_tensor([0, 1, 0, 0])
+        move = self._turn if bool((numbers[:, 1:5] == still).all()) else self._resample
+        changed["image"] = move(image, numbers)
+        if "mask" in batch:
+            changed["mask"] = move(batch["mask"][:, None].to(image), numbers)[:, 0]
+        shift, stretch = (numbers[:, column, None, None, None].to(image) for column in (5, 6))
+        changed["image"] = (changed["image"] - self.centre_hu) * stretch + self.centre_hu + shift
         return changed
+
+    @staticmethod
+    def _turn(image: Tensor, numbers: Tensor) -> Tensor:
+        moved = torch.empty_like(image)
+        for turn in range(TURNS):
+            rows = (numbers[:, 0] == turn).nonzero()[:, 0].to(image.device)
+            if len(rows):
+                moved[rows] = turned(image[rows], turn)
+        return moved
+
+    @staticmethod
+    def _resample(image: Tensor, numbers: Tensor) -> Tensor:
+        turn, angle, zoom, right, down = numbers[:, :5].unbind(1)
+        mirror = 1 - 2 * (turn >= TURNS // 2).float()
+        angle = angle + (turn % 4) * (math.pi / 2)
+        cosine, sine = torch.cos(angle) / zoom, torch.sin(angle) / zoom
+        shift = torch.stack([right, down], 1) * (2 / image.shape[-1])
+        rotation = torch.stack([torch.stack([cosine * mirror, -sine], 1), torch.stack([sine * mirror, cosine], 1)], 1)
+        affine = torch.cat([rotation, shift[:, :, None]], dim=2).to(image)
+        grid = functional.affine_grid(affine, list(image.shape), align_corners=False)
+        return functional.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 class ToInput(Transform):
@@ -134,7 +96,9 @@ class ToInput(Transform):
         self.preprocess = preprocess
 
     def __call__(self, item: Mapping[str, Any]) -> Item:
-        # training: (1, h, w) -> (3, S, S); evaluation: (V, 1, h, w) middle planes -> (V, 3, S, S)
-        planes = item["image"] if "image" in item else item["planes"]
-        image = self.preprocess.apply(convert_to_tensor(planes, track_meta=False).squeeze(-3))
+        # training: (C, h, w) -> (3, S, S); evaluation: (V, K, h, w) -> (V·slices, 3, S, S)
+        if "image" in item:
+            image = self.preprocess.apply(item["image"] if len(item["image"]) > 1 else item["image"][0])
+        else:
+            image = self.preprocess.apply(self.preprocess.inputs(item["planes"]))
         return {"image": image, "targets": item["targets"], "nodule_id": item["nodule_id"]}

@@ -8,6 +8,7 @@ from .own_ct import prepare_points as prepare_points
 from .planes import VIEWS as VIEWS
 from .planes import Plane as Plane
 from .planes import extract_plane as extract_plane
+from .planes import planes_of as planes_of
 from .png.edition import prepare_png as prepare_png
 from .prepare import PrepareResult as PrepareResult
 from .prepare import prepare_dicom as prepare_dicom

@@ -1,12 +1,20 @@
-"""Planes of a volume: the axial, coronal or sagittal slice of a (z, y, x) array with its own place in the patient."""
+"""Planes of a volume: the axial, coronal or sagittal slice of a (z, y, x) array with its own place in the patient.
+
+``planes_of`` is the one way from a crop to what a model reads and a report draws.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lidc_xai.errors import UsageError
+from lidc_xai.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 
 VIEWS = ("axial", "coronal", "sagittal")
 
@@ -53,3 +61,49 @@ def extract_plane(array: np.ndarray, affine: np.ndarray, view: str, index: int |
     spacing = (float(np.linalg.norm(affine[:3, row])), float(np.linalg.norm(affine[:3, column])))
     image = np.moveaxis(array, axis, 0)[index]
     return Plane(view, index, image, plane_affine, spacing)
+
+
+def crop_plane(crop: NoduleCrop, view: str, index: int | None = None, of: str | int = "ct") -> Plane:
+    """One plane of a crop, cut once and kept with it. ``index``: None for the middle.
+
+    ``of``: "ct", "consensus", or the number of a reader, whose masks lie on the same grid.
+    """
+    source, volume = _volume(crop, of)
+    key = (of, view, crop.ct.shape[_CUT_AXIS.get(view, 0)] // 2 if index is None else int(index))
+    kept = crop.cut.get(key)
+    if kept is None or kept[0] is not source:  # another array was put into the crop since
+        kept = crop.cut[key] = (source, extract_plane(volume, crop.affine, view, key[2]))
+    return kept[1]
+
+
+def planes_of(crop: NoduleCrop, views: Sequence[str] = VIEWS, slices: int = 1, of: str | int = "ct") -> np.ndarray:
+    """The ``slices`` (odd) planes about the middle of every view of a crop: (views, slices, side, side).
+
+    float32 HU, or bool ``of`` the "consensus" or a reader's number. A view's middle is slice n // 2. Raises
+    ``DataError`` where a view has fewer slices, or where the views' planes differ in size (the crop is no cube).
+
+    >>> import numpy as np
+    >>> from lidc_xai.imaging import NoduleCrop, planes_of
+    >>> planes_of(NoduleCrop(np.zeros((16, 16, 16), np.float32), np.eye(4)), ("axial",), 3).shape
+    (1, 3, 16, 16)
+    """
+    shape = crop.ct.shape
+    cut: list[np.ndarray] = []
+    for view in views:
+        count = shape[_CUT_AXIS.get(view, 0)]
+        around = range(count // 2 - slices // 2, count // 2 + slices // 2 + 1) if slices <= count else ()
+        cut += [np.stack([crop_plane(crop, view, index, of).image for index in around])] if around else []
+    if len(cut) < len(views) or len({each.shape for each in cut}) > 1:
+        least = f"a cube of at least {slices} voxels a side"
+        raise DataError(f"crop {crop.nodule_id}: has shape {shape}; planes need {least}; run prepare again")
+    return np.stack(cut).astype(np.float32 if of == "ct" else bool, copy=False)
+
+
+def _volume(crop: NoduleCrop, of: str | int) -> tuple[np.ndarray, np.ndarray]:
+    """The array that the crop holds, and the volume of it that is meant."""
+    if of == "ct":
+        return crop.ct, crop.ct
+    held = crop.consensus if of == "consensus" else crop.reader_masks
+    if held is None:
+        raise DataError(f"crop {crop.nodule_id}: no reader marked it, so it has no mask to cut")
+    return held, held if of == "consensus" else held[int(of)]

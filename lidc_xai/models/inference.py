@@ -7,25 +7,31 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lidc_xai.models.turns import TURNS, turned
+
 if TYPE_CHECKING:
     from lidc_xai.models.nodule_model import NoduleModel
 
 
 @torch.inference_mode()
-def view_outputs(model: NoduleModel, planes: Tensor, batch_size: int = 64) -> Tensor:
-    """Raw outputs of every view: (N, V, h, w) HU -> (N, V, outputs) on the CPU, without changing the model's mode.
+def view_outputs(model: NoduleModel, inputs: Tensor, batch_size: int = 64) -> Tensor:
+    """Raw outputs of every view: (N, V, h, w) HU (``preprocess.inputs``; with neighbours (N, V, 3, h, w)) -> (N, V,
+    outputs) on the CPU, without changing the model's mode.
 
-    Views are averaged by the caller with ``.mean(1)``: in logit space for a binary output, as the paper does.
+    Of a model whose ``preprocess.turns`` is 8, each is the mean over the eight turns and mirrors of its plane. Views
+    are averaged by the caller with ``.mean(1)``: in logit space for a binary output, as the paper does.
     """
     parameter = next(model.parameters())
     was_training = model.training
     model.eval()
-    flat = planes.reshape(-1, *planes.shape[-2:])
+    flat = inputs.flatten(0, 1)
+    turns = range(TURNS) if model.preprocess.turns == TURNS else range(1)
     parts = []
     try:
         for chunk in flat.split(batch_size):
-            images = model.preprocess.apply(chunk.to(parameter.device, parameter.dtype))
-            parts.append(model(images).float().cpu())
+            there = chunk.to(parameter.device, parameter.dtype)
+            each = [model(model.preprocess.apply(turned(there, turn))).float() for turn in turns]
+            parts.append(torch.stack(each).mean(0).cpu())
     finally:
         model.train(was_training)
-    return torch.cat(parts).reshape(*planes.shape[:2], len(model.output_names))
+    return torch.cat(parts).reshape(*inputs.shape[:2], len(model.output_names))

@@ -1,13 +1,14 @@
-"""From Hounsfield units to what a network reads: which planes, clamped to a window, standardised, resized, repeated to
-three channels.
+"""From Hounsfield units to what a network reads: which planes, clamped to a window, standardised, resized, in three
+channels.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,7 +23,8 @@ LARGEST_INPUT = 4096
 class Preprocess:
     """Window (low, high) in HU, mean and standard deviation of HU after clamping, and side of the square input in
     pixels; ``views``, and in each of them the ``slices`` planes about the middle (odd), are what the raw outputs are
-    averaged over.
+    averaged over. ``channels``: "repeat" shows one slice three times, "neighbours" the slice below, itself and the
+    slice above. ``turns``: 8 averages the outputs over the four quarter turns of every plane and their mirrors too.
 
     The default mean and deviation are about those of LIDC nodules in 32 mm boxes; training replaces them by those of
     its own training part.
@@ -34,6 +36,8 @@ class Preprocess:
     std: float = 360.0
     views: tuple[str, ...] = VIEWS
     slices: int = 1
+    channels: Literal["repeat", "neighbours"] = "repeat"
+    turns: Literal[1, 8] = 1
 
     def __post_init__(self) -> None:
         if not self.views or set(self.views) - set(VIEWS) or len(set(self.views)) < len(self.views):
@@ -46,21 +50,52 @@ class Preprocess:
             raise UsageError(f"preprocessing needs {wanted}, got {self}")
         if not all(math.isfinite(number) for number in numbers):
             raise UsageError(f"preprocessing needs finite numbers, got {self}")
+        if self.channels not in ("repeat", "neighbours") or self.turns not in (1, 8):
+            raise UsageError(
+                "preprocessing channels are 'repeat' or 'neighbours' and turns 1 or 8, "
+                f"got {self.channels!r} and {self.turns!r}"
+            )
+
+    @property
+    def planes_per_input(self) -> int:
+        """Slices that one input is made of."""
+        return 3 if self.channels == "neighbours" else 1
+
+    @property
+    def planes_read(self) -> int:
+        """Slices about the middle of a view that are read."""
+        return self.slices + self.planes_per_input - 1
+
+    def inputs(self, planes_hu: Tensor) -> Tensor:
+        """(..., V, K, h, w) HU, K odd -> what is evaluated, the ``slices`` planes about the middle of every view:
+        (..., V·slices, h, w), with neighbours (..., V·slices, 3, h, w).
+        """
+        count, wide = planes_hu.shape[-3], self.planes_per_input
+        if count < self.planes_read:
+            raise UsageError(f"{self.planes_read} slices of a view are to be read, {count} were given")
+        first = count // 2 - self.slices // 2
+        if wide == 1:
+            return planes_hu[..., first : first + self.slices, :, :].flatten(-4, -3)
+        stacks = [planes_hu[..., k - 1 : k + 2, :, :] for k in range(first, first + self.slices)]
+        return torch.stack(stacks, dim=-4).flatten(-5, -4)
 
     def apply(self, planes_hu: Tensor) -> Tensor:
         """(..., h, w) HU -> (..., 3, size, size), standardised; bilinear, pixel centres as in
-        ``align_corners=False``.
+        ``align_corners=False``. With neighbours, (..., 3, h, w) -> (..., 3, size, size).
         """
-        lead = planes_hu.shape[:-2]
         values = (planes_hu.clamp(*self.window) - self.mean) / self.std
-        values = values.reshape(-1, 1, *planes_hu.shape[-2:])
+        if self.channels == "repeat":
+            values = values.unsqueeze(-3)
+        elif values.ndim < 3 or values.shape[-3] != 3:
+            raise UsageError(f"preprocessing with neighbours reads (..., 3, h, w), got {tuple(values.shape)}")
+        lead, values = values.shape[:-3], values.reshape(-1, *values.shape[-3:])
         if values.shape[-2:] != (self.size, self.size):
             values = functional.interpolate(values, (self.size, self.size), mode="bilinear", align_corners=False)
         return values.expand(-1, 3, -1, -1).reshape(*lead, 3, self.size, self.size)
 
     def to_hu(self, images: Tensor) -> Tensor:
-        """(..., 3, S, S) standardised -> (..., S, S) HU (clamped and resized as they are)."""
-        return images[..., 0, :, :] * self.std + self.mean
+        """(..., 3, S, S) standardised -> (..., S, S) HU of the slice itself (clamped and resized as it is)."""
+        return images[..., self.planes_per_input // 2, :, :] * self.std + self.mean
 
     def with_size(self, size: int) -> Preprocess:
         """The same preprocessing for another input size."""

@@ -18,14 +18,13 @@ from torch import Tensor
 from lidc_xai.errors import DataError, ModelError, UsageError
 from lidc_xai.imaging.crops.checks import check_crop
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
-from lidc_xai.imaging.planes import VIEWS
+from lidc_xai.imaging.planes import VIEWS, planes_of
 from lidc_xai.imaging.store.crop_store import CropStore
 from lidc_xai.models.inference import view_outputs
 from lidc_xai.models.nodule_model import NoduleModel
 from lidc_xai.models.saved import load_model
 from lidc_xai.progress import track
 from lidc_xai.ratings import SCALES
-from lidc_xai.training.loop.planes import crop_planes, middle_planes
 
 Models = NoduleModel | Path | str | Sequence["NoduleModel | Path | str"]
 MUCH_PADDING = 0.25
@@ -59,7 +58,7 @@ def predict(
     """
     models = load_models(model)
     patients = [known_patients(each) for each in models]
-    items = list(_planes(crops_or_store, nodule_ids, max(each.preprocess.slices for each in models)))
+    items = list(_planes(crops_or_store, nodule_ids, max(each.preprocess.planes_read for each in models)))
     if not items:
         raise DataError("no crop to predict; the store or the list is empty")
     by_shape: dict[tuple[int, ...], list[int]] = {}
@@ -161,7 +160,7 @@ def _outputs(model: NoduleModel, planes: Tensor, device: str, batch_size: int) -
     home = next(model.parameters()).device
     try:
         read = planes[:, [VIEWS.index(view) for view in model.preprocess.views]]
-        return view_outputs(model.to(device), middle_planes(read, model.preprocess.slices), batch_size)
+        return view_outputs(model.to(device), model.preprocess.inputs(read), batch_size)
     finally:
         model.to(home)
 
@@ -187,7 +186,7 @@ def _planes(source: Crops, nodule_ids: Sequence[str] | None, slices: int) -> Ite
             # estimated HU: such crops are padded above and below the nodule, as those were that the models learned from
             padded = crop.padded_share if row["hu_calibrated"] else 0.0
             facts = _Facts(nodule_id, patient, doubt_of(crop.larger_than_box, padded), "; ".join(crop.issues))
-            yield facts, crop_planes(crop, slices)
+            yield facts, torch.from_numpy(planes_of(crop, VIEWS, slices))
         return
     if nodule_ids is not None:
         raise UsageError("nodule_ids chooses from a store; for crops, give the crops themselves")
@@ -195,4 +194,4 @@ def _planes(source: Crops, nodule_ids: Sequence[str] | None, slices: int) -> Ite
         check_crop(crop)
         flag = doubt_of(crop.larger_than_box, crop.padded_share)
         facts = _Facts(crop.nodule_id, patient_of(crop.nodule_id), flag, "; ".join(crop.issues))
-        yield facts, crop_planes(crop, slices)
+        yield facts, torch.from_numpy(planes_of(crop, VIEWS, slices))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from lidc_xai.imaging.planes import extract_plane
+from lidc_xai.imaging.planes import crop_plane
 
 if TYPE_CHECKING:
     from lidc_xai.evaluation.metrics._localisation import LocalisationResult
@@ -41,17 +41,15 @@ def overlap_figures(
         names = item.output_names[:1] if method in class_blind else item.output_names
         found = [
             localisation(item.relevance[place, : len(names)], np.repeat(mask[None], len(names), axis=0), spacing)
-            for place, (mask, spacing) in enumerate(evaluated_masks(crop.consensus, crop, item))
+            for place, (mask, spacing) in enumerate(evaluated_masks(crop, item))
         ]
         for column, output in enumerate(names):
             rows.append({"method": method, "output": None if method in class_blind else output, **_mean(found, column)})
     first = next(iter(maps.values()))
-    discs = [
-        centred_disc_localisation(mask[None], spacing) for mask, spacing in evaluated_masks(crop.consensus, crop, first)
-    ]
+    discs = [centred_disc_localisation(mask[None], spacing) for mask, spacing in evaluated_masks(crop, first)]
     rows.append({"method": "centred disc", "output": None, **_mean(discs, 0)})
     if crop.reader_masks is not None and len(crop.reader_masks) > 1:
-        readers = [evaluated_masks(mask, crop, first) for mask in crop.reader_masks]
+        readers = [evaluated_masks(crop, first, reader) for reader in range(len(crop.reader_masks))]
         planes = [(np.stack([mask for mask, _ in group]), group[0][1]) for group in zip(*readers, strict=True)]
         agreement = [reader_agreement(masks[None], spacing) for masks, spacing in planes]
         rows.append({"method": "readers", "output": None, **_mean(agreement, 0)})
@@ -69,10 +67,10 @@ def map_spread(repeats: Sequence[NoduleMaps]) -> dict[str, float | None]:
 
 
 def evaluated_masks(
-    mask: NDArray, crop: NoduleCrop, maps: NoduleMaps
+    crop: NoduleCrop, maps: NoduleMaps, of: str | int = "consensus"
 ) -> list[tuple[NDArray[np.bool_], tuple[float, float]]]:
-    """Per evaluated plane the mask (h, w) in stored order and the plane's spacing."""
-    planes = [extract_plane(mask, crop.affine, v, int(i)) for v, i in zip(maps.views, maps.indices, strict=True)]
+    """Per evaluated plane the mask (h, w) in stored order and the plane's spacing; ``of`` as for ``crop_plane``."""
+    planes = [crop_plane(crop, view, index, of) for view, index in zip(maps.views, maps.indices, strict=True)]
     return [(np.asarray(plane.image, dtype=bool), plane.spacing_mm) for plane in planes]
 
 

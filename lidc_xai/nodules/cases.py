@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from joblib import Parallel, delayed
 from torch import Tensor
@@ -20,7 +20,7 @@ from lidc_xai.evaluation.benchmark.runner import BenchmarkRun, prepare_benchmark
 from lidc_xai.evaluation.cases import Case, LazyCase
 from lidc_xai.evaluation.map_functions import MapFunction
 from lidc_xai.evaluation.statistics import diameter_stratum
-from lidc_xai.imaging.planes import Plane, extract_plane
+from lidc_xai.imaging.planes import crop_plane, planes_of
 from lidc_xai.nodules.maps import nodule_images
 
 if TYPE_CHECKING:
@@ -54,43 +54,29 @@ def nodule_case(
 ) -> Case:
     """One nodule of ``store`` as a case."""
     crop, row, causes = store.load(nodule_id), store.row(nodule_id), store.causes(nodule_id)
-    planes = [extract_plane(crop.ct, crop.affine, view) for view in views]
-    masked = crop.consensus is not None
-    readers = None if crop.reader_masks is None else _cut(crop.reader_masks, crop, views)
-    outside = torch.ones(len(views), *planes[0].image.shape, dtype=torch.bool)
-    if readers is not None:
-        outside &= ~readers.any(1)
-    lung = _stack(plane.image < PARENCHYMA_BELOW_HU for plane in planes) & outside
+    readers = None
+    lung = torch.from_numpy(planes_of(crop, views)[:, 0] < PARENCHYMA_BELOW_HU)
+    if crop.reader_masks is not None:
+        readers = torch.stack([_mask(crop, views, reader) for reader in range(len(crop.reader_masks))], dim=1)
+        lung &= ~readers.any(1)
     return Case(
         images=nodule_images(model, crop, views),
-        masks=_cut([crop.consensus], crop, views)[:, 0] if masked else None,
+        masks=None if crop.consensus is None else _mask(crop, views, "consensus"),
         case_id=nodule_id,
         cluster=str(row["patient_id"]),
         group=diameter_stratum(float(row["diameter"])),
-        spacing_mm=_one_spacing(planes),
+        spacing_mm=crop_plane(crop, views[0]).spacing_mm,  # cubes of cubic voxels: the same in every view
         planes=tuple(views),
         readers=readers,
         parenchyma=lung,
-        causes={name: _cut([mask], crop, views)[:, 0] for name, mask in causes.items()},
+        causes={name: _mask(replace(crop, consensus=mask), views, "consensus") for name, mask in causes.items()},
         without={name: nodule_images(model, other.load(nodule_id), views) for name, other in without.items()},
     )
 
 
-def _cut(volumes: Iterable[np.ndarray | None], crop: NoduleCrop, views: Sequence[str]) -> Tensor:
-    """(V, n, h, w) bool: the middle planes of n masks on the crop's grid."""
-    masks = [volume for volume in volumes if volume is not None]
-    return torch.stack(
-        [_stack(extract_plane(mask, crop.affine, view).image.astype(bool) for mask in masks) for view in views]
-    )
-
-
-def _stack(planes: Iterable[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack([np.ascontiguousarray(plane) for plane in planes]))
-
-
-def _one_spacing(planes: Sequence[Plane]) -> tuple[float, float]:
-    """(between rows, between columns) in mm: crops are cubes of cubic voxels, so that every view has the same."""
-    return planes[0].spacing_mm
+def _mask(crop: NoduleCrop, views: Sequence[str], of: str | int) -> Tensor:
+    """(V, h, w) bool: the middle planes of a mask."""
+    return torch.from_numpy(planes_of(crop, views, of=of)[:, 0])
 
 
 def benchmark_store(

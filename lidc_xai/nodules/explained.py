@@ -16,7 +16,7 @@ import numpy as np
 
 from lidc_xai.files import write_json
 from lidc_xai.nodules._predict import known_patients
-from lidc_xai.nodules.maps import RANDOM_WEIGHTS, NoduleMaps, explain_store, load_maps
+from lidc_xai.nodules.maps import RANDOM_WEIGHTS, NoduleMaps, explain_store, load_maps, weights_digest
 from lidc_xai.progress import track
 from lidc_xai.skipped import Skipped
 
@@ -100,6 +100,8 @@ def explain_out_of_fold(
     controls: also the first method on random weights. spread: of several models, the first method's maps from all.
     curves: outputs whose score is followed while pixels are replaced, in the order of the first method's map.
     """
+    from lidc_xai.evaluation.metrics._parameter_randomisation import randomised
+
     own = {nodule_id: own_model(models, str(store.row(nodule_id)["patient_id"])) for nodule_id in nodule_ids}
     skipped = [Skipped(nodule_id, "explain", _SEEN) for nodule_id, place in own.items() if place is None]
     if not methods:
@@ -107,16 +109,20 @@ def explain_out_of_fold(
     places = [folder if len(models) == 1 else folder / f"fold-{_fold(models, k)}" for k in range(len(models))]
     members = {k: [name for name in nodule_ids if own[name] == k] for k in range(len(models))}
     spread = spread and len(models) > 1
+    digests = [weights_digest(model) for model in models]
     for k, model in enumerate(models):
         if spread:
-            explain_store(model, store, places[k], nodule_ids, methods[:1], device)
+            explain_store(model, store, places[k], nodule_ids, methods[:1], device, digests[k])
         if members[k]:
-            explain_store(model, store, places[k], members[k], methods, device, **(options or {}))
+            explain_store(model, store, places[k], members[k], methods, device, digests[k], **(options or {}))
     shown = {name: places[place] for name, place in own.items() if place is not None}
     maps = {method: StoredMaps(method, shown) for method in methods}
     if controls and shown:
         name = f"{methods[0]}@{RANDOM_WEIGHTS}"
-        maps[name] = _control(models[0], store, folder / RANDOM_WEIGHTS, list(shown), methods[0], name, seed, device)
+        control = cast("NoduleModel", randomised(models[0], seed))
+        digest = f"{digests[0]} with weights drawn from seed {seed}"
+        explain_store(control, store, folder / RANDOM_WEIGHTS, list(shown), methods[:1], device, digest)
+        maps[name] = StoredMaps(methods[0], dict.fromkeys(shown, folder / RANDOM_WEIGHTS), name)
     repeats = StoredRepeats(
         [StoredMaps(methods[0], dict.fromkeys(nodule_ids, place)) for place in places] if spread else []
     )
@@ -226,23 +232,6 @@ def deletion_curves(
             }
         write_json(path, found)
     return {name: found[name] for name in outputs}
-
-
-def _control(
-    model: NoduleModel,
-    store: CropStore,
-    folder: Path,
-    nodule_ids: Sequence[str],
-    method: str,
-    name: str,
-    seed: int,
-    device: str,
-) -> StoredMaps:
-    """Maps of the same model with random weights: what a map looks like that has learned nothing."""
-    from lidc_xai.evaluation.metrics._parameter_randomisation import randomised
-
-    explain_store(cast("NoduleModel", randomised(model, seed)), store, folder, nodule_ids, [method], device)
-    return StoredMaps(method, dict.fromkeys(nodule_ids, folder), name)
 
 
 def _fold(models: Sequence[NoduleModel], place: int) -> int:

@@ -17,12 +17,13 @@ import numpy as np
 
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.files import atomic_path, write_json
-from lidc_xai.imaging.planes import extract_plane
+from lidc_xai.imaging.planes import crop_plane, planes_of
 from lidc_xai.progress import track
 
 if TYPE_CHECKING:
     import torch
 
+    from lidc_xai.explain import Explanation
     from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
     from lidc_xai.imaging.store.crop_store import CropStore
     from lidc_xai.models.nodule_model import NoduleModel
@@ -85,13 +86,20 @@ def load_maps(folder: Path | str, nodule_id: str, method: str) -> NoduleMaps:
     return NoduleMaps(relevance=relevance, values=values, **meta)
 
 
-def nodule_images(model: NoduleModel, crop: NoduleCrop, views: Sequence[str] | None = None) -> torch.Tensor:
-    """Model input of a crop: its middle plane in each view (None: those that the model reads), (V,3,S,S)."""
+def nodule_images(
+    model: NoduleModel, crop: NoduleCrop, views: Sequence[str] | None = None, turn: int = 0
+) -> torch.Tensor:
+    """Model input of a crop: its middle plane in each view (None: those that the model reads), (V,3,S,S).
+
+    ``turn``: 1 to 7 for the same planes turned and mirrored, as ``models.turns.turned`` counts.
+    """
     import torch
 
-    views = views or model.preprocess.views
-    planes = [extract_plane(crop.ct, crop.affine, view).image for view in views]
-    return torch.stack([model.preprocess.apply(torch.from_numpy(np.ascontiguousarray(plane))) for plane in planes])
+    from lidc_xai.models.turns import turned
+
+    read = replace(model.preprocess, slices=1)
+    planes = [torch.from_numpy(planes_of(crop, (view,), read.planes_read)) for view in views or read.views]
+    return torch.cat([read.apply(turned(read.inputs(each), turn)) for each in planes])
 
 
 def explain_nodules(
@@ -104,16 +112,15 @@ def explain_nodules(
 ) -> Iterable[dict[str, NoduleMaps]]:
     """Maps of every output for each crop in turn: method -> ``NoduleMaps``. All methods share one pass of the trunk.
 
-    ``views``: None for those that the model reads.
+    ``views``: None for those that the model reads. Of a model that averages its outputs over the eight turns and
+    mirrors, the map is the mean of the eight maps, each turned back.
     """
-    from lidc_xai.explain import explain
-
     views = views or model.preprocess.views
     model = model.to(device).eval()
     for crop in crops:
-        images = nodule_images(model, crop, views).to(device)
-        found = explain(model, images, method=list(methods), **options)
-        planes = [extract_plane(crop.ct, crop.affine, view) for view in views]
+        planes = [crop_plane(crop, view) for view in views]
+        images = [nodule_images(model, crop, views, turn).to(device) for turn in range(model.preprocess.turns)]
+        found = _explained(model, images, methods, options)
         yield {
             name: NoduleMaps(
                 nodule_id=crop.nodule_id,
@@ -121,14 +128,32 @@ def explain_nodules(
                 views=tuple(views),
                 indices=tuple(plane.index for plane in planes),
                 output_names=tuple(model.output_names),
-                relevance=explanation.relevance.float().cpu().numpy(),
-                values=explanation.values.float().cpu().numpy(),
-                token_mm=_cell_mm(planes[0].image.shape, planes[0].spacing_mm, explanation.relevance.shape[-2:]),
+                relevance=relevance.numpy(),
+                values=values.numpy(),
+                token_mm=_cell_mm(planes[0].image.shape, planes[0].spacing_mm, relevance.shape[-2:]),
                 engine=explanation.engine,
                 options={key: value for key, value in explanation.options.items() if _is_plain(value)},
             )
-            for name, explanation in found.items()
+            for name, (relevance, values, explanation) in found.items()
         }
+
+
+def _explained(
+    model: NoduleModel, turns: Sequence[torch.Tensor], methods: Sequence[str], options: dict[str, Any]
+) -> dict[str, tuple[torch.Tensor, torch.Tensor, Explanation]]:
+    """Method -> relevance and values, means over the ``turns`` of the images, and one explanation."""
+    import torch
+
+    from lidc_xai.explain import explain
+    from lidc_xai.models.turns import turned_back
+
+    each = [explain(model, images, method=list(methods), **options) for images in turns]
+    found = {}
+    for name in each[0]:
+        maps = [turned_back(one[name].relevance.float().cpu(), turn) for turn, one in enumerate(each)]
+        values = [one[name].values.float().cpu() for one in each]
+        found[name] = torch.stack(maps).mean(0), torch.stack(values).mean(0), each[0][name]
+    return found
 
 
 def explain_store(
@@ -138,14 +163,18 @@ def explain_store(
     nodule_ids: Sequence[str] | None = None,
     methods: Sequence[str] = ("cdam",),
     device: str = "cpu",
+    digest: str | None = None,
     **options: Any,
 ) -> list[str]:
     """Explain nodules of a store into ``out/maps``; those whose maps lie there already are kept. Returns the ids.
 
+    ``digest``: what names the model, where the caller knows it (None: ``weights_digest``, which reads every weight).
     Raises ``UsageError`` where ``out`` holds maps of another model or with other options.
     """
     folder = Path(out) / "maps"
-    _check_same(folder / "explained.json", {"model": weights_digest(model), "store": store.path.name, **options})
+    _check_same(
+        folder / "explained.json", {"model": digest or weights_digest(model), "store": store.path.name, **options}
+    )
     wanted = list(store.nodule_ids if nodule_ids is None else nodule_ids)
     missing = [name for name in wanted if not all((folder / name / f"{method}.npz").exists() for method in methods)]
     crops = (store.load(name) for name in missing)

@@ -5,7 +5,6 @@ from .cross_validation import CrossValidation as CrossValidation
 from .cross_validation import cross_validate as cross_validate
 from .fitting import FitResult as FitResult
 from .fitting import fit as fit
-from .options import AugmentOptions as AugmentOptions
 from .options import FitOptions as FitOptions
 from .options import LossOptions as LossOptions
 from .options import ModelOptions as ModelOptions

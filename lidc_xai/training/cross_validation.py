@@ -7,7 +7,7 @@ split by nodule stays available and says that it leaks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ import yaml
 
 from lidc_xai.annotations import select_cohort
 from lidc_xai.csv_files import write_csv
+from lidc_xai.data.dataset import PlaneDataset
 from lidc_xai.data.splits import FoldIds, Splits, make_splits
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.files import write_text
@@ -27,7 +28,6 @@ from lidc_xai.ratings import BIOMARKERS
 from lidc_xai.training.assessment import evaluate_predictions
 from lidc_xai.training.baselines import baseline_features, baseline_predictions
 from lidc_xai.training.fitting import FitResult, fit, planes_for
-from lidc_xai.training.loop.planes import PlaneBank, targets_of
 from lidc_xai.training.options import FitOptions
 from lidc_xai.training.sweeping import SweepOptions, sweep
 
@@ -99,22 +99,20 @@ def cross_validate(
     run |= {"validation_share": splits.validation_share, "permute_labels": permute_labels}
     run |= {"cohort": cohort, "also_train": also_train}
     write_text(folder / "config.yaml", yaml.safe_dump({**run, "fit": options.model_dump(mode="json")}, sort_keys=False))
-    bank = planes_for(store, (manifest if also_train else tested)["nodule_id"].tolist(), options)
-    manifest = manifest.set_index("nodule_id", drop=False).loc[bank.nodule_ids].reset_index(drop=True)
-    bank = replace(bank, manifest=manifest, targets=targets_of(manifest, options.model.outputs))
+    data = planes_for(store, (manifest if also_train else tested)["nodule_id"].tolist(), options, manifest)
     features = baseline_features(store, tested["nodule_id"].tolist()) if baselines else None
     tables = []
     for fold in chosen:
         say(f"fold {fold} ({chosen.index(fold) + 1} of {len(chosen)})")
         ids = splits.nodules(tested, fold)
-        tables.append(_fold(store, folder, options, search, splits, fold, ids, bank, features, run))
+        tables.append(_fold(store, folder, options, search, splits, fold, ids, data, features, run))
     predictions = pd.concat(tables, ignore_index=True).sort_values("nodule_id", ignore_index=True)
     write_predictions(predictions, folder / PREDICTIONS)
     metrics = evaluate_predictions(folder / PREDICTIONS, folder, resamples=resamples, seed=options.seed)
     last = None
     if final and folds is None and not permute_labels and search is None:
         say("final model on all patients")
-        last = fit(store, folder, train_ids=bank.nodule_ids, options=options, bank=bank, info={**run, "fold": None})
+        last = fit(store, folder, train_ids=data.nodule_ids, options=options, data=data, info={**run, "fold": None})
     return CrossValidation(folder, predictions, metrics, last)
 
 
@@ -126,29 +124,29 @@ def _fold(
     splits: Splits,
     fold: int,
     ids: FoldIds,
-    bank: PlaneBank,
+    data: PlaneDataset,
     features: pd.DataFrame | None,
     run: dict[str, Any],
 ) -> pd.DataFrame:
-    train_ids = ids.train + _others(bank, ids)
+    train_ids = ids.train + _others(data, ids)
     if search is not None:
         found = sweep(
             store, folder / f"fold-{fold}" / "sweep", train_ids=train_ids, validation_ids=ids.validation,
-            options=options, search=search, bank=bank,
+            options=options, search=search, data=data,
         )  # fmt: skip
         options = found.options
     result = fit(
-        store, folder / f"fold-{fold}", train_ids=train_ids, validation_ids=ids.validation, options=options, bank=bank,
+        store, folder / f"fold-{fold}", train_ids=train_ids, validation_ids=ids.validation, options=options, data=data,
         patients_apart=not splits.leaks, info={**run, "fold": fold},
     )  # fmt: skip
-    table = fold_predictions(result.model, bank, ids.test)
-    for name, sd in _deviations(bank, ids.train).items():  # of the tested cohort: other nodules' ratings vary more
+    table = fold_predictions(result.model, data, ids.test)
+    for name, sd in _deviations(data, ids.train).items():  # of the tested cohort: other nodules' ratings vary more
         table[f"{name}_train_sd"] = sd
     table.insert(2, "fold", fold)
     table["split_kind"] = splits.kind
     if features is not None:
         columns = ["label", *(name for name in options.model.outputs if name in BIOMARKERS)]
-        targets = bank.manifest.set_index("nodule_id")[columns].astype("float64")
+        targets = data.manifest.set_index("nodule_id")[columns].astype("float64")
         learn = list(dict.fromkeys([*ids.train, *ids.validation] if splits.validation_share else ids.train))
         table = table.join(baseline_predictions(features, targets, learn, ids.test), on="nodule_id")
     return table
@@ -163,34 +161,34 @@ def _of_cohort(manifest: pd.DataFrame, cohort: str | None, store: CropStore) -> 
     return chosen
 
 
-def _deviations(bank: PlaneBank, nodule_ids: Sequence[str]) -> dict[str, float]:
+def _deviations(data: PlaneDataset, nodule_ids: Sequence[str]) -> dict[str, float]:
     """Standard deviation of every biomarker's ratings among these nodules."""
-    targets = bank.targets[bank.rows(nodule_ids)].double().numpy()
+    targets = data.targets[data.rows(nodule_ids)].double().numpy()
     return {
         name: float(np.nanstd(targets[:, column], ddof=1))
-        for column, name in enumerate(bank.output_names)
+        for column, name in enumerate(data.outputs)
         if name in BIOMARKERS
     }
 
 
-def _others(bank: PlaneBank, ids: FoldIds) -> list[str]:
+def _others(data: PlaneDataset, ids: FoldIds) -> list[str]:
     """Nodules outside the tested cohort whose patient is neither in the validation nor in the test part."""
     split = {*ids.train, *ids.validation, *ids.test}
-    patient = dict(zip(bank.nodule_ids, bank.patient_ids, strict=True))
+    patient = dict(zip(data.nodule_ids, data.patient_ids, strict=True))
     aside = {patient[name] for name in (*ids.validation, *ids.test)}
-    return [name for name in bank.nodule_ids if name not in split and patient[name] not in aside]
+    return [name for name in data.nodule_ids if name not in split and patient[name] not in aside]
 
 
-def fold_predictions(model: NoduleModel, bank: PlaneBank, nodule_ids: Sequence[str]) -> pd.DataFrame:
+def fold_predictions(model: NoduleModel, data: PlaneDataset, nodule_ids: Sequence[str]) -> pd.DataFrame:
     """What ``predictions.csv`` holds of these nodules, less the fold and the baselines.
 
     nodule_id, patient_id, label, n_readers, simulated; malignancy_logit (mean of three views) and
     malignancy_probability; per biomarker the prediction in its own unit and ``_train_sd``, the deviation that
     standardises it; per rating the readers' ``_readers`` mean and ``_readers_sd``.
     """
-    rows = bank.rows(nodule_ids)
-    manifest = bank.manifest.iloc[rows.tolist()].reset_index(drop=True)
-    raw = view_outputs(model, bank.evaluated(model.preprocess.slices)[rows]).mean(1).double()
+    rows = data.rows(nodule_ids)
+    manifest = data.manifest.iloc[rows.tolist()].reset_index(drop=True)
+    raw = view_outputs(model, model.preprocess.inputs(data.planes[rows])).mean(1).double()
     units = model.in_units(raw)
     table = manifest[["nodule_id", "patient_id", "label", "n_readers"]].copy()
     table["simulated"] = manifest.get("simulated", False)

@@ -12,15 +12,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from lidc_xai.data.dataset import PlaneDataset, standardised
 from lidc_xai.files import write_json
 from lidc_xai.models.inference import view_outputs
 from lidc_xai.models.nodule_model import NoduleModel, build_model
 from lidc_xai.models.saved import load_model, save_model
 from lidc_xai.training.calibration import calibrate
-from lidc_xai.training.loop.module import FitModule, standardised
+from lidc_xai.training.loop.module import FitModule
 from lidc_xai.training.loop.optimiser import choose_trainable
 from lidc_xai.training.loop.parts import check_parts, split_off_validation
-from lidc_xai.training.loop.planes import PlaneBank, load_planes
 from lidc_xai.training.loop.record import read_record, run_key, without_nan
 from lidc_xai.training.loop.trainer import is_first_process, train
 from lidc_xai.training.metrics import CLASSIFICATION, mean_squared
@@ -51,7 +51,7 @@ def fit(
     train_ids: Sequence[str] | None = None,
     validation_ids: Sequence[str] | None = None,
     options: FitOptions | None = None,
-    bank: PlaneBank | None = None,
+    data: PlaneDataset | None = None,
     patients_apart: bool = True,
     info: dict[str, Any] | None = None,
 ) -> FitResult:
@@ -59,9 +59,9 @@ def fit(
 
     Without ids, every nodule of the store is used; without validation ids, a share of the training patients is set
     aside. ``out=None`` writes nothing. The same call on a run that was killed continues it, on a finished one loads it.
-    ``bank``: planes already read (5 slices, at least these nodules). ``patients_apart=False`` allows a patient in both
-    parts (the paper's split). ``info`` (plain values) is added to the model's ``training_info`` and makes it another
-    run.
+    ``data``: planes already read (``planes_for``, at least these nodules). ``patients_apart=False`` allows a patient in
+    both parts (the paper's split). ``info`` (plain values) is added to the model's ``training_info`` and makes it
+    another run.
 
     Raises ``UsageError``, ``DataError`` (an empty class, one patient only, an output without ratings) or ``ModelError``
     (the loss became NaN), one line each.
@@ -79,18 +79,18 @@ def fit(
             return finished
         if is_first_process():
             write_json(folder / RECORD, {"key": key, "complete": False})
-    if bank is None:
+    if data is None:
         wanted = [*train_ids, *(name for name in validation_ids if name not in set(train_ids))]
-        bank = planes_for(store, wanted, options)
-    rows, validation_rows = bank.rows(train_ids), bank.rows(validation_ids)
-    check_parts(bank, rows, validation_rows, options.model.outputs, patients_apart)
-    model = prepare_model(options, bank, rows)
-    module = FitModule(model, bank, rows, validation_rows, options)
+        data = planes_for(store, wanted, options)
+    rows, validation_rows = data.rows(train_ids), data.rows(validation_ids)
+    check_parts(data, rows, validation_rows, options.model.outputs, patients_apart)
+    model = prepare_model(options, data, rows)
+    module = FitModule(model, data, rows, validation_rows, options)
     history, best_epoch = train(module, options, folder)
-    outputs = view_outputs(model, bank.evaluated(model.preprocess.slices)[validation_rows]).mean(1)
-    _calibrate(model, outputs, bank.targets[validation_rows], options)
-    figures = validation_figures(model, outputs, bank.targets[validation_rows])
-    model.training_info = _training_info(store, bank, rows, validation_rows, options, best_epoch, figures, info or {})
+    outputs = view_outputs(model, model.preprocess.inputs(data.planes[validation_rows])).mean(1)
+    _calibrate(model, outputs, data.targets[validation_rows], options)
+    figures = validation_figures(model, outputs, data.targets[validation_rows])
+    model.training_info = _training_info(store, data, rows, validation_rows, options, best_epoch, figures, info or {})
     if folder is not None and is_first_process():
         save_model(model, folder / "model")
         summary = {"best_epoch": best_epoch, "validation": figures, "history": history.to_dict("records")}
@@ -99,21 +99,30 @@ def fit(
     return FitResult(model.cpu().eval(), folder, history, best_epoch, figures)
 
 
-def planes_for(store: CropStore, nodule_ids: Sequence[str], options: FitOptions) -> PlaneBank:
-    """The planes, and masks where the loss asks for them, that a run with these options reads."""
-    slices = max(options.augment.slices, options.slices_averaged)
-    masks = options.loss.mask_weight > 0
-    return load_planes(store, nodule_ids, options.model.outputs, slices, options.views, masks)
+def planes_for(
+    store: CropStore, nodule_ids: Sequence[str], options: FitOptions, manifest: pd.DataFrame | None = None
+) -> PlaneDataset:
+    """The planes, and masks where the loss asks for them, that a run with these options reads.
+
+    ``manifest``: ratings other than the store's own.
+    """
+    return PlaneDataset(
+        store, nodule_ids, options.model.outputs, views=options.views, slices=options.slices_read,
+        masks=options.loss.mask_weight > 0, manifest=manifest,
+    )  # fmt: skip
 
 
-def prepare_model(options: FitOptions, bank: PlaneBank, rows: Tensor) -> NoduleModel:
+def prepare_model(options: FitOptions, data: PlaneDataset, rows: Tensor) -> NoduleModel:
     """The network before its first step: initial weights, preprocessing and target scales from the training part."""
     model = build_model(**options.model.model_dump(), seed=options.seed)
-    reads = replace(model.preprocess, views=tuple(options.views), slices=options.slices_averaged)
-    model.preprocess = reads.fitted_to(bank.planes[rows])
+    reads = replace(
+        model.preprocess, views=tuple(options.views), slices=options.slices_averaged, channels=options.channels,
+        turns=options.turns_averaged,
+    )  # fmt: skip
+    model.preprocess = reads.fitted_to(data.planes[rows])
     for column, (name, kind) in enumerate(zip(model.output_names, model.output_kinds, strict=True)):
         if kind == "regression":
-            values = bank.targets[rows, column].double()
+            values = data.targets[rows, column].double()
             values = values[torch.isfinite(values)]
             model.target_scaling[name] = (float(values.mean()), float(values.std()))
     choose_trainable(model, options)
@@ -131,7 +140,8 @@ def _calibrate(model: NoduleModel, outputs: Tensor, targets: Tensor, options: Fi
 def validation_figures(model: NoduleModel, outputs: Tensor, targets: Tensor) -> dict[str, float]:
     """AUC, accuracy and calibration of the malignancy output, MSE(z) of each biomarker, on raw outputs (n, outputs)."""
     figures: dict[str, float] = {}
-    units, wanted = model.in_units(outputs), standardised(targets, model)
+    units = model.in_units(outputs)
+    wanted = standardised(targets, model.output_names, model.target_scaling)
     for column, (name, kind) in enumerate(zip(model.output_names, model.output_kinds, strict=True)):
         present = torch.isfinite(targets[:, column])
         if not present.any():
@@ -147,7 +157,7 @@ def validation_figures(model: NoduleModel, outputs: Tensor, targets: Tensor) -> 
 
 def _training_info(
     store: CropStore,
-    bank: PlaneBank,
+    data: PlaneDataset,
     rows: Tensor,
     validation_rows: Tensor,
     options: FitOptions,
@@ -155,8 +165,8 @@ def _training_info(
     figures: dict[str, float],
     info: dict[str, Any],
 ) -> dict[str, Any]:
-    patients = bank.patient_ids
-    simulated = bool(bank.manifest["simulated"].astype(bool).any()) if "simulated" in bank.manifest else False
+    patients = data.patient_ids
+    simulated = bool(data.manifest["simulated"].astype(bool).any()) if "simulated" in data.manifest else False
     return without_nan(
         {
             "train_patients": sorted({patients[row] for row in rows.tolist()}),

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from lidc_xai.errors import UsageError
+from lidc_xai.config import Options
+from lidc_xai.data.augmentation import Augmentation
 from lidc_xai.ratings import OUTPUTS
-
-
-class Options(BaseModel):
-    """Base: an unknown field is an error, and so is a value out of range."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True)
-
-    @classmethod
-    def of(cls, **values: Any) -> Self:
-        """The same as the constructor, with a one-line ``UsageError`` that names the field."""
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise UsageError(f"option {where}: {first['msg']}, got {first['input']!r}") from error
 
 
 class ModelOptions(Options):
@@ -49,34 +34,6 @@ class ModelOptions(Options):
         if unknown or len(set(names)) < len(names):
             raise ValueError(f"outputs must be different names of {', '.join(OUTPUTS)}")
         return names
-
-
-class AugmentOptions(Options):
-    """Random changes of the training planes, drawn anew for every nodule and epoch."""
-
-    rotate90: bool = Field(default=True, description="Turn by a random multiple of 90 degrees.")
-    flip: bool = Field(default=True, description="Mirror at random.")
-    rotate_degrees: float = Field(
-        default=0.0, ge=0, le=180, description="Further rotation up to this angle, both ways."
-    )
-    shift_pixels: float = Field(
-        default=1.0, ge=0, description="Shift up to this many crop pixels (mm at 1 mm spacing)."
-    )
-    scale: float = Field(
-        default=0.0, ge=0, lt=0.5, description="Zoom by up to this share; the diameter's target follows."
-    )
-    shift_hu: float = Field(default=20.0, ge=0, description="Add up to this many HU, both ways.")
-    scale_hu: float = Field(
-        default=0.0, ge=0, lt=0.5, description="Stretch HU about the training mean by up to this share."
-    )
-    slices: int = Field(default=5, ge=1, description="Planes around the middle to choose from in each view (odd).")
-
-    @field_validator("slices")
-    @classmethod
-    def _odd(cls, count: int) -> int:
-        if count % 2 == 0:
-            raise ValueError("slices must be odd, so that the middle plane is among them")
-        return count
 
 
 class OptimiserOptions(Options):
@@ -165,7 +122,7 @@ class FitOptions(MachineOptions):
     """One training run."""
 
     model: ModelOptions = ModelOptions()
-    augment: AugmentOptions = AugmentOptions()
+    augment: Augmentation = Augmentation()
     optimiser: OptimiserOptions = OptimiserOptions()
     loss: LossOptions = LossOptions()
     views: list[Literal["axial", "coronal", "sagittal"]] = Field(
@@ -173,6 +130,12 @@ class FitOptions(MachineOptions):
     )
     slices_averaged: int = Field(
         default=1, ge=1, description="Planes about the middle of each view whose outputs are averaged (odd)."
+    )
+    channels: Literal["repeat", "neighbours"] = Field(
+        default="repeat", description="Three channels: one slice repeated, or with the slices below and above it."
+    )
+    turns_averaged: Literal[1, 8] = Field(
+        default=1, description="8: outputs and maps are averaged over the turns and mirrors of every plane."
     )
     trainable_tensors: int | None = Field(
         default=None, ge=0, description="Only the last k parameter tensors learn (paper)."
@@ -190,6 +153,11 @@ class FitOptions(MachineOptions):
     calibration: Literal["platt", "temperature", "none"] = Field(
         default="platt", description="Fitted on the validation part."
     )
+
+    @property
+    def slices_read(self) -> int:
+        """Slices about the middle of each view that a run reads."""
+        return max(self.augment.slices, self.slices_averaged) + 2 * (self.channels == "neighbours")
 
     @field_validator("slices_averaged")
     @classmethod

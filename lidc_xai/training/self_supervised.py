@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning
 import numpy as np
 import torch
 from lightly.loss import DINOLoss
@@ -24,17 +23,17 @@ from lightly.transforms import DINOTransform
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import Dataset
 
-from lidc_xai.errors import ModelError, UsageError
+from lidc_xai.data.augmentation import mixed_seed
+from lidc_xai.data.dataset import PlaneDataset
+from lidc_xai.errors import UsageError
 from lidc_xai.files import atomic_path, write_json
 from lidc_xai.models.nodule_model import build_backbone
 from lidc_xai.models.preprocess import Preprocess
 from lidc_xai.models.weights import sha256_of
-from lidc_xai.training.loop.augment import mixed_seed
 from lidc_xai.training.loop.callbacks import History
-from lidc_xai.training.loop.optimiser import build_optimiser, build_schedule
-from lidc_xai.training.loop.planes import load_planes
+from lidc_xai.training.loop.epochs import EpochModule
 from lidc_xai.training.loop.record import read_record, run_key, without_nan
 from lidc_xai.training.loop.trainer import is_first_process, run_epochs
 from lidc_xai.training.options import OptimiserOptions, PretrainOptions
@@ -67,8 +66,8 @@ def pretrain(
         return weights
     if is_first_process():
         write_json(folder / RECORD, {"key": key, "complete": False})
-    bank = load_planes(store, ids, (), options.slices, options.views)
-    module = DinoModule(bank.planes, options)
+    data = PlaneDataset(store, ids, views=options.views, slices=options.slices)
+    module = DinoModule(data.planes, options)
     history = History(folder / "history.csv")
     run_epochs(module, options, folder, [history], clip=3.0)
     if is_first_process():
@@ -78,7 +77,7 @@ def pretrain(
         done = {
             "key": key,
             "complete": True,
-            "patients": sorted(set(bank.patient_ids)),
+            "patients": sorted(set(data.patient_ids)),
             "nodules": len(ids),
             "sha256": sha256_of(weights),
             "history": history.rows,
@@ -119,17 +118,24 @@ class PlaneViews(Dataset):
         return [(image * (high - low) + low - self.preprocess.mean) / self.preprocess.std for image in made]
 
 
-class DinoModule(lightning.LightningModule):
+class DinoModule(EpochModule):
     """Student and teacher, each a backbone and a projection head."""
 
+    options: PretrainOptions
+
     def __init__(self, planes: Tensor, options: PretrainOptions) -> None:
-        super().__init__()
-        self.options = options
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
             student: Any = build_backbone(options.backbone, size=options.size, weights=options.weights, any_size=True)
             if not hasattr(student, "patch_embed"):
                 raise UsageError(f"backbone {options.backbone!r} is no ViT; self-supervised learning here is for ViTs")
+            side, patch = int(student.patch_embed.img_size[0]), int(student.patch_embed.patch_size[0])
+            preprocess = Preprocess(size=side).fitted_to(planes)
+            small = max(round(side * LOCAL_SHARE / patch), 1) * patch
+            optimiser = OptimiserOptions(
+                lr=options.lr, weight_decay=options.weight_decay, warmup_epochs=options.warmup_epochs
+            )
+            super().__init__(PlaneViews(planes, preprocess, options, small), options, optimiser)
             width = int(student.head_hidden_size)
             shape = (width, 4 * width, 256, options.prototypes)
             self.student_head = DINOProjectionHead(*shape, freeze_last_layer=1)
@@ -140,35 +146,9 @@ class DinoModule(lightning.LightningModule):
             parameter.requires_grad_(False)
         warm = max(min(30, options.epochs // 3), 1)
         self.loss = DINOLoss(options.prototypes, teacher_temp=0.07, warmup_teacher_temp_epochs=warm)
-        side, patch = int(student.patch_embed.img_size[0]), int(student.patch_embed.patch_size[0])
-        preprocess = Preprocess(size=side).fitted_to(planes)
-        self.data = PlaneViews(planes, preprocess, options, max(round(side * LOCAL_SHARE / patch), 1) * patch)
-
-    def train_dataloader(self) -> DataLoader:
-        sampler: DistributedSampler = DistributedSampler(
-            self.data, num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, seed=self.options.seed
-        )
-        return DataLoader(self.data, batch_size=self._batch_size(), sampler=sampler)
-
-    def _batch_size(self) -> int:
-        return max(self.options.batch_size // self.trainer.world_size, 1)
-
-    def configure_optimizers(self) -> Any:
-        steps = math.ceil(math.ceil(len(self.data) / self.trainer.world_size) / self._batch_size())
-        self.total_steps = max(steps * self.options.epochs, 1)
-        settings = OptimiserOptions(
-            lr=self.options.lr, weight_decay=self.options.weight_decay, warmup_epochs=self.options.warmup_epochs
-        )
-        optimiser = build_optimiser(self, settings)
-        schedule = build_schedule(optimiser, settings, math.ceil(steps / self.options.accumulate), self.options.epochs)
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_train_epoch_start(self) -> None:
-        self.data.epoch = self.current_epoch
-        self.train()
 
     def training_step(self, views: list[Tensor], batch_index: int) -> Tensor:
-        done = self.global_step / self.total_steps
+        done = self.global_step / max(self.steps_per_epoch() * self.options.epochs, 1)
         momentum = 1 - (1 - self.options.momentum) * (math.cos(math.pi * min(done, 1.0)) + 1) / 2
         update_momentum(self.student, self.teacher, m=momentum)
         update_momentum(self.student_head, self.teacher_head, m=momentum)
@@ -176,12 +156,7 @@ class DinoModule(lightning.LightningModule):
             wanted = [self.teacher_head(_features(self.teacher, view)) for view in views[:2]]
         given = [self.student_head(_features(self.student, view)) for view in views]
         loss = self.loss(wanted, given, epoch=self.current_epoch)
-        if not torch.isfinite(loss):
-            raise ModelError(
-                f"the loss became {float(loss.detach())} in epoch {self.current_epoch}; lower lr ({self.options.lr:g})"
-            )
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(views[0]), sync_dist=True)
-        return loss
+        return self.checked(loss, len(views[0]))
 
     def on_after_backward(self) -> None:
         self.student_head.cancel_last_layer_gradients(self.current_epoch)

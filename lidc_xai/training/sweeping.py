@@ -19,15 +19,16 @@ import yaml
 from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import Field, model_validator
 
+from lidc_xai.config import Options
 from lidc_xai.csv_files import write_csv
+from lidc_xai.data.augmentation import mixed_seed
+from lidc_xai.data.dataset import PlaneDataset
 from lidc_xai.errors import ModelError, UsageError
 from lidc_xai.files import write_text
 from lidc_xai.progress import say
 from lidc_xai.training.fitting import fit, planes_for
-from lidc_xai.training.loop.augment import mixed_seed
-from lidc_xai.training.loop.planes import PlaneBank
 from lidc_xai.training.loop.record import run_key
-from lidc_xai.training.options import FitOptions, Options
+from lidc_xai.training.options import FitOptions
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.store.crop_store import CropStore
@@ -102,7 +103,7 @@ def sweep(
     validation_ids: Sequence[str],
     options: FitOptions | None = None,
     search: SweepOptions | None = None,
-    bank: PlaneBank | None = None,
+    data: PlaneDataset | None = None,
 ) -> SweepResult:
     """Run trials until ``search.trials`` are finished; write ``out/sweep.csv`` and ``out/best.yaml``.
 
@@ -114,9 +115,9 @@ def sweep(
     folder.mkdir(parents=True, exist_ok=True)
     for name in search.space:
         _with_values(base, {name: _current(base, name)})
-    if bank is None:
+    if data is None:
         wanted = list(dict.fromkeys([*train_ids, *validation_ids]))
-        bank = planes_for(store, wanted, base)
+        data = planes_for(store, wanted, base)
     study = _open_study(store, folder, base, search, [list(train_ids), list(validation_ids)])
 
     def judge(trial: Trial) -> float:
@@ -126,7 +127,7 @@ def sweep(
         say(f"trial {trial.number}: {values}")
         result = fit(
             store, None, train_ids=train_ids, validation_ids=validation_ids, options=_with_values(base, values),
-            bank=bank,
+            data=data,
         )  # fmt: skip
         trial.set_user_attr("validation", result.validation)
         trial.set_user_attr("best_epoch", result.best_epoch)

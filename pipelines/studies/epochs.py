@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lidc_xai.config import Options
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.files import atomic_path
 from lidc_xai.progress import track
-from lidc_xai.training.options import Options
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 

@@ -1,7 +1,6 @@
 """What a run learns from beyond plain planes and labels: chosen views, other nodules, soft labels, readers' masks."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from lidc_xai.data import PlaneDataset
 from lidc_xai.errors import UsageError
 from lidc_xai.imaging.store.crop_store import CropStore
 from lidc_xai.models import build_model, load_model
@@ -16,7 +16,6 @@ from lidc_xai.nodules._predict import predict
 from lidc_xai.training import FitOptions, cross_validate, fit
 from lidc_xai.training.loop.mask_head import MaskHead
 from lidc_xai.training.loop.module import with_soft_labels
-from lidc_xai.training.loop.planes import load_planes
 
 Quick = Callable[..., FitOptions]
 
@@ -29,7 +28,7 @@ def test_the_model_remembers_what_it_read_and_predict_reads_the_same(
     model = load_model(tmp_path / "run")
     assert (model.preprocess.views, model.preprocess.slices) == (("axial", "sagittal"), 3)
     name = toy_store.nodule_ids[0]
-    ct = torch.from_numpy(toy_store.load(name).ct)
+    ct = torch.from_numpy(toy_store.load(name).ct.copy())
     middle = ct.shape[0] // 2
     planes = [ct[k] for k in range(middle - 1, middle + 2)] + [ct[:, :, i] for i in range(middle - 1, middle + 2)]
     with torch.inference_mode():
@@ -73,10 +72,10 @@ def test_mask_head_needs_patches(toy_store: CropStore, quick: Quick) -> None:
 
 def test_soft_labels_stand_where_there_is_no_label(toy_store: CropStore) -> None:
     model = build_model("vit_small64_p8", ["texture", "malignancy"], size=16, seed=0)
-    bank = load_planes(toy_store, toy_store.nodule_ids[:3], model.output_names, slices=1)
-    bank = replace(bank, manifest=bank.manifest.assign(malignancy=[2.5, 3.25, 5.0]))
+    manifest = toy_store.manifest.head(3).assign(malignancy=[2.5, 3.25, 5.0])
+    data = PlaneDataset(toy_store, toy_store.nodule_ids[:3], model.output_names, manifest=manifest)
     targets = torch.tensor([[0.1, float("nan")], [0.2, 1.0], [0.3, float("nan")]])
-    found = with_soft_labels(targets, bank, model)
+    found = with_soft_labels(targets, data, model)
     assert torch.allclose(found, torch.tensor([[0.1, 0.375], [0.2, 1.0], [0.3, 1.0]]))
     assert torch.isnan(targets[0, 1])
 

@@ -3,7 +3,6 @@ from.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,13 @@ import pandas as pd
 import pytest
 import torch
 
+from lidc_xai.data import PlaneDataset
 from lidc_xai.errors import DataError, LidcXaiError, ModelError, UsageError
 from lidc_xai.imaging.store.crop_store import CropStore
 from lidc_xai.models import load_model
 from lidc_xai.models.inference import view_outputs
 from lidc_xai.training import FitOptions, fit
 from lidc_xai.training.loop.module import FitModule
-from lidc_xai.training.loop.planes import load_planes
 from lidc_xai.training.metrics import auc
 
 Quick = Callable[..., FitOptions]
@@ -29,11 +28,12 @@ def test_learns_on_other_patients_and_comes_back_from_its_folder(
     ids = toy_store.nodule_ids
     options = quick(epochs=12, optimiser={"lr": 1e-3}, augment={"slices": 3}, logs=True)
     result = fit(toy_store, tmp_path / "run", train_ids=ids[:28], validation_ids=ids[28:36], options=options)
-    test = load_planes(toy_store, ids[36:], result.model.output_names, slices=1)
-    outputs = view_outputs(result.model, test.evaluated()).mean(1)
+    test = PlaneDataset(toy_store, ids[36:], result.model.output_names)
+    inputs = result.model.preprocess.inputs(test.planes)
+    outputs = view_outputs(result.model, inputs).mean(1)
     assert auc(test.targets[:, 0].numpy(), outputs[:, 0].numpy()) > 0.7
     again = load_model(tmp_path / "run")
-    assert torch.equal(view_outputs(again, test.evaluated()).mean(1), outputs)
+    assert torch.equal(view_outputs(again, inputs).mean(1), outputs)
     assert again.calibration == result.model.calibration != {"malignancy": (1.0, 0.0)}
     assert again.training_info["train_patients"] == sorted(set(toy_store.manifest["patient_id"][:28]))
     assert again.training_info["simulated"] is True
@@ -49,7 +49,7 @@ def test_scales_come_from_the_training_part(toy_store: CropStore, quick: Quick) 
     result = fit(toy_store, None, train_ids=ids[:20], validation_ids=ids[20:], options=quick(epochs=1))
     diameter = toy_store.manifest["diameter"][:20]
     assert np.allclose(result.model.target_scaling["diameter"], (diameter.mean(), diameter.std()))
-    planes = load_planes(toy_store, ids[:20]).planes.clamp(-1000, 400).double()
+    planes = PlaneDataset(toy_store, ids[:20], slices=5).planes.clamp(-1000, 400).double()
     assert np.isclose(result.model.preprocess.mean, planes.mean())
     assert np.isclose(result.model.preprocess.std, planes.std())
 
@@ -71,7 +71,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes(
     whole = fit(toy_store, tmp_path / "whole", options=options)
     step = FitModule.training_step
 
-    def dying(module: FitModule, rows: torch.Tensor, batch: int) -> torch.Tensor:
+    def dying(module: FitModule, rows: dict, batch: int) -> torch.Tensor:
         if module.current_epoch == 2 and batch == 1:
             raise _KilledError
         return step(module, rows, batch)
@@ -124,10 +124,9 @@ def test_the_callers_random_state_is_left_alone(toy_store: CropStore, quick: Qui
 
 
 def test_absent_ratings_do_not_count(toy_store: CropStore, quick: Quick) -> None:
-    bank = load_planes(toy_store, toy_store.nodule_ids, ("malignancy", "texture", "diameter"))
-    targets = bank.targets.clone()
-    targets[::3, 0], targets[1::2, 1] = torch.nan, torch.nan
-    result = fit(toy_store, None, options=quick(epochs=1), bank=replace(bank, targets=targets))
+    data = PlaneDataset(toy_store, toy_store.nodule_ids, ("malignancy", "texture", "diameter"), slices=5)
+    data.targets[::3, 0], data.targets[1::2, 1] = torch.nan, torch.nan
+    result = fit(toy_store, None, options=quick(epochs=1), data=data)
     assert np.isfinite(result.history["val_loss"]).all()
 
 

@@ -7,15 +7,25 @@ import numpy as np
 import pytest
 import torch
 
+from lidc_xai.data import Augmentation
+from lidc_xai.data.transforms import MovePlanes
 from lidc_xai.errors import UsageError
 from lidc_xai.models import build_model
+from lidc_xai.models.turns import turned, turned_back
 from lidc_xai.training.calibration import calibrate
-from lidc_xai.training.loop.augment import augmented, draw
 from lidc_xai.training.loop.losses import masked_loss
 from lidc_xai.training.loop.optimiser import build_optimiser, build_schedule, choose_trainable
-from lidc_xai.training.options import AugmentOptions, FitOptions, LossOptions, OptimiserOptions
+from lidc_xai.training.options import FitOptions, LossOptions, OptimiserOptions
 
-PLAIN = AugmentOptions(rotate90=False, flip=False, shift_pixels=0, shift_hu=0)
+PLAIN = Augmentation(rotate90=False, flip=False, shift_pixels=0, shift_hu=0)
+
+
+def numbers_of(augment: Augmentation, count: int, seed: int = 0, epoch: int = 0) -> torch.Tensor:
+    return torch.stack([augment.draw(f"n{place}", seed, epoch, 3).numbers() for place in range(count)])
+
+
+def moved(planes: torch.Tensor, numbers: torch.Tensor, centre_hu: float = 0.0) -> torch.Tensor:
+    return MovePlanes(centre_hu)({"image": planes[:, None], "numbers": numbers})["image"][:, 0]
 
 
 @pytest.mark.parametrize(
@@ -37,43 +47,47 @@ def test_wrong_options_name_the_field(values: dict, words: str) -> None:
 
 
 def test_draws_depend_on_seed_epoch_and_nodule_alone() -> None:
-    options = AugmentOptions(rotate_degrees=10, scale=0.1, scale_hu=0.1)
-    first, again = (draw(options, 50, 16, 3, 5, seed=1, epoch=2) for _ in range(2))
-    other = draw(options, 50, 16, 3, 5, seed=1, epoch=3)
-    assert torch.equal(first.affine, again.affine)
-    assert not torch.equal(first.affine, other.affine)
-    assert set(first.view.tolist()) == {0, 1, 2}
-    assert set(first.slice.tolist()) == {0, 1, 2, 3, 4}
+    augment = Augmentation(rotate_degrees=10, scale=0.1, scale_hu=0.1)
+    first, again, other = (numbers_of(augment, 50, seed=1, epoch=epoch) for epoch in (2, 2, 3))
+    assert torch.equal(first, again)
+    assert not (first == other).all(1).any()
+    assert not torch.equal(first, numbers_of(augment, 50, seed=2, epoch=2))
+    drawn = [augment.draw(f"n{place}", 1, 2, 3) for place in range(50)]
+    assert {draw.view for draw in drawn} == {0, 1, 2}
+    assert {draw.slice for draw in drawn} == {-2, -1, 0, 1, 2}
     planes = torch.randn(50, 16, 16)
-    rows = torch.randperm(50)
-    together = augmented(planes[rows], first, rows, -600.0)
-    alone = augmented(planes[7:8], first, torch.tensor([7]), -600.0)
-    assert torch.allclose(together[rows.tolist().index(7)], alone[0], atol=1e-5)
+    order = torch.randperm(50)
+    together = moved(planes[order], first[order], -600.0)
+    alone = moved(planes[7:8], first[7:8], -600.0)
+    assert torch.allclose(together[order.tolist().index(7)], alone[0], atol=1e-5)
 
 
 def test_plain_draws_change_nothing_and_quarter_turns_are_exact() -> None:
     planes = torch.randn(40, 9, 9)
-    assert torch.allclose(augmented(planes, draw(PLAIN, 40, 9, 3, 5, 0, 0), torch.arange(40), 0.0), planes, atol=1e-5)
-    turning = draw(PLAIN.model_copy(update={"rotate90": True, "flip": True}), 40, 9, 3, 5, 0, 0)
-    changed = augmented(planes, turning, torch.arange(40), 0.0)
-    symmetries = [torch.rot90(p, k, (1, 2)) for p in (planes, planes.flip(2)) for k in range(4)]
-    found = [min(range(8), key=lambda k, i=i: (symmetries[k][i] - changed[i]).abs().max()) for i in range(40)]
-    assert all(torch.allclose(symmetries[k][i], changed[i], atol=1e-4) for i, k in enumerate(found))
-    assert set(found) == set(range(8))
+    assert torch.equal(moved(planes, numbers_of(PLAIN, 40)), planes)
+    turning = numbers_of(PLAIN.model_copy(update={"rotate90": True, "flip": True}), 40)
+    changed = moved(planes, turning)
+    assert all(torch.equal(turned(planes[i], int(turning[i, 0])), changed[i]) for i in range(40))
+    assert all(torch.equal(turned_back(changed[i], int(turning[i, 0])), planes[i]) for i in range(40))
+    assert set(turning[:, 0].tolist()) == set(range(8))
+    assert len({tuple(turned(planes[0], turn).flatten().tolist()) for turn in range(8)}) == 8
+    interpolated = MovePlanes._resample(planes[:, None], turning)[:, 0]
+    assert torch.allclose(interpolated, changed, atol=1e-4)  # both ways turn the same way
 
 
 def test_shift_is_in_pixels_zoom_enlarges_and_hu_move_about_the_centre() -> None:
     ramp = torch.arange(11.0).expand(1, 11, 11) * 10
-    shifting = draw(PLAIN.model_copy(update={"shift_pixels": 2.0}), 1, 11, 3, 5, 0, 0)
-    moved = augmented(ramp, shifting, torch.tensor([0]), 0.0)
-    assert torch.isclose((moved - ramp)[0, 5, 5] / 10, shifting.affine[0, 0, 2] * 11 / 2, atol=1e-4)
-    assert shifting.affine[:, :, 2].abs().max() * 11 / 2 <= 2.0
-    zooming = draw(PLAIN.model_copy(update={"scale": 0.3}), 1, 11, 3, 5, 0, 0)
-    slope = torch.diff(augmented(ramp, zooming, torch.tensor([0]), 0.0)[0, 5, 4:7]).mean() / 10
-    assert torch.isclose(slope, 1 / zooming.zoom[0], atol=1e-4)
-    stretching = draw(PLAIN.model_copy(update={"scale_hu": 0.4, "shift_hu": 30.0}), 1, 11, 3, 5, 0, 0)
-    changed = augmented(ramp, stretching, torch.tensor([0]), 50.0)
-    assert torch.allclose(changed, (ramp - 50) * stretching.scale_hu + 50 + stretching.shift_hu, atol=1e-3)
+    shifting = PLAIN.model_copy(update={"shift_pixels": 2.0})
+    drawn = shifting.draw("n0", 0, 0, 3)
+    assert torch.isclose((moved(ramp, numbers_of(shifting, 1)) - ramp)[0, 5, 5] / 10, torch.tensor(drawn.shift[0]))
+    assert 0 < abs(drawn.shift[0]) <= 2.0
+    zooming = PLAIN.model_copy(update={"scale": 0.3})
+    slope = torch.diff(moved(ramp, numbers_of(zooming, 1))[0, 5, 4:7]).mean() / 10
+    assert torch.isclose(slope, torch.tensor(1 / zooming.draw("n0", 0, 0, 3).zoom), atol=1e-4)
+    stretching = PLAIN.model_copy(update={"scale_hu": 0.4, "shift_hu": 30.0})
+    drawn = stretching.draw("n0", 0, 0, 3)
+    changed = moved(ramp, numbers_of(stretching, 1), 50.0)
+    assert torch.allclose(changed, (ramp - 50) * drawn.scale_hu + 50 + drawn.shift_hu, atol=1e-3)
 
 
 def test_loss_counts_what_is_there() -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lidc_xai.files import atomic_path
 from lidc_xai.imaging.check.target import Target
 from lidc_xai.imaging.ct.volume import CTVolume
-from lidc_xai.imaging.planes import VIEWS, extract_plane
+from lidc_xai.imaging.planes import VIEWS, crop_plane
 
 WINDOW_HU = (-1350.0, 150.0)
 _LETTERS = (("R", "L"), ("A", "P"), ("F", "H"))
@@ -73,7 +73,7 @@ def _draw_planes(axes: Sequence[Any], target: Target, size_mm: float) -> None:
         )
         return
     for axis, view in zip(axes, VIEWS, strict=True):
-        plane = extract_plane(crop.ct, crop.affine, view)
+        plane = crop_plane(crop, view)
         # Coronal and sagittal with the head up, as radiologists look at them.
         origin = "upper" if view == "axial" else "lower"
         axis.imshow(plane.image, cmap="gray", vmin=WINDOW_HU[0], vmax=WINDOW_HU[1], origin=origin)
@@ -82,8 +82,8 @@ def _draw_planes(axes: Sequence[Any], target: Target, size_mm: float) -> None:
         width, height = size_mm / plane.spacing_mm[1], size_mm / plane.spacing_mm[0]
         corner = ((columns - 1 - width) / 2, (rows - 1 - height) / 2)
         axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=_BOX, lw=1.0))
-        for number, mask in enumerate(crop.reader_masks if crop.reader_masks is not None else ()):
-            outline = extract_plane(mask, crop.affine, view).image
+        for number in range(0 if crop.reader_masks is None else len(crop.reader_masks)):
+            outline = crop_plane(crop, view, of=number).image
             if outline.any() and not outline.all():
                 axis.contour(outline, [0.5], colors=[_COLOURS[number % len(_COLOURS)]], linewidths=1.0)
         axis.set_title(f"{view}, {columns * plane.spacing_mm[1]:g} mm", fontsize=9)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from lidc_xai.imaging.planes import Plane
 
 
 @dataclass
@@ -15,7 +19,8 @@ class NoduleCrop:
     ``reader_masks``: (R, z, y, x) bool, one per reader, or ``None`` without readers. ``consensus``: (z, y, x) bool,
     voxels that at least half of the readers marked, or ``None``. ``padded``: a part of the box lies outside the scan.
     ``larger_than_box``: the readers' outlines together are larger than the box on some axis. ``issues``: what
-    was found, in words. ``padded_share``: how much of the box lies outside the scan, 0 to 1.
+    was found, in words. ``padded_share``: how much of the box lies outside the scan, 0 to 1. ``cut``: the planes that
+    ``imaging.planes`` has cut already, each with the array it is of.
     """
 
     ct: np.ndarray
@@ -28,6 +33,9 @@ class NoduleCrop:
     padded: bool = False
     larger_than_box: bool = False
     padded_share: float = 0.0
+    cut: dict[tuple[str | int, str, int], tuple[np.ndarray, Plane]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

@@ -6,8 +6,10 @@ fingerprint.json. A nodule's folder appears whole or not at all, so a killed run
 
 from __future__ import annotations
 
+import copy
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,9 @@ LONGEST_ID = 120
 _ID = re.compile(r"[^\W.-][^/\\\x00-\x1f]*")
 _ADDED_LATER = ("padded_share",)
 """Columns that a store of an earlier version lacks."""
+KEPT_CROPS = 32
+"""Crops that a store keeps in memory, those read last (some 300 KiB each): a report asks for one several times."""
+
 _TEXT = {"nodule_id", "patient_id", "series_uid", "study_uid", "scanner", "cohorts", "issues"}
 _WHOLE = {"scan_index", "cluster_index", "n_readers", "n_readers_masked", "label"}
 _FLAGS = {"ambiguous", "padded", "larger_than_box", "hu_calibrated", "simulated"}
@@ -68,6 +73,10 @@ class CropStore:
             raise DataError(f"{self.path}: manifest or votes cannot be read ({reason}); run prepare again") from error
         self.nodule_ids: list[str] = self.manifest["nodule_id"].tolist()
         self._place = {nodule_id: place for place, nodule_id in enumerate(self.nodule_ids)}
+        self._crops: OrderedDict[str, NoduleCrop] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_crops": OrderedDict()}
 
     def __len__(self) -> int:
         return len(self.nodule_ids)
@@ -75,9 +84,20 @@ class CropStore:
     def load(self, nodule_id: str) -> NoduleCrop:
         """One crop: CT (z, y, x) in HU, its affine, readers' masks and consensus.
 
-        DataError where a file is not the one that prepare wrote, or no box that a model could read.
+        DataError where a file is not the one that prepare wrote, or no box that a model could read. Of a crop that was
+        read lately the same arrays come back, which is why they cannot be written into.
         """
-        return read_crop_files(self._folder(nodule_id), self._voxels)
+        folder = self._folder(nodule_id)
+        if nodule_id not in self._crops:
+            crop = read_crop_files(folder, self._voxels)
+            for array in (crop.ct, crop.reader_masks, crop.consensus):
+                if array is not None:
+                    array.setflags(write=False)
+            self._crops[nodule_id] = crop
+            if len(self._crops) > KEPT_CROPS:
+                self._crops.popitem(last=False)
+        self._crops.move_to_end(nodule_id)
+        return copy.copy(self._crops[nodule_id])
 
     def sound(self, nodule_ids: Iterable[str] | None = None) -> tuple[list[str], list[Skipped]]:
         """Ids (default: all) whose crops load, and a row with the reason for each of the others."""

@@ -136,7 +136,7 @@ def radial_curves(
         item, crop = maps(nodule_id), store.load(nodule_id)
         if item is None or crop.consensus is None or max(item.token_mm) > LIMIT_MM:
             continue  # tokens wider than the whole profile say nothing about distance
-        planes = evaluated_masks(crop.consensus, crop, item)
+        planes = evaluated_masks(crop, item)
         for column, output in enumerate(item.output_names):
             largest = float(np.abs(item.relevance[:, column]).max())
             parts = [

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lidc_xai.imaging.planes import VIEWS
+from lidc_xai.imaging.planes import VIEWS, crop_plane
 from lidc_xai.reporting.nodule.facts import UNITS
 from lidc_xai.reporting.nodule.flags import AXES
-from lidc_xai.reporting.nodule.geometry import DisplayPlane, display_plane
+from lidc_xai.reporting.nodule.geometry import DisplayPlane, turned_for_display
 from lidc_xai.reporting.nodule.outlines import outline_path
 from lidc_xai.reporting.pictures import ct_picture, map_picture
 
@@ -79,14 +79,14 @@ def crop_pictures(
         index = (indices or {}).get(view)
         if inner is not None and index is None:
             index = _index_at(crop, view, inner.centre_mm)
-        plane = display_plane(crop.ct, crop.affine, view, index)
+        plane = turned_for_display(crop_plane(crop, view, index))
         found.append(
             PlanePicture(
                 plane=plane,
                 ct=ct_picture(plane.image, plane.spacing_mm, window, pixels),
                 window=window,
-                readers=[_outline(mask, crop, plane) for mask in _masks(crop)],
-                consensus="" if crop.consensus is None else _outline(crop.consensus, crop, plane),
+                readers=[_outline(crop, plane, reader) for reader in range(_readers(crop))],
+                consensus="" if crop.consensus is None else _outline(crop, plane, "consensus"),
                 box="" if inner is None else _box(inner, plane),
             )
         )
@@ -150,18 +150,18 @@ def largest_indices(crop: NoduleCrop) -> dict[str, int]:
 
 def thumbnail(crop: NoduleCrop, pixels: int = 96) -> PlanePicture:
     """The axial plane of the largest outline, small."""
-    plane = display_plane(crop.ct, crop.affine, "axial", largest_indices(crop).get("axial"))
-    consensus = "" if crop.consensus is None else _outline(crop.consensus, crop, plane)
+    plane = turned_for_display(crop_plane(crop, "axial", largest_indices(crop).get("axial")))
+    consensus = "" if crop.consensus is None else _outline(crop, plane, "consensus")
     return PlanePicture(plane, ct_picture(plane.image, plane.spacing_mm, "lung", pixels), "lung", [], consensus)
 
 
-def _masks(crop: NoduleCrop) -> list[Any]:
-    return [] if crop.reader_masks is None else list(crop.reader_masks)
+def _readers(crop: NoduleCrop) -> int:
+    return 0 if crop.reader_masks is None else len(crop.reader_masks)
 
 
-def _outline(mask: Any, crop: NoduleCrop, plane: DisplayPlane) -> str:
-    cut = display_plane(np.asarray(mask, dtype=np.float32), crop.affine, plane.view, plane.index)
-    return outline_path(cut.image > 0.5, plane.spacing_mm)
+def _outline(crop: NoduleCrop, plane: DisplayPlane, of: str | int) -> str:
+    mask = crop_plane(crop, plane.view, plane.index, of).image
+    return outline_path(plane.orient(mask), plane.spacing_mm)
 
 
 def _index_at(crop: NoduleCrop, view: str, point_mm: np.ndarray) -> int:

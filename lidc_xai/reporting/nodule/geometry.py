@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lidc_xai.imaging.planes import extract_plane
+from lidc_xai.imaging.planes import Plane, extract_plane
 
 _LETTERS = (("R", "L"), ("A", "P"), ("I", "S"))  # towards lower and higher x, y, z of LPS coordinates
 _WANTED_SIGN = (1, 1, -1)  # x and y grow rightwards or downwards on the screen, z grows upwards
@@ -60,7 +60,11 @@ def display_plane(array: NDArray, affine: NDArray, view: str, index: int | None 
 
     ``index`` ``None`` takes the middle slice. Orientation letters come from the affine, not from the name of the view.
     """
-    plane = extract_plane(array, affine, view, index)
+    return turned_for_display(extract_plane(array, affine, view, index))
+
+
+def turned_for_display(plane: Plane) -> DisplayPlane:
+    """The same for a plane that is cut already."""
     matrix = np.array(plane.affine, dtype=np.float64)
     height, width = plane.image.shape
     column_axis, column_sign = _dominant(matrix[:3, 0])

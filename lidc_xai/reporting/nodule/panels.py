@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lidc_xai.imagenet.panel import draw_panel
-from lidc_xai.imaging.planes import extract_plane
+from lidc_xai.imaging.planes import crop_plane
 from lidc_xai.ratings import SCALES
 from lidc_xai.reporting.pictures import windowed
 
@@ -33,7 +33,7 @@ def draw_nodule_panels(
     paths = []
     for v, (view, index) in enumerate(zip(first.views, first.indices, strict=True)):
         turned = slice(None) if view == "axial" else slice(None, None, -1)
-        image = windowed(extract_plane(crop.ct, crop.affine, view, index).image, "lung")[turned]
+        image = windowed(crop_plane(crop, view, index).image, "lung")[turned]
         times = max(1, round(_PIXELS / max(image.shape)))
         pixels = np.repeat(image.repeat(times, 0).repeat(times, 1)[..., None], 3, axis=-1)
         path = Path(folder) / crop.nodule_id / f"{view}.png"

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lidc_xai.imaging.planes import VIEWS
+from lidc_xai.imaging.planes import VIEWS, crop_plane
 from lidc_xai.ratings import SCALES
 from lidc_xai.reporting.nodule.facts import SHORT_UNITS, UNITS, method_title
 from lidc_xai.reporting.nodule.flags import AXES
-from lidc_xai.reporting.nodule.geometry import DisplayPlane, display_plane
+from lidc_xai.reporting.nodule.geometry import DisplayPlane, turned_for_display
 from lidc_xai.reporting.nodule.outlines import outline_path
 from lidc_xai.reporting.nodule.payload import differences, pack
 from lidc_xai.reporting.pictures import palette, pooled
@@ -81,7 +81,7 @@ def _volume(crop: NoduleCrop, step: float, readers: bool) -> dict[str, Any]:
 
 
 def _view(crop: NoduleCrop, view: str, readers: bool) -> dict[str, Any]:
-    plane = display_plane(crop.ct, crop.affine, view)
+    plane = turned_for_display(crop_plane(crop, view))
     height, width = plane.size_mm
     return {
         "flip": list(plane.flip),

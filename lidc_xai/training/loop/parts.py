@@ -10,8 +10,8 @@ import torch
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
+from lidc_xai.data.dataset import PlaneDataset
 from lidc_xai.errors import DataError, UsageError
-from lidc_xai.training.loop.planes import PlaneBank
 from lidc_xai.training.options import FitOptions
 
 
@@ -33,12 +33,12 @@ def split_off_validation(
 
 
 def check_parts(
-    bank: PlaneBank, train: Tensor, validation: Tensor, outputs: Sequence[str], patients_apart: bool = True
+    data: PlaneDataset, train: Tensor, validation: Tensor, outputs: Sequence[str], patients_apart: bool = True
 ) -> None:
     """Refuse parts that cannot teach or choose, naming what is missing."""
     if not len(train) or not len(validation):
         raise DataError(f"{len(train)} nodules to learn from and {len(validation)} to validate on: both must have some")
-    patients = bank.patient_ids
+    patients = data.patient_ids
     shared = {patients[row] for row in train.tolist()} & {patients[row] for row in validation.tolist()}
     if shared and patients_apart:
         raise UsageError(
@@ -48,7 +48,7 @@ def check_parts(
     if len({patients[row] for row in train.tolist()}) < 2:
         raise DataError("one patient only in the training part; at least 2 are needed")
     for column, name in enumerate(outputs):
-        values = bank.targets[train, column]
+        values = data.targets[train, column]
         values = values[torch.isfinite(values)]
         if not len(values):
             raise DataError(f"no nodule of the training part has a rating of {name!r}; leave it out of model.outputs")
@@ -58,5 +58,5 @@ def check_parts(
                     raise DataError(f"the training part has no nodule rated {words} 3 (label {label}); add cases")
         elif float(values.std(correction=0)) < 1e-9:
             raise DataError(f"all {len(values)} training ratings of {name!r} are {float(values[0]):g}; leave it out")
-        if not torch.isfinite(bank.targets[validation, column]).any():
+        if not torch.isfinite(data.targets[validation, column]).any():
             raise DataError(f"no nodule of the validation part has a rating of {name!r}; enlarge validation_share")
