@@ -214,7 +214,7 @@ def test_a_fold_takes_every_statistic_from_its_training_part(store):
     assert test[0]["image"].shape == (3, 3, 16, 16)
 
 
-def test_misuse_is_one_clear_line(store, scaling, write_store, tmp_path):
+def test_misuse_is_one_clear_line(store, scaling):
     ids = store.nodule_ids[:3]
     with pytest.raises(UsageError, match="at least one nodule"):
         NoduleDataset(store, [], NATIVE, OUTPUTS, scaling=scaling)
@@ -231,6 +231,5 @@ def test_misuse_is_one_clear_line(store, scaling, write_store, tmp_path):
     for wrong in ({"slices": 4}, {"slices": 0}, {"scale": 0.5}, {"shift_hu": -1}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             Augmentation.of(**wrong)
-    flat = write_store(tmp_path / "flat", patients=1, shape=(16, 16, 12))
-    with pytest.raises(DataError, match="planes need a cube"):
-        NoduleDataset(flat, flat.nodule_ids, NATIVE, ["malignancy"])
+    with pytest.raises(DataError, match="planes need a cube of at least 17"):
+        NoduleDataset(store, ids, NATIVE, ["malignancy"], train=True, augment=Augmentation(slices=17))

@@ -53,6 +53,7 @@ def test_a_map_survives_its_file(crop, model, tmp_path):
 
 
 def test_a_folder_holds_maps_of_one_model_and_one_set_of_options(crop, model, tmp_path):
+    crop = NoduleCrop(crop.ct[:, :16, :16], np.eye(4), nodule_id=crop.nodule_id, series_uid="1.2.3")
     writer = StoreWriter(tmp_path / "store", size_mm=16, spacing_mm=1, rule="test")
     writer.write(crop, {"patient_id": "LIDC-IDRI-0001"}, [])
     store = writer.finish()

@@ -124,7 +124,7 @@ def test_wrong_calls_are_one_line(model: NoduleModel, store: CropStore) -> None:
     with pytest.raises(UsageError, match="different outputs"):
         predict([model, build_model("vit_small64_p8", size=16)], store)
     flat = NoduleCrop(np.zeros((4, 16, 16), np.float32), np.eye(4), nodule_id="flat")
-    with pytest.raises(DataError, match="need a cube"):
+    with pytest.raises(DataError, match="wanted a cube"):
         predict(model, [flat])
 
 
