@@ -7,10 +7,10 @@ OUT ?= runs/demo
 # Many short processes import torch: without compiled files each of them spends ten seconds on it.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test lint types clean help
+.PHONY: demo test lint types docs clean help
 help:
 	@echo "make demo   simulated patients -> crops -> model -> maps -> report in $(OUT)"
-	@echo "make test   the tests;  make lint   ruff;  make types   mypy"
+	@echo "make test   the tests;  make lint   ruff;  make types   mypy;  make docs   the site in site/"
 
 demo: $(STAMP)
 	$(BIN)/lidc-xai demo --out $(OUT)
@@ -24,6 +24,9 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \

@@ -18,6 +18,7 @@ from lidc_xai.evaluation import (
     reader_agreement,
 )
 from lidc_xai.evaluation.geometry import centred_disc, in_plane, signed_distance
+from lidc_xai.evaluation.maps import resampled
 from lidc_xai.evaluation.metrics._localisation import average_precision
 
 
@@ -221,3 +222,28 @@ def test_removing_a_cause_moves_its_output_and_only_then_is_it_a_truth(named: nn
     assert found["texture"].reasons[0] == "the model has no output 'texture'"
     with pytest.raises(DataError, match="margin: images without the cause"):
         cause_effects(named, images, {"margin": images[:2]})
+
+
+def test_a_peak_at_exactly_two_millimetres_still_points() -> None:
+    mask = np.zeros((2, 1, 8), dtype=bool)
+    mask[:, 0, :3] = True
+    maps = np.zeros((2, 1, 8))
+    maps[0, 0, 4] = maps[1, 0, 5] = 1.0
+    found = localisation(maps, mask, 1.0)
+    assert found.pointing.tolist() == [0, 0]
+    assert found.pointing_2mm.tolist() == [1, 0]
+
+
+def test_the_body_is_all_that_is_deeper_than_one_bin() -> None:
+    """Also deeper than the profile reaches: a nodule of 36 mm has a middle 18 mm below its surface."""
+    mask = disc(96, (47.5, 47.5), 36)
+    distance = signed_distance(mask, (0.5, 0.5))
+    found = radial_profile(np.where(distance < -10, 4.0, 1.0)[None], mask[None], 0.5)
+    inside = np.where(distance < -10, 1.0, 0.25)[distance < -1]
+    assert found.body[0] == pytest.approx(inside.mean())
+    np.testing.assert_allclose(found.profile[0], 0.25)
+
+
+def test_a_pixel_reads_the_cell_that_its_centre_lies_in() -> None:
+    assert resampled(torch.arange(3.0)[None], (1, 4))[0].tolist() == [0, 1, 1, 2]
+    assert resampled(torch.arange(6.0)[None], (1, 4))[0].tolist() == [0, 2, 3, 5]

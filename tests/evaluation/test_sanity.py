@@ -22,6 +22,7 @@ from lidc_xai.evaluation import (
     shift_invariance,
     shifted,
 )
+from lidc_xai.evaluation.metrics.robustness import attacked
 from lidc_xai.explain import LogOdds, LogProbability, Probability, explain
 
 
@@ -107,6 +108,18 @@ def test_attacks_lower_the_score_within_epsilon(
     assert (similarity.spearman <= 1).all()
     _, exact = attack_stability(on_patch, images, 0, "saliency", epsilon=0.02, steps=steps)
     np.testing.assert_allclose(exact, -40 * 0.02, atol=1e-9)
+
+
+def test_pgd_steps_by_two_and_a_half_epsilon_over_the_steps() -> None:
+    """|x| at 0.3 ε: the first of two steps of 1.25 ε ends at the border, −0.7 ε, the second one at 0.55 ε."""
+
+    class Size(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.abs().sum((1, 2, 3))[:, None]
+
+    moved, change = attacked(Size(), torch.full((1, 1, 1, 1), 0.3, dtype=torch.float64), 0, epsilon=1.0, steps=2)
+    assert moved.item() == pytest.approx(0.55)
+    assert change.item() == pytest.approx(0.25)
 
 
 def test_runs_of_a_stochastic_method_and_of_an_exact_one(vit: nn.Module, images: Tensor) -> None:
