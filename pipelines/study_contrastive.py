@@ -35,7 +35,7 @@ from studies.study_measures import (
 from torch import Tensor
 
 from lidc_xai.evaluation import blur_mask_test, epsilon_perturbation, two_probable
-from lidc_xai.explain.networks.vit import as_vit
+from lidc_xai.explain.networks.families import as_vit
 
 SOURCE = "arXiv 2501.11096"
 TITLE = "Contrastive explanations"

@@ -39,7 +39,7 @@ from torch import Tensor
 from lidc_xai.evaluation import adcc
 from lidc_xai.evaluation.geometry import centred_disc
 from lidc_xai.explain import explain
-from lidc_xai.explain.networks.vit import as_vit
+from lidc_xai.explain.networks.families import as_vit
 
 SOURCE = "arXiv 2310.02588"
 RIVAL = "relevance_propagation"

@@ -3,6 +3,7 @@ from .abilities import refusals as refusals
 from .api import explain as explain
 from .concept import concept_vector as concept_vector
 from .explanation import Explanation as Explanation
+from .networks.anatomy import describe_vit as describe_vit
 from .targets import ConceptSimilarity as ConceptSimilarity
 from .targets import Logit as Logit
 from .targets import LogOdds as LogOdds

@@ -18,7 +18,7 @@ from lidc_xai.explain.contrast import combine_maps, without_map_contrasts
 from lidc_xai.explain.explanation import Explanation
 from lidc_xai.explain.networks.changed_backward import LIBRA
 from lidc_xai.explain.networks.context import Context, Pass, Result
-from lidc_xai.explain.networks.manners import borrowed
+from lidc_xai.explain.networks.manners import borrowed, in_float32, one_line
 from lidc_xai.explain.registry import MAX_BATCH, Method, find_method, method_options
 from lidc_xai.explain.targets import Outputs, TargetSet, TargetsLike, check_batch, output_spec, resolve, select_targets
 
@@ -56,17 +56,18 @@ def explain(
     names = [method] if isinstance(method, str) else list(method)
     methods = [find_method(name) for name in names]
     filled = method_options(methods, options)
-    images = check_images(model, images)
-    check_batch(targets, len(images))
     results = {}
-    with borrowed(model):
+    with borrowed(model), in_float32(model) as was_half, one_line(model):
+        images = check_images(model, images)
+        check_batch(targets, len(images))
         shared = Pass(model, images)
         for row in methods:
-            reason = why_not(model, row, shared.vit)
+            reason = why_not(row, shared)
             if reason is not None:
                 raise ModelError(f"{row.name} cannot explain this model: {reason}")
         for row, chosen in zip(methods, filled, strict=True):
-            results[row.name] = _explain(shared, row, targets, chosen)
+            found = _explain(shared, row, targets, chosen)
+            results[row.name] = replace(found, precision="float32, from half-precision weights") if was_half else found
     return results[names[0]] if isinstance(method, str) else results
 
 
@@ -130,12 +131,13 @@ def _join(
     size = (images.shape[-2], images.shape[-1])
     on_tokens = shared.vit is not None and tuple(relevance.shape[-2:]) == shared.vit.grid(images)
     return Explanation(
-        relevance=relevance.float() if relevance.dtype in (torch.float16, torch.bfloat16) else relevance,
+        relevance=relevance,
         values=torch.cat(values),
         columns=torch.cat([part.columns for part in targets]),
         target_names=targets[0].names,
         method=method.name,
         engine=results[0].engine,
+        precision=str(relevance.dtype).removeprefix("torch."),
         image_size=size,
         covered=shared.vit.covered(images) if on_tokens and shared.vit is not None else size,
         options=options,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lidc_xai.errors import ModelError, UsageError
+from lidc_xai.explain.networks.families import as_vit
 from lidc_xai.explain.networks.manners import ordinary
-from lidc_xai.explain.networks.vit import as_vit
 
 
 def check_images(model: nn.Module, images: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from lidc_xai.errors import DataError, ModelError, UsageError
 from lidc_xai.explain.checks import check_images
 from lidc_xai.explain.networks.context import Pass
-from lidc_xai.explain.networks.manners import borrowed
-from lidc_xai.explain.networks.plain_model import unwrapped
+from lidc_xai.explain.networks.manners import borrowed, in_float32, one_line
+from lidc_xai.explain.networks.wrappers import unwrapped
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -37,9 +37,9 @@ def concept_vector(
         raise UsageError(f"max_batch is a whole number from 1, not {max_batch}")
     if not isinstance(images, Tensor):
         images = _read_folder(Path(images), transform or _own_transform(model))
-    images = check_images(model, images)
     total = torch.zeros(())
-    with borrowed(model):
+    with borrowed(model), in_float32(model), one_line(model):
+        images = check_images(model, images)
         for chunk in images.split(max_batch or 8):
             features = Pass(model, chunk).outputs.features
             if features is None:

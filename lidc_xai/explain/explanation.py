@@ -17,6 +17,7 @@ class Explanation:
     ``relevance``: (B, T, gh, gw) on the token grid (or a CNN layer's grid), or (B, T, H, W) for pixel methods.
     ``values``: (B, T) scores of the targets. ``columns``: (B, T) output that each target reads, −1 for a concept.
     ``engine``: "exact" (closed form on the last block), "autograd" or "forward" (plain forward passes).
+    ``precision``: what was computed in; a model in half precision is computed in float32 (docs/methods.md, 7).
     ``covered``: rows and columns in pixels that the grid covers (the image, or more where the model pads it).
     ``extras``: what else the method reports (its docstring says: residuals, parts, gaps).
     """
@@ -30,6 +31,7 @@ class Explanation:
     image_size: tuple[int, int]
     covered: tuple[int, int]
     options: dict[str, Any]
+    precision: str = "float32"
     extras: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -342,7 +342,7 @@ _METHODS = (
         "random",
         "baseline",
         "standard normal noise, the same for one image and seed",
-        "any",
+        "none",
         "random:random",
         {"seed": SEED},
         per_image=False,

@@ -21,7 +21,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,20 @@ def output_spec(model: nn.Module, count: int) -> OutputSpec:
     names, kinds = getattr(model, "output_names", None), getattr(model, "output_kinds", None)
     if names is not None and kinds is not None:
         return OutputSpec(tuple(kinds), tuple(names))
+    config = getattr(model, "config", None)
+    if hasattr(config, "id2label"):
+        return _transformers_spec(config, count)
     return OutputSpec(("class",) * count if count > 1 else ("binary",))
+
+
+def _transformers_spec(config: Any, count: int) -> OutputSpec:
+    """What a transformers ``config`` says: the kind of problem, and labels where they are more than numbers."""
+    usual = "class" if count > 1 else "binary"
+    problems = {"regression": "regression", "multi_label_classification": "binary"}
+    kind = problems.get(str(getattr(config, "problem_type", None)), usual)
+    labels = [str(label) for _, label in sorted((config.id2label or {}).items())]
+    named = len(set(labels)) == count and not all(label.startswith("LABEL_") for label in labels)
+    return OutputSpec((kind,) * count, tuple(labels) if named else None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lidc_xai.errors import UsageError
 from lidc_xai.explain import Logit, LogOdds, MaxContrast, MeanContrast, explain
-from lidc_xai.explain.networks.vit import as_vit
+from lidc_xai.explain.networks.families import as_vit
 from lidc_xai.explain.targets import Target
 
 BY_TARGET: dict[str, type[Target]] = {

@@ -2,6 +2,11 @@
 
 A method is a function ``method(context, **options) -> Result``. ``Pass`` is shared by the methods that are asked
 for together, so that the trunk of a ViT (everything before its last block) runs once for all of them.
+
+Two ways lie behind a ``Pass``. ``parts``: our composition of the model's layers, which closed forms need; it is used
+where the model's classes are as they were written and its outputs were found to be ``model(images)``, once per model.
+Else the model's own modules, by hooks (``own_modules``). A method that asks for ``tokens``, ``normed``, ``finish`` and
+``outputs`` need not know which.
 """
 
 from __future__ import annotations
@@ -10,21 +15,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from lidc_xai.errors import ModelError, UsageError
+from lidc_xai.explain.networks import own_modules
+from lidc_xai.explain.networks.alterations import alteration, check_derivative
+from lidc_xai.explain.networks.anatomy import Anatomy
+from lidc_xai.explain.networks.attention_probe import AttentionProbe
 from lidc_xai.explain.networks.changed_backward import Rules, with_backward
+from lidc_xai.explain.networks.facts import Facts, alike, facts_of, same_tokens
+from lidc_xai.explain.networks.families import as_vit
 from lidc_xai.explain.networks.outputs import Outputs
-from lidc_xai.explain.networks.plain_model import plain_forward
-from lidc_xai.explain.networks.vit import ViT, as_vit
+from lidc_xai.explain.networks.parts import Parts, parts_of
+from lidc_xai.explain.networks.plain_model import plain_forward, some_score
+from lidc_xai.explain.networks.wrappers import unwrapped
 from lidc_xai.explain.targets import TargetSet
 from lidc_xai.explain.tokens.last_block import LastBlock
-
-_AGREED: WeakKeyDictionary[nn.Module, set[Rules]] = WeakKeyDictionary()
-"""Models whose outputs were found the same under a changed backward pass."""
 
 
 @dataclass(frozen=True)
@@ -40,32 +48,162 @@ class Pass:
     """A model on a batch of images, computed only as far as somebody asks, and kept for the next one."""
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
-        self.model = model
+        self.model = unwrapped(model)
         self.images = images
-        self.vit: ViT | None = as_vit(model)
+        self.vit: Anatomy | None = as_vit(model)
+        self.facts: Facts = facts_of(self.model, images)
         self._tokens: dict[int, Tensor] = {}
+        self._normed: dict[int, Tensor] = {}
         self._last: LastBlock | None = None
         self._outputs: Outputs | None = None
+
+    @property
+    def parts(self) -> Parts | None:
+        """The model composed of its parts, where that was found to give its own outputs; else None."""
+        return None if isinstance(self._parts(), str) else self._parts()  # type: ignore[return-value]
+
+    @property
+    def no_parts(self) -> str | None:
+        """Why ``parts`` is None."""
+        found = self._parts()
+        return found if isinstance(found, str) else None
+
+    def _parts(self) -> Parts | str:
+        if self.facts.parts is None:
+            self.facts.parts = self._compared() if self.vit is not None else "it is not a ViT that is known here"
+        return self.facts.parts
+
+    def _compared(self) -> Parts | str:
+        """One pass of the model itself, whose tokens and outputs are kept, against what the parts make of them."""
+        assert self.vit is not None
+        parts = parts_of(self.vit)
+        if isinstance(parts, str) or self.vit.not_plain is not None:
+            return self.vit.not_plain or str(parts)
+        changed = alteration(self.model)
+        if changed is not None:
+            return changed
+        with torch.no_grad():
+            seen = self._look((0, self.vit.depth - 1))
+            same = same_tokens(parts.embed(self.images), seen.z[0]) and alike(
+                parts.finish(-1, self.tokens(-1)), seen.outputs
+            )
+        if same or not seen.outputs.values.isfinite().all():
+            return parts
+        return (
+            f"a forward pass composed of the parts of {type(parts.model).__name__} gives other outputs than the model"
+        )
+
+    def _look(self, layers: tuple[int, ...]) -> own_modules.Seen:
+        """The model's own pass, with the tokens of ``layers`` kept."""
+        assert self.vit is not None
+        with torch.no_grad():
+            seen = own_modules.look(self.vit, self.images, layers)
+        self._tokens |= seen.z
+        self._normed |= seen.t
+        self.record(seen.outputs)
+        if not seen.blocks_called:
+            self.facts.skips = False
+        return seen
 
     def tokens(self, layer: int = -1) -> Tensor:
         """(B, T, D): the tokens that enter block ``layer`` of a ViT, without gradients."""
         assert self.vit is not None
         layer = self.vit.layer(layer)
         if layer not in self._tokens:
-            known = max((done for done in self._tokens if done < layer), default=None)
-            with torch.no_grad():
-                z = self.vit.embed(self.images) if known is None else self._tokens[known]
-                for block in self.vit.blocks[known or 0 : layer]:
-                    z = block(z)
-            self._tokens[layer] = z
+            parts = self.parts  # a first look at the model finds the last block's tokens on its way
+            if parts is None:
+                self._look((layer,))
+            elif layer not in self._tokens:
+                known = max((done for done in self._tokens if done < layer), default=None)
+                with torch.no_grad():
+                    z = parts.embed(self.images) if known is None else self._tokens[known]
+                    for block in parts.blocks[known or 0 : layer]:
+                        z = block(z)
+                self._tokens[layer] = z
         return self._tokens[layer]
+
+    def normed(self, layer: int = -1) -> Tensor:
+        """(B, T, D): the tokens t that the attention of block ``layer`` reads, norm1 of ``tokens(layer)``."""
+        assert self.vit is not None
+        layer = self.vit.layer(layer)
+        z = self.tokens(layer)
+        if layer not in self._normed:
+            assert self.parts is not None
+            with torch.no_grad():
+                self._normed[layer] = self.parts.blocks[layer].norm1(z)
+        return self._normed[layer].clone()
+
+    def finish(self, layer: int, z: Tensor, t: Tensor | None = None, probe: AttentionProbe | None = None) -> Outputs:
+        """Outputs, differentiable, from the tokens z (B, ..., T, D) that enter block ``layer``, with ``t`` in place of
+        norm1(z) there; the middle axes are copies of an image. ``probe`` sees the attention matrices."""
+        assert self.vit is not None
+        layer = self.vit.layer(layer)
+        if probe is None and self.parts is not None:
+            return self.parts.finish(layer, z, t)
+        return own_modules.finish(self.vit, self.images, layer, z, t, skip=self._skips, probe=probe)
+
+    def read_block(self, layer: int, z: Tensor, t: Tensor, probe: AttentionProbe) -> Outputs:
+        """What the head makes of block ``layer``'s output, by the model's own modules; blocks behind pass it on."""
+        assert self.vit is not None
+        if not self._skips:
+            raise ModelError("its head reads more than the last block's output, so that no other block can stand there")
+        return own_modules.finish(self.vit, self.images, layer, z, t, alone=True, probe=probe)
+
+    @property
+    def _skips(self) -> bool:
+        """Whether blocks before the one that is asked for can pass their input on: tried once, on the last block."""
+        assert self.vit is not None
+        if self.facts.skips is None:
+            z = self.tokens(-1)
+            if self.facts.skips is None:
+                with torch.no_grad():
+                    found = own_modules.finish(self.vit, self.images, self.vit.depth - 1, z)
+                self.facts.skips = alike(found, self.outputs)
+        return self.facts.skips
+
+    @property
+    def read(self) -> Tensor:
+        """(T,) of bool: the tokens behind the last block from which the head computes the outputs."""
+        assert self.vit is not None
+        if self.facts.read is None:
+            if self.parts is not None:
+                self.facts.read = self.parts.tokens_read(self.vit.tokens(self.images), self.images.device)
+            else:
+                skip_to = self.tokens(-1)[:1] if self._skips else None
+                self.facts.read = own_modules.tokens_read(self.vit, self.images[:1], skip_to=skip_to)
+        return self.facts.read
+
+    @property
+    def reads(self) -> str:
+        """The same in a word: "cls", "distilled" (CLS and distillation token), "patches", "all" or "some tokens"."""
+        assert self.vit is not None
+        read, prefix = self.read.tolist(), self.vit.prefix
+        first = read[:prefix]
+        if not any(read[prefix:]):
+            return "cls" if sum(first) == 1 and first[0] else "distilled" if sum(first) == 2 else "some tokens"
+        if not all(read[prefix:]):
+            return "some tokens"
+        return "all" if any(first) else "patches"
+
+    def rows_read(self) -> Tensor:
+        """(T,) weights of the rows that a class-blind readout averages: CLS alone, or every token the head reads."""
+        read = self.read
+        weights = read.to(self.images.dtype)
+        if self.reads in ("cls", "distilled"):
+            weights = (torch.arange(len(read), device=read.device) == 0).to(weights)
+        return weights / weights.sum()
+
+    @property
+    def no_closed_form(self) -> str | None:
+        """Why the last block has no closed form, or None where it has one."""
+        return self.parts.no_closed_form if self.parts is not None else self.no_parts
 
     @property
     def last(self) -> LastBlock:
         """The last block of a ViT in closed form, where it has one."""
-        assert self.vit is not None
         if self._last is None:
-            self._last = LastBlock(self.vit, self.tokens(-1))
+            assert self.parts is not None
+            self._last = LastBlock(self.parts, self.tokens(-1))
         return self._last
 
     @property
@@ -73,14 +211,44 @@ class Pass:
         """The model's outputs (B, C) without gradients."""
         if self._outputs is None:
             with torch.no_grad():
-                if self.vit is None:
+                if self.vit is None or self.vit.not_plain is not None:
                     self.record(plain_forward(self.model, self.images))
-                elif self.vit.no_closed_form is None:
+                elif self.parts is None:
+                    self.tokens(-1)
+                elif self._outputs is None and self.parts.no_closed_form is None:
                     self.record(self.last.here[1])
-                else:
-                    self.record(self.vit.finish(-1, self.tokens(-1)))
+                elif self._outputs is None:
+                    self.record(self.parts.finish(-1, self.tokens(-1)))
         assert self._outputs is not None
         return self._outputs
+
+    def believe_gradients(self) -> None:
+        """``ModelError`` where the model was changed and its gradients are not the derivatives of its outputs: tried
+        once, at the last block's normalised tokens (at the images, for a model without)."""
+        if self.facts.derivative or self.parts is not None:
+            return
+        changed = alteration(self.model)
+        if changed is not None:
+            self._try_derivative(changed)
+        self.facts.derivative = True
+
+    def _try_derivative(self, changed: str) -> None:
+        one = self.images[:1]
+        if self.vit is None or self.vit.not_plain is not None:
+            start, run = one, lambda x: plain_forward(self.model, x)
+        else:
+            z, start = self.tokens(-1)[:1], self.normed(-1)[:1]
+            part = self.select(slice(0, 1))
+            run = lambda x: part.finish(-1, z, x)  # noqa: E731
+
+        def f(x: Tensor) -> Tensor:
+            return some_score(run(x).values)
+
+        start = start.detach().clone().requires_grad_()
+        value = f(start)
+        if value.requires_grad:
+            (slope,) = torch.autograd.grad(value, start)
+            check_derivative(f, start.detach(), slope, changed)
 
     def record(self, outputs: Outputs) -> None:
         """Keep outputs of these images that a method computed on its way, so that nobody computes them again."""
@@ -90,16 +258,21 @@ class Pass:
     def select(self, rows: slice) -> Pass:
         """The same for some of the images; what is known already is kept."""
         part = Pass.__new__(Pass)
-        part.model, part.images, part.vit = self.model, self.images[rows], self.vit
+        part.model, part.images, part.vit, part.facts = self.model, self.images[rows], self.vit, self.facts
         part._tokens = {layer: z[rows] for layer, z in self._tokens.items()}
+        part._normed = {layer: t[rows] for layer, t in self._normed.items()}
         part._last = None
         part._outputs = None if self._outputs is None else self._outputs.map(lambda x: x[rows])
         return part
 
     def adopt(self, parts: list[Pass]) -> None:
         """Keep what the passes over all images, in parts, have computed, so that the next method need not."""
-        for layer in set.intersection(*(set(part._tokens) for part in parts)) - set(self._tokens):
-            self._tokens[layer] = torch.cat([part._tokens[layer] for part in parts])
+        for own, theirs in (
+            (self._tokens, [part._tokens for part in parts]),
+            (self._normed, [part._normed for part in parts]),
+        ):
+            for layer in set.intersection(*map(set, theirs)) - set(own):
+                own[layer] = torch.cat([known[layer] for known in theirs])
         known = [part._outputs for part in parts if part._outputs is not None]
         if len(known) == len(parts):
             features = [outputs.features for outputs in known if outputs.features is not None]
@@ -134,8 +307,8 @@ class Context:
         return self.run.images
 
     @property
-    def vit(self) -> ViT | None:
-        """The model seen as a ViT, or None."""
+    def vit(self) -> Anatomy | None:
+        """Where the model's parts lie if it is a ViT, or None."""
         return self.run.vit
 
     @cached_property
@@ -155,8 +328,7 @@ class Context:
 
     def forward(self, images: Tensor) -> Outputs:
         """The model's outputs, differentiable towards ``images``."""
-        vit = self.vit
-        return self.network(lambda: plain_forward(self.model, images) if vit is None else vit.forward(images))
+        return self.network(lambda: plain_forward(self.model, images))
 
     def network(self, forward: Callable[[], Outputs]) -> Outputs:
         """``forward()``'s outputs, to be differentiated as the method asks (``rules``); every pass whose gradient a
@@ -167,8 +339,7 @@ class Context:
         """Differentiate the network by ``rules`` from here on. Once per model it is checked that its operations,
         caught one by one, give the outputs that the model gives."""
         self.rules = rules
-        known = _AGREED.setdefault(self.model, set())
-        if rules in known:
+        if rules in self.run.facts.rules:
             return
         image = self.images[:1].clone().requires_grad_()
         found = with_backward(rules, lambda: plain_forward(self.model, image)).values.detach()
@@ -177,7 +348,7 @@ class Context:
         away = float((found - expected).abs().max() / expected.abs().max().clamp_min(1))
         if not away < torch.finfo(expected.dtype).eps ** 0.5:
             raise ModelError(f"caught operation by operation, the model's outputs differ by {away:.1e} from its own")
-        known.add(rules)
+        self.run.facts.rules.add(rules)
 
     def scores(self, images: Tensor, *, record: bool = False) -> Tensor:
         """Target scores, differentiable: (B, T) for B images; (B, n, T) for (B, n, C, H, W), n copies of each image.

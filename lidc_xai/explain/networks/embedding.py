@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lidc_xai.errors import ModelError
 from lidc_xai.explain.networks.manners import hooked
 from lidc_xai.explain.networks.outputs import Outputs
-from lidc_xai.explain.networks.plain_model import unwrapped
+from lidc_xai.explain.networks.wrappers import unwrapped
 
 _NAMES = ("patch_embed", "patch_embeddings", "patch_embedding", "to_patch_embedding", "conv_proj", "embeds.proj")
 

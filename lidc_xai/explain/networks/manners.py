@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lidc_xai.errors import ModelError
+from lidc_xai.errors import LidcXaiError, ModelError
 
 
 @contextmanager
@@ -36,6 +36,38 @@ def borrowed(model: nn.Module) -> Iterator[None]:
         stack.callback(_set, training, wanting, True)
         _set(training, wanting, False)
         yield
+
+
+@contextmanager
+def one_line(model: nn.Module) -> Iterator[None]:
+    """Whatever a model's own code raises leaves as a ``ModelError`` of one line (``from`` the original)."""
+    try:
+        yield
+    except LidcXaiError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            "out of memory on the model's device; give fewer images at once, or a smaller max_batch"
+        ) from error
+    except Exception as error:
+        words = " ".join(str(error).split()) or "no message"
+        raise ModelError(
+            f"{type(model).__name__} cannot run this way: {type(error).__name__}: {words[:300]}"
+        ) from error
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[bool]:
+    """A model in half precision (float16, bfloat16) computes in float32 inside, with the weights that it has.
+
+    Yields whether it was in half precision. Its own tensors are put back on leaving, bit for bit.
+    """
+    with ExitStack() as stack:
+        half = [x for x in (*model.parameters(), *model.buffers()) if x.dtype in (torch.float16, torch.bfloat16)]
+        for tensor in half:
+            stack.callback(setattr, tensor, "data", tensor.data)
+            tensor.data = tensor.data.float()
+        yield bool(half)
 
 
 def _set(modules: list[nn.Module], parameters: list[nn.Parameter], on: bool) -> None:

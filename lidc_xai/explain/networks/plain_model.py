@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lidc_xai.errors import ModelError
@@ -13,7 +14,10 @@ from lidc_xai.explain.networks.outputs import Outputs
 
 
 def plain_forward(model: nn.Module, images: Tensor) -> Outputs:
-    """Outputs (B, C) of any model, differentiable, with the features (B, D) that enter its classifier where known."""
+    """Outputs (B, C) of any model, differentiable, with the features (B, D) that enter its classifier where known.
+
+    A model may return its outputs as ``.logits``, as transformers' models with a head do.
+    """
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -21,14 +25,36 @@ def plain_forward(model: nn.Module, images: Tensor) -> Outputs:
             seen.append(inputs[0])
 
     with ExitStack() as stack:
-        head = classifier(model)
-        if head is not None:
+        for head in classifiers(model):
             stack.enter_context(hooked(head, keep, before=True))
-        values = model(images)
+        given = model(images)
+    values = getattr(given, "logits", given)
     if not isinstance(values, Tensor) or values.ndim != 2 or len(values) != len(images):
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise ModelError(f"the model must return a tensor (B, outputs) for {len(images)} images; it returned {got}")
+        hint = "; take the class with a classification head" if hasattr(given, "last_hidden_state") else ""
+        raise ModelError(
+            f"the model must return a tensor (B, outputs) for {len(images)} images; it returned {got}{hint}"
+        )
+    if len(seen) == 2 and seen[0].shape == seen[1].shape:  # a distilled model's two heads
+        return Outputs(values, (seen[0] + seen[1]) / 2)
     return Outputs(values, seen[-1] if seen else None)
+
+
+def some_score(values: Tensor) -> Tensor:
+    """A scalar of outputs (B, C) in which each counts with a weight of its own: for asking what depends on what."""
+    return (values * torch.arange(1, values.shape[-1] + 1).to(values).cos()).sum()
+
+
+def classifiers(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules whose input is "the vector that the head reads" (two in a distilled model)."""
+    head = classifier(model)
+    if head is None:
+        return ()
+    for module in model.modules():
+        other = getattr(module, "head", None)
+        if head is getattr(module, "head_dist", None) and isinstance(other, nn.Module):
+            return (other, head)
+    return (head,)
 
 
 def classifier(model: nn.Module) -> nn.Module | None:
@@ -38,14 +64,3 @@ def classifier(model: nn.Module) -> nn.Module | None:
         return own
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     return linear[-1] if linear else None
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside torch.compile's or (Distributed)DataParallel's wrapper."""
-    while True:
-        inner = model._modules.get("_orig_mod") or (
-            model.module if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) else None
-        )
-        if inner is None:
-            return model
-        model = inner

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lidc_xai.errors import UsageError
 from lidc_xai.explain.networks.context import Context
-from lidc_xai.explain.networks.plain_model import unwrapped
+from lidc_xai.explain.networks.wrappers import unwrapped
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

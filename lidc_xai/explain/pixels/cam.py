@@ -95,21 +95,22 @@ def _cam(context: Context, layer: Any, relu: bool, name: str, formula: Formula, 
 
 def _block(context: Context, layer: Any) -> int | None:
     """The ViT's block that is asked for, from 0; None for any other layer."""
-    if context.vit is None or not (layer is None or isinstance(layer, int)):
+    vit = context.vit
+    if vit is None or vit.not_plain is not None or not (layer is None or isinstance(layer, int)):
         return None
-    return context.vit.layer(-1 if layer is None else layer)
+    return vit.layer(-1 if layer is None else layer)
 
 
 def _no_closed_form(context: Context, block: int | None) -> str | None:
     if context.vit is None:
         return "it is that of a ViT's last block, and this model is not a ViT that is known here"
-    if block != len(context.vit.blocks) - 1:
+    if block != context.vit.depth - 1:
         return "it holds at norm1 of the last block only"
-    return context.vit.no_closed_form
+    return context.run.no_closed_form
 
 
 def _features(context: Context, layer: Any, block: int | None, rectified: bool) -> Features:
     if block is not None:
         return read_tokens(context, block)
-    name, module = find_layer(context, layer, rectified=rectified)
+    name, module = find_layer(context.run, layer, rectified=rectified)
     return read_layer(context, name, module, record=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil, log
 from typing import Any
 
 import torch
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 from lidc_xai.errors import ModelError
 from lidc_xai.explain.networks.context import Context, gradients
 from lidc_xai.explain.networks.manners import hooked
-from lidc_xai.explain.networks.plain_model import plain_forward, unwrapped
+from lidc_xai.explain.networks.plain_model import plain_forward
+from lidc_xai.explain.pixels.cnn import as_maps, choices, grid_of, is_stem
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,27 @@ def read_layer(
     does not run once, or whose output is not on an image grid.
     """
     images = context.images if images is None else images
+    if is_stem(name):
+        raise ModelError(
+            f"layer {name} cuts the image into patches: its map says where edges are, not what counts; there are "
+            f"{choices(context.run)}"
+        )
     seen: list[Tensor] = []
 
     def cut(module: nn.Module, inputs: Any, output: Any) -> Tensor:
         if not isinstance(output, Tensor):
-            raise ModelError(f"layer {name} returns a {type(output).__name__}; choose one that returns a tensor")
+            raise ModelError(
+                f"layer {name} returns a {type(output).__name__}, not a tensor; there are {choices(context.run)}"
+            )
         seen.append(output.detach().clone().requires_grad_())
         return seen[-1].clone()  # a copy goes on: an in-place ReLU behind the layer must not change what was seen
 
     with hooked(module, cut):
-        outputs = context.network(lambda: plain_forward(unwrapped(context.model), images.flatten(0, -4)))
+        outputs = context.network(lambda: plain_forward(context.model, images.flatten(0, -4)))
     if len(seen) != 1:
-        raise ModelError(f"layer {name} runs {len(seen)} times in a forward pass; choose one that runs once")
+        raise ModelError(
+            f"layer {name} runs {len(seen)} times in a forward pass; choose one that runs once: {choices(context.run)}"
+        )
     if record:
         context.run.record(outputs)
     batch = images.shape[:-3]
@@ -68,10 +77,8 @@ def read_tokens(context: Context, layer: int) -> Features:
     vit = context.vit
     assert vit is not None
     z = context.run.tokens(layer)
-    with torch.no_grad():
-        t = vit.blocks[vit.layer(layer)].norm1(z)
-    t.requires_grad_()
-    outputs = context.network(lambda: vit.finish(layer, z, t))
+    t = context.run.normed(layer).requires_grad_()
+    outputs = context.network(lambda: context.run.finish(layer, z, t))
     context.run.record(outputs)
     scores = context.targets.scores(outputs)
     name = norm1_name(context, layer)
@@ -104,43 +111,18 @@ def refuse_silence(features: Features) -> None:
 def _layout(context: Context, module: nn.Module, output: Tensor, name: str) -> Callable[[Tensor], Tensor]:
     """How to see this layer's output as maps (B, K, h, w). ``ModelError`` where it is on no image grid."""
     size = (context.images.shape[-2], context.images.shape[-1])
-    if output.ndim == 4:
-        if channels_last(module, output, size):
-            return lambda x: x.movedim(-1, 1)
-        return lambda x: x
-    grid = _token_grid(context, output.shape[1], size) if output.ndim == 3 else None
+    grid = _grid(context, module, output, size)
     if grid is None:
         raise ModelError(
-            f"layer {name} gives {tuple(output.shape)}, which is not on an image grid: wanted (B, K, h, w), "
-            "(B, h, w, K) or a token per patch"
+            f"layer {name} gives {tuple(output.shape)}, which is not on an image grid of more than one cell: wanted "
+            f"(B, K, h, w), (B, h, w, K) or a token per patch; there are {choices(context.run)}"
         )
-    return lambda x: x[:, x.shape[1] - grid[0] * grid[1] :].transpose(1, 2).unflatten(-1, grid)
+    return lambda x: as_maps(x, module, grid, size)
 
 
-def _token_grid(context: Context, tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
-    """(h, w) of the patches among ``tokens``, which may begin with prefix tokens."""
-    if context.vit is not None:
-        rows, columns = context.vit.grid(context.images)
-        return (rows, columns) if tokens in (rows * columns, rows * columns + context.vit.prefix) else None
-    prefix = getattr(unwrapped(context.model), "num_prefix_tokens", 0)
-    return _grid(tokens - prefix, size) or _grid(tokens, size)
-
-
-def channels_last(module: nn.Module, output: Tensor, size: tuple[int, int]) -> bool:
-    """Whether a 4-D output is (B, h, w, K): by the kind of layer, else by which pair of axes has the image's shape."""
-    if isinstance(module, nn.Conv2d | nn.modules.batchnorm._BatchNorm):
-        return False
-    if type(module) is nn.LayerNorm:
-        return True
-    _, a, b, c = output.shape
-    wanted = log(size[0] / size[1])
-    return abs(log(a / b) - wanted) < abs(log(b / c) - wanted)
-
-
-def _grid(count: int, size: tuple[int, int]) -> tuple[int, int] | None:
-    """(h, w) with h·w = count that a stride of whole pixels makes of the image."""
-    for stride in range(1, max(size) + 1):
-        grid = (ceil(size[0] / stride), ceil(size[1] / stride))
-        if grid[0] * grid[1] == count:
-            return grid
-    return None
+def _grid(context: Context, module: nn.Module, output: Tensor, size: tuple[int, int]) -> tuple[int, int] | None:
+    vit = context.vit
+    if vit is not None and output.ndim == 3:
+        rows, columns = vit.grid(context.images)
+        return (rows, columns) if output.shape[1] in (rows * columns, rows * columns + vit.prefix) else None
+    return grid_of(module, output, size, context.model)

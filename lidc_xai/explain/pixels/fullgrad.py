@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from lidc_xai.errors import ModelError, UsageError
 from lidc_xai.explain.networks.attention_layer import AttentionLayer
-from lidc_xai.explain.networks.context import Context, Result
+from lidc_xai.explain.networks.context import Context, Pass, Result
 from lidc_xai.explain.networks.manners import hooked
-from lidc_xai.explain.networks.plain_model import plain_forward, unwrapped
-from lidc_xai.explain.networks.vit import Block, ViT
+from lidc_xai.explain.networks.parts import Block, Parts
+from lidc_xai.explain.networks.plain_model import plain_forward
 from lidc_xai.explain.pixels.bias_terms import BiasTerms
 from lidc_xai.explain.targets import Outputs
 
@@ -38,10 +38,11 @@ def fullgrad(context: Context, post: str | None = None) -> Result:
         raise UsageError(f"post={post!r} is defined for convolutions, not for a ViT's tokens; leave post=None")
     inputs = context.images.clone().requires_grad_()
     terms = BiasTerms(inputs, None if vit is None else vit.grid(inputs), absolute=post is not None)
+    parts = None if vit is None else context.run.parts
 
     def forward() -> Outputs:
         with terms:
-            return plain_forward(unwrapped(context.model), inputs) if vit is None else _by_parts(vit, inputs, terms)
+            return _own(context.run, inputs, terms) if parts is None else _by_parts(parts, inputs, terms)
 
     outputs = context.network(forward)
     context.run.record(outputs)
@@ -61,26 +62,67 @@ def fullgrad(context: Context, post: str | None = None) -> Result:
     return Result(relevance, "autograd", extras)
 
 
-def _by_parts(vit: ViT, inputs: Tensor, terms: BiasTerms) -> Outputs:
+def _own(run: Pass, inputs: Tensor, terms: BiasTerms) -> Outputs:
+    """Outputs by the model's own modules; a ViT's positions are noted where its tokens enter the first block."""
+    vit = run.vit
+    if vit is None or vit.patch_embed is None or vit.not_plain is not None:
+        return plain_forward(run.model, inputs)
+    positions = _Positions(vit.prefix, terms)
+
+    def note(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        return (positions.note(args[0]), *args[1:]) if args else None
+
+    with hooked(vit.patch_embed, positions.keep), hooked(vit.blocks[0], note, before=True):
+        return plain_forward(run.model, inputs)
+
+
+def why_no_fullgrad(run: Pass) -> str | None:
+    """Why some bias of the model has no place on the image, or None: found by a forward pass over one image."""
+    inputs = run.images[:1].clone().requires_grad_()
+    vit = run.vit
+    terms = BiasTerms(inputs, None if vit is None else vit.grid(inputs))
+    try:
+        with terms:
+            _own(run, inputs, terms)
+    except ModelError as error:
+        return str(error)
+    return None
+
+
+def _by_parts(parts: Parts, inputs: Tensor, terms: BiasTerms) -> Outputs:
     """A ViT's outputs with every bias in sight: position embedding, and the input biases of fused attention layers."""
-    body: Any = vit.model
+    body: Any = parts.model
     timm = hasattr(body, "patch_embed")
-    patches: list[Tensor] = []
-
-    def keep(module: nn.Module, args: Any, output: Tensor) -> None:
-        tokens = output.flatten(2).transpose(1, 2) if isinstance(module, nn.Conv2d) else output
-        patches.append(tokens.detach().reshape(len(tokens), -1, tokens.shape[-1]))
-
-    def note(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        from_image = torch.cat([torch.zeros_like(output[:, : vit.prefix]), patches[0]], 1)
-        return terms.note_tokens(output, output.detach() - from_image)
-
+    positions = _Positions(parts.prefix, terms)
     patch, embedded = (body.patch_embed, body.pos_drop) if timm else (body.conv_proj, body.encoder.dropout)
-    with hooked(patch, keep), hooked(embedded, note):
-        z = vit.embed(inputs)
-    for block in vit.blocks:
+    with hooked(patch, positions.keep), hooked(embedded, lambda module, args, output: positions.note(output)):
+        z = parts.embed(inputs)
+    for block in parts.blocks:
         z = _block(block, z)
-    return vit.head(z)
+    return parts.head(z)
+
+
+class _Positions:
+    """What the tokens hold beyond the patch embedding: position embedding and prefix tokens, none of it the image's."""
+
+    def __init__(self, prefix: int, terms: BiasTerms) -> None:
+        self.prefix, self.terms = prefix, terms
+        self.patches: Tensor | None = None
+
+    def keep(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        tokens = output.flatten(2).transpose(1, 2) if isinstance(module, nn.Conv2d) else output
+        self.patches = tokens.detach().reshape(len(tokens), -1, tokens.shape[-1])
+
+    def note(self, z: Tensor) -> Tensor:
+        assert self.patches is not None
+        flat = z.detach().reshape(len(z), -1, z.shape[-1])
+        if flat[:, self.prefix :].shape != self.patches.shape:
+            raise ModelError(
+                f"fullgrad: {tuple(z.shape)} tokens enter the first block where the patch embedding made "
+                f"{tuple(self.patches.shape)}: its positions have no place on the grid"
+            )
+        constant = flat - torch.cat([torch.zeros_like(flat[:, : self.prefix]), self.patches], 1)
+        return self.terms.note_tokens(z, constant.reshape(z.shape))
 
 
 def _block(block: Block, z: Tensor) -> Tensor:

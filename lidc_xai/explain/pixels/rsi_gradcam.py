@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lidc_xai.explain.networks.context import Context, Result
-from lidc_xai.explain.networks.plain_model import unwrapped
+from lidc_xai.explain.networks.wrappers import unwrapped
 from lidc_xai.explain.pixels.baseline import black_pixel, start_image
 from lidc_xai.explain.pixels.cnn import find_layer
 from lidc_xai.explain.pixels.feature_layer import read_layer, refuse_silence
@@ -41,7 +41,7 @@ def rsi_gradcam(
     """
     images = context.images
     start = start_image(context, _begin(context) if baseline is None else baseline)
-    name, module = find_layer(context, layer)
+    name, module = find_layer(context.run, layer)
     own = read_layer(context, name, module, record=True)
     refuse_silence(own)
     path = images - start

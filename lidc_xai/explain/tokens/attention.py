@@ -11,19 +11,23 @@ from __future__ import annotations
 import torch
 
 from lidc_xai.explain.networks.context import Context, Result
+from lidc_xai.explain.tokens.recorded import block_matrix
 
 
 def attention(context: Context, *, per_head: bool = False, layer: int = -1) -> Result:
     """Attention in block ``layer``, computed from its queries and keys. extras: ``per_head`` (B, 1, H, gh, gw)."""
-    vit = context.vit
+    vit, run = context.vit, context.run
     assert vit is not None
     with torch.no_grad():
-        z = context.run.tokens(layer)
-        block = vit.blocks[vit.layer(layer)]
-        q, k, _ = block.softmax.project(block.norm1(z))
-        if vit.reads in ("cls", "distilled"):
-            rows = block.softmax.matrix(q[..., :1, :], k).squeeze(-2)
+        t, weights, parts = run.normed(layer), run.rows_read(), run.parts
+        if parts is None:
+            rows = weights @ block_matrix(context, layer)
         else:
-            rows = vit.rows_read(z.shape[1], z) @ block.softmax.matrix(q, k)
+            softmax = parts.blocks[vit.layer(layer)].softmax
+            q, k, _ = softmax.project(t)
+            if weights[0] == 1:
+                rows = softmax.matrix(q[..., :1, :], k).squeeze(-2)
+            else:
+                rows = weights @ softmax.matrix(q, k)
         heads = vit.to_grid(rows, context.images).unsqueeze(1)
     return Result(heads.mean(2), "exact", {"per_head": heads} if per_head else {})

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from lidc_xai.errors import UsageError
 from lidc_xai.explain.checks import check_gradient
+from lidc_xai.explain.networks.anatomy import Anatomy
 from lidc_xai.explain.networks.context import Context, Result, gradients
 from lidc_xai.explain.networks.outputs import Outputs
-from lidc_xai.explain.networks.vit import ViT
 from lidc_xai.explain.quadrature import quadrature
 from lidc_xai.explain.tokens.last_block import even_parts
 
@@ -47,7 +47,7 @@ def cdam(
     """
     vit = _vit(context)
     wanted = _parts(parts)
-    if context.use_exact(_no_closed_form(vit, layer, tokens)):
+    if context.use_exact(_no_closed_form(context, layer, tokens)):
         by_path, engine = _exact_paths(context), "exact"
     elif wanted is None and not per_head:
         x, f = _function(context, layer, tokens)
@@ -76,18 +76,20 @@ def _exact_paths(context: Context) -> dict[str, Tensor]:
 def _autograd_paths(context: Context, layer: int, tokens: str) -> dict[str, Tensor]:
     """The same by automatic differentiation: t enters by its bias-free projections q⁰, k⁰, v⁰, in which it is linear,
     so that Σ_j t_ij ∂f/∂t_ij splits into ⟨q⁰_i, ∂f/∂q_i⟩ + ⟨k⁰_i, ∂f/∂k_i⟩ + ⟨v⁰_i, ∂f/∂v_i⟩ per head."""
-    vit = _vit(context)
+    parts = context.run.parts
     if tokens != "norm1":
         raise UsageError("parts and per_head split the normalised tokens; they do not go with tokens='block_input'")
-    index = vit.layer(layer)
-    attention = vit.blocks[index].softmax
+    if parts is None:
+        raise UsageError(f"parts and per_head need queries, keys and values one by one: {context.run.no_parts}")
+    index = parts.layer(layer)
+    attention = parts.blocks[index].softmax
     if attention.gate is not None:
         raise UsageError("parts and per_head: this model's attention is gated by its tokens, a fourth path")
     z = context.run.tokens(layer)
-    t = vit.blocks[index].norm1(z)
+    t = context.run.normed(layer)
     joined = [x.detach().requires_grad_() for x in attention.project(t)]
     zero = attention.project(torch.zeros_like(t[:1, :1]))
-    outputs = context.network(lambda: vit.finish_projected(index, z, t, *joined))
+    outputs = context.network(lambda: parts.finish_projected(index, z, t, *joined))
     scores = context.targets.scores(outputs)
     paths = {}
     for name, x, bias in zip(("query", "key", "value"), joined, zero, strict=True):
@@ -109,7 +111,7 @@ def smooth_cdam(
     """Mean over ``samples`` noisy copies of the tokens of (noisy tokens) × (gradient there). With ``relative``,
     σ = ``sigma`` × the standard deviation of the image's tokens. extras: ``sigma`` (B,), the absolute σ."""
     vit = _vit(context)
-    exact = context.use_exact(_no_closed_form(vit, layer, tokens))
+    exact = context.use_exact(_no_closed_form(context, layer, tokens))
     x, f = (context.run.last.t, None) if exact else _function(context, layer, tokens)
     noise_scale = sigma * x.flatten(1).std(1) if relative else x.new_full((len(x),), sigma)
     total = x.new_zeros(())
@@ -154,7 +156,7 @@ def integrated_cdam(
     """
     vit = _vit(context)
     nodes, weights = quadrature(rule, steps)
-    exact = context.use_exact(_no_closed_form(vit, layer, tokens))
+    exact = context.use_exact(_no_closed_form(context, layer, tokens))
     compute = _integrate_exact if exact else _integrate_autograd
     scores, change = compute(context, nodes, weights, *(() if exact else (layer, tokens)))
     patches = scores[..., vit.prefix :]
@@ -220,7 +222,7 @@ def _integrate_autograd(
     return total, context.values - zero
 
 
-def _vit(context: Context) -> ViT:
+def _vit(context: Context) -> Anatomy:
     assert context.vit is not None
     return context.vit
 
@@ -234,12 +236,13 @@ def _parts(parts: Any) -> tuple[str, ...] | None:
     return parts
 
 
-def _no_closed_form(vit: ViT, layer: int, tokens: str) -> str | None:
-    if vit.layer(layer) != len(vit.blocks) - 1:
+def _no_closed_form(context: Context, layer: int, tokens: str) -> str | None:
+    vit = _vit(context)
+    if vit.layer(layer) != vit.depth - 1:
         return "it holds in the last block only"
     if tokens != "norm1":
         return "it holds for the normalised tokens"
-    return vit.no_closed_form
+    return context.run.no_closed_form
 
 
 def _function(context: Context, layer: int, tokens: str) -> tuple[Tensor, Callable[[Tensor], Outputs]]:
@@ -247,16 +250,15 @@ def _function(context: Context, layer: int, tokens: str) -> tuple[Tensor, Callab
 
     "norm1": x = norm1(z), which the attention reads while the residual stream keeps z. "block_input": x = z.
     """
-    vit = _vit(context)
-    z = context.run.tokens(layer)
+    run = context.run
+    z = run.tokens(layer)
     if tokens == "block_input":
-        return z.clone(), lambda x: context.network(lambda: vit.finish(layer, x))
-    with torch.no_grad():
-        t = vit.blocks[vit.layer(layer)].norm1(z)
+        return z.clone(), lambda x: context.network(lambda: run.finish(layer, x))
+    t = run.normed(layer)
 
     def finish(x: Tensor) -> Outputs:
         copies = x.shape[1:-2]
         same = z.view(len(z), *[1] * len(copies), *z.shape[1:]).expand(*x.shape[:-2], *z.shape[1:])
-        return context.network(lambda: vit.finish(layer, same, x))
+        return context.network(lambda: run.finish(layer, same, x))
 
     return t, finish

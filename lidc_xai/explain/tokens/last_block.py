@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lidc_xai.explain.checks import check_gradient
 from lidc_xai.explain.networks.outputs import Outputs
-from lidc_xai.explain.networks.vit import ViT
+from lidc_xai.explain.networks.parts import Parts
 from lidc_xai.explain.targets import TargetSet
 
 _ROWS_AT_ONCE = 200
@@ -56,7 +56,7 @@ class LastBlock:
     ``t``: norm1(z); ``row``: the CLS row there. CLS keeps its residual z_cls under every change of t.
     """
 
-    def __init__(self, vit: ViT, z: Tensor) -> None:
+    def __init__(self, vit: Parts, z: Tensor) -> None:
         self.block = vit.blocks[-1]
         layer = self.block.softmax
         (self.w_q, self.w_k, self.w_v), (self.b_q, self.b_k, self.b_v) = layer.split()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lidc_xai.explain.networks.attention_probe import AttentionProbe
 from lidc_xai.explain.networks.context import Context, Result, gradients
 
 
@@ -21,27 +22,39 @@ def legrad(context: Context) -> Result:
     vit = context.vit
     assert vit is not None
     total: Tensor | None = None
-    for number in range(len(vit.blocks)):
-        found = _block(context, number)
+    block = _block if context.run.parts is not None else _own_block
+    for number in range(vit.depth):
+        found = block(context, number)
         total = found if total is None else total + found
     assert total is not None
-    return Result(vit.to_grid(total / len(vit.blocks), context.images), "autograd")
+    return Result(vit.to_grid(total / vit.depth, context.images), "autograd")
 
 
 def _block(context: Context, number: int) -> Tensor:
     """mean_{h, rows} (∂f_l/∂A_l)⁺ of one block: (B, T, tokens)."""
-    vit = context.vit
-    assert vit is not None
-    block = vit.blocks[number]
-    z = context.run.tokens(number)
-    rows = slice(0, 1 if vit.cls_head is not None else None)
+    parts = context.run.parts
+    assert parts is not None
+    block = parts.blocks[number]
+    z, t = context.run.tokens(number), context.run.normed(number)
+    rows = slice(0, 1 if parts.cls_head is not None else None)
     with torch.no_grad():
-        t = block.norm1(z)
         q, k, v = block.softmax.project(t)
         a = block.softmax.matrix(q[..., rows, :], k)
     a.requires_grad_()
     mixed = block.softmax.mix(a @ v, t[:, rows])
     out = block.finish(z[:, rows], mixed)
-    outputs = vit.head(out) if vit.cls_head is None else vit.cls_head(out[:, 0])
+    outputs = parts.head(out) if parts.cls_head is None else parts.cls_head(out[:, 0])
     slopes = gradients(context.targets.scores(outputs), a).clamp_(min=0)  # (T, B, H, rows, tokens)
     return (slopes.mean(2).sum(2) / z.shape[1]).transpose(0, 1)
+
+
+def _own_block(context: Context, number: int) -> Tensor:
+    """The same through the model's own modules: the blocks behind this one pass its output on to the head."""
+    vit, run = context.vit, context.run
+    assert vit is not None
+    z, t = run.tokens(number), run.normed(number)
+    probe = AttentionProbe(len(z), z.shape[1], differentiable=True)
+    outputs = run.read_block(number, z, t, probe)
+    a = probe.matrix(number, type(vit.blocks[number]).__name__)
+    slopes = gradients(context.targets.scores(outputs), a, unused=True).clamp_(min=0)
+    return slopes.mean((2, 3)).transpose(0, 1)

@@ -28,10 +28,11 @@ from lidc_xai.explain.tokens.lrp_rules import (
 def partial_lrp(context: Context, *, rule: str = "joint") -> Result:
     """extras, each (B, T): ``start``, R at the outputs, and ``conserved``, what arrives at the last block's attention
     matrix, values and residual together. With ``rule="joint"`` they are equal; with "separate" they are not."""
-    vit = context.vit
+    vit, parts = context.vit, context.run.parts
     assert vit is not None
+    assert parts is not None
     joint = rule == "joint"
-    block, attention = vit.blocks[-1], vit.blocks[-1].softmax
+    block, attention = parts.blocks[-1], parts.blocks[-1].softmax
     with torch.no_grad():
         z = context.run.tokens(-1)
         t = block.norm1(z)
@@ -43,9 +44,9 @@ def partial_lrp(context: Context, *, rule: str = "joint") -> Result:
         middle = z[:, :1] + branch
         mlp = run_chain(block.mlp, block.norm2(middle), scale=block.scale2, joint=joint)
         grown = mlp.output
-        features = vit.final_norm(middle + grown)[:, 0]
+        features = parts.final_norm(middle + grown)[:, 0]
         start = start_at_outputs(context.targets, context.run.outputs.values)
-        r = head_rule(vit.readout, features, start, joint=joint).unsqueeze(-2)
+        r = head_rule(parts.readout, features, start, joint=joint).unsqueeze(-2)
         r_middle, r_grown = sum_rule(middle, grown, r)
         r_middle = r_middle + mlp.relevance(r_grown)
         r_residual, r_branch = sum_rule(z[:, :1], branch, r_middle)

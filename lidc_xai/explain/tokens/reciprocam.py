@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from lidc_xai.errors import UsageError
+from lidc_xai.explain.networks.anatomy import Anatomy
 from lidc_xai.explain.networks.context import Context, Result
 from lidc_xai.explain.networks.outputs import Outputs
-from lidc_xai.explain.networks.vit import ViT
 
 
 def reciprocam(
@@ -30,7 +30,7 @@ def reciprocam(
     vit = context.vit
     assert vit is not None
     index = vit.layer(layer)
-    no_closed_form = vit.no_closed_form if index == len(vit.blocks) - 1 else "it holds in the last block only"
+    no_closed_form = context.run.no_closed_form if index == vit.depth - 1 else "it holds in the last block only"
     if tokens == "block_input":
         no_closed_form = "it holds for masked norm1 tokens only"
     exact = context.use_exact(no_closed_form)
@@ -40,13 +40,13 @@ def reciprocam(
             outputs = _exact(context, cls)
         else:
             z = context.run.tokens(index)
-            t = vit.blocks[index].norm1(z)
+            t = context.run.normed(index)
 
             def outputs(mask: Tensor) -> Outputs:
                 if tokens == "block_input":
-                    return vit.finish(index, z.unsqueeze(1) * mask.unsqueeze(-1))
+                    return context.run.finish(index, z.unsqueeze(1) * mask.unsqueeze(-1))
                 masked = t.unsqueeze(1) * mask.unsqueeze(-1)
-                return vit.finish(index, z.unsqueeze(1).expand_as(masked), masked)
+                return context.run.finish(index, z.unsqueeze(1).expand_as(masked), masked)
 
         size = _rows_at_once(context, exact)
         scores = [context.targets.scores(outputs(part)) for part in masks.split(size)]
@@ -68,7 +68,7 @@ def _exact(context: Context, cls: bool) -> Callable[[Tensor], Outputs]:
     return outputs
 
 
-def _masks(vit: ViT, images: Tensor, kernel: str, cls: bool) -> Tensor:
+def _masks(vit: Anatomy, images: Tensor, kernel: str, cls: bool) -> Tensor:
     """(N, T): row i multiplies the tokens when patch i is asked about."""
     rows, columns = vit.grid(images)
 
@@ -91,5 +91,5 @@ def _rows_at_once(context: Context, exact: bool) -> int:
     layer; else ``max_batch`` copies of an image."""
     if not exact:
         return context.copies
-    assert context.vit is not None
-    return 2 * context.vit.blocks[-1].softmax.head_dim
+    assert context.run.parts is not None
+    return 2 * context.run.parts.blocks[-1].softmax.head_dim

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from lidc_xai.errors import UsageError
+from lidc_xai.explain.networks.anatomy import Anatomy
 from lidc_xai.explain.networks.context import Context, Result
-from lidc_xai.explain.networks.vit import ViT
 from lidc_xai.explain.tokens.recorded import attention_gradients, attention_pass, first_row, row_times
 
 _FUSE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -36,7 +36,7 @@ def attention_rollout(
     vit = _vit(context)
     start = vit.layer(start_layer)
     fused, _ = attention_pass(context, differentiable=False, all_rows=discard_ratio > 0, keep=_FUSE[fusion])
-    row = first_row(vit, fused)
+    row = first_row(context, fused)
     for a in reversed(fused[start:]):
         row = _through(row, _discard(a, discard_ratio), normalise=True)
     return Result(vit.to_grid(row, context.images).unsqueeze(1), "forward")
@@ -53,7 +53,7 @@ def gradient_rollout(
     scores = context.targets.scores(outputs)
     maps = []
     for t in range(scores.shape[-1]):
-        row = first_row(vit, matrices)
+        row = first_row(context, matrices)
         weights = attention_gradients(matrices, scores[..., t], keep=t < scores.shape[-1] - 1)
         for a, g in zip(reversed(matrices[start:]), reversed(weights[start:]), strict=True):
             weighted = (a.detach() * g).mean(1)
@@ -70,7 +70,7 @@ def relevance_propagation(context: Context) -> Result:
     scores = context.targets.scores(outputs)
     maps = []
     for t in range(scores.shape[-1]):
-        row = first_row(vit, matrices)
+        row = first_row(context, matrices)
         weights = attention_gradients(matrices, scores[..., t], keep=t < scores.shape[-1] - 1)
         for a, g in zip(reversed(matrices), reversed(weights), strict=True):
             row = row + row_times(row, g.mul_(a.detach()).clamp_(min=0).mean(1))
@@ -100,6 +100,6 @@ def _discard(matrix: Tensor, ratio: float) -> Tensor:
     return kept.view_as(matrix)
 
 
-def _vit(context: Context) -> ViT:
+def _vit(context: Context) -> Anatomy:
     assert context.vit is not None
     return context.vit

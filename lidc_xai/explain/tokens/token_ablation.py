@@ -1,6 +1,8 @@
 """Token ablation: S_i = f(x) − f(x without patch token i).
 
-``at="input"``: the token is removed behind the position embedding, and the whole model runs without it.
+``at="input"``: the token is removed behind the position embedding, and the whole model runs without it. Where blocks
+add positions of their own (rotary, relative), its key is hidden from every query of every block instead: for a head
+that reads CLS that is the same, since nothing then reads the token.
 ``at="last"``: its key and value leave the last block's attention, so that the CLS row is a softmax without i:
 
     o₋ᵢ = Σ_{m≠i} softmax_{m≠i}(l)_m V_m          and the tail runs once per token (a closed form on the CLS row).
@@ -12,46 +14,97 @@ import torch
 from torch import Tensor
 
 from lidc_xai.errors import ModelError
-from lidc_xai.explain.networks.context import Context, Result
-from lidc_xai.explain.networks.vit import ViT
+from lidc_xai.explain.networks.anatomy import Anatomy
+from lidc_xai.explain.networks.attention_probe import AttentionProbe
+from lidc_xai.explain.networks.context import Context, Pass, Result
+from lidc_xai.explain.networks.parts import Parts
+from lidc_xai.explain.tokens.recorded import why_no_matrix
 
 
 def token_ablation(context: Context, *, at: str = "input") -> Result:
     """The score that each patch token holds up."""
-    vit = context.vit
+    vit, parts = context.vit, context.run.parts
     assert vit is not None
+    if at == "last" and context.run.reads != "cls":
+        reads = context.run.reads
+        raise ModelError(f"token_ablation at='last' works on the CLS row; this head reads {reads}: use at='input'")
     with torch.no_grad():
-        without = _without_at_input(context, vit) if at == "input" else _without_at_last(context, vit)
+        if parts is not None:
+            without = _without_at_input(context, parts) if at == "input" else _without_at_last(context, parts)
+        elif context.run.reads == "cls":
+            without = _hidden(context, vit, 0 if at == "input" else vit.depth - 1)
+        else:
+            without = _shortened(context, vit)
     change = context.values.unsqueeze(1) - without
-    return Result(vit.to_grid(change.transpose(1, 2), context.images), "forward" if at == "input" else "exact")
+    exact = at == "last" and parts is not None
+    return Result(vit.to_grid(change.transpose(1, 2), context.images), "exact" if exact else "forward")
 
 
-def _without_at_input(context: Context, vit: ViT) -> Tensor:
+def _without_at_input(context: Context, parts: Parts) -> Tensor:
     """(B, N, C) scores without each patch token in turn; ``max_batch`` shortened images at a time."""
-    z = vit.embed(context.images)
-    tokens = z.shape[1]
-    everyone = torch.arange(tokens, device=z.device)
-    scores = []
-    for removed in everyone[vit.prefix :].split(context.copies):
-        kept = torch.stack([everyone[everyone != i] for i in removed])
-        scores.append(context.targets.scores(vit.finish(0, z[:, kept])))
+    z = parts.embed(context.images)
+    scores = [context.targets.scores(parts.finish(0, z[:, kept])) for kept in _kept(z, parts.prefix, context.copies)]
     return torch.cat(scores, dim=1)
 
 
-def _without_at_last(context: Context, vit: ViT) -> Tensor:
+def _shortened(context: Context, vit: Anatomy) -> Tensor:
+    """The same through the model's own modules."""
+    z = context.run.tokens(0)
+    kept = _kept(z, vit.prefix, context.copies)
+    return torch.cat([context.targets.scores(context.run.finish(0, z[:, some])) for some in kept], dim=1)
+
+
+def why_no_ablation(run: Pass) -> str | None:
+    """Why the model cannot do without a token, or None where it can."""
+    vit = run.vit
+    assert vit is not None
+    if run.parts is not None:
+        return None
+    if run.reads == "cls":
+        return next(filter(None, (why_no_matrix(run, layer) for layer in range(vit.depth))), None)
+    try:
+        with torch.no_grad():
+            run.finish(0, run.tokens(0)[:, :-1])
+    except (RuntimeError, ValueError, AssertionError):
+        return f"{vit.family} works on a fixed number of tokens, and its head reads {run.reads}, not CLS alone"
+    return None
+
+
+def _kept(z: Tensor, prefix: int, at_once: int) -> list[Tensor]:
+    """Indices (n, T − 1) of the tokens that stay, for n removed patches at a time."""
+    everyone = torch.arange(z.shape[1], device=z.device)
+    return [torch.stack([everyone[everyone != i] for i in removed]) for removed in everyone[prefix:].split(at_once)]
+
+
+def _hidden(context: Context, vit: Anatomy, layer: int) -> Tensor:
+    """(B, N, C) scores with each patch's key hidden from block ``layer`` on, through the model's own modules."""
+    run, batch = context.run, len(context.images)
+    z, t = run.tokens(layer), run.normed(layer)
+    everyone = torch.arange(z.shape[1], device=z.device)
+    scores = []
+    for removed in everyone[vit.prefix :].split(context.copies):
+        gone = (removed.unsqueeze(1) == everyone).repeat(batch, 1)
+        probe = AttentionProbe(len(gone), z.shape[1], hidden=gone)
+        shape = (batch, len(removed), *z.shape[1:])
+        copies = [x.unsqueeze(1).expand(shape) for x in (z, t)]
+        scores.append(context.targets.scores(run.finish(layer, copies[0], copies[1], probe)))
+        for number in range(layer, vit.depth):
+            probe.matrix(number, type(vit.blocks[number]).__name__)
+    return torch.cat(scores, dim=1)
+
+
+def _without_at_last(context: Context, parts: Parts) -> Tensor:
     """The same with each patch token out of the keys and values of the last block's CLS row."""
-    if vit.cls_head is None:
-        raise ModelError(f"token_ablation at='last' works on the CLS row; this head reads {vit.reads}: use at='input'")
-    block = vit.blocks[-1]
-    z = context.run.tokens(-1)
-    t = block.norm1(z)
+    assert parts.cls_head is not None
+    block = parts.blocks[-1]
+    z, t = context.run.tokens(-1), context.run.normed(-1)
     q, k, v = block.softmax.project(t)
     logits = block.softmax.logits(q[..., :1, :], k)
     everyone = torch.arange(z.shape[1], device=z.device)
     scores = []
-    for removed in everyone[vit.prefix :].split(4 * block.softmax.head_dim):
+    for removed in everyone[parts.prefix :].split(4 * block.softmax.head_dim):
         gone = removed.unsqueeze(1) == everyone
         o = logits.masked_fill(gone, -torch.inf).softmax(-1) @ v
         cls = block.finish(z[:, :1], block.softmax.mix(o, t[:, :1]))
-        scores.append(context.targets.scores(vit.cls_head(cls)))
+        scores.append(context.targets.scores(parts.cls_head(cls)))
     return torch.cat(scores, dim=1)

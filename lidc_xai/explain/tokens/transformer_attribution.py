@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lidc_xai.explain.networks.context import Context, Result
-from lidc_xai.explain.networks.vit import Block, ViT
+from lidc_xai.explain.networks.parts import Block, Parts
 from lidc_xai.explain.tokens.lrp_rules import Chain, LinearRule, head_rule, product_rule, quotient, run_chain, sum_rule
 from lidc_xai.explain.tokens.partial_lrp import start_at_outputs
 from lidc_xai.explain.tokens.recorded import attention_gradients, attention_pass, first_row, row_times
@@ -22,23 +22,24 @@ from lidc_xai.explain.tokens.recorded import attention_gradients, attention_pass
 
 def transformer_attribution(context: Context, *, start_layer: int = 0) -> Result:
     """The rollout product is not normalised by rows. Target after target: only one has its matrices in memory."""
-    vit = context.vit
+    vit, parts = context.vit, context.run.parts
     assert vit is not None
+    assert parts is not None
     start = vit.layer(start_layer)
     matrices, outputs = attention_pass(context, differentiable=True, all_rows=True)
     scores = context.targets.scores(outputs)
     with torch.no_grad():
         at_outputs = start_at_outputs(context.targets, context.run.outputs.values)
-        seen, z = _run_blocks(context, vit)
-        at_cls = head_rule(vit.readout, vit.final_norm(z)[:, 0], at_outputs)
+        seen, z = _run_blocks(context, parts)
+        at_cls = head_rule(parts.readout, parts.final_norm(z)[:, 0], at_outputs)
     maps = []
     for t in range(scores.shape[-1]):
         weights = attention_gradients(matrices, scores[..., t], keep=t < scores.shape[-1] - 1)
         with torch.no_grad():
-            r, row = torch.zeros_like(z), first_row(vit, matrices)
+            r, row = torch.zeros_like(z), first_row(context, matrices)
             r[:, 0] = at_cls[t]
             for number in reversed(range(start, len(matrices))):
-                r, r_a = _block_rule(vit.blocks[number], seen[number], r)
+                r, r_a = _block_rule(parts.blocks[number], seen[number], r)
                 row = row + row_times(row, (weights[number] * r_a).clamp(min=0).mean(1))
         maps.append(vit.to_grid(row, context.images))
     return Result(torch.stack(maps, dim=1), "autograd")
@@ -61,11 +62,11 @@ class _Seen:
     mlp: Chain
 
 
-def _run_blocks(context: Context, vit: ViT) -> tuple[list[_Seen], Tensor]:
+def _run_blocks(context: Context, parts: Parts) -> tuple[list[_Seen], Tensor]:
     """(every block's computation, the tokens that leave the last)."""
-    z = vit.embed(context.images)
+    z = parts.embed(context.images)
     seen = []
-    for block in vit.blocks:
+    for block in parts.blocks:
         seen.append(_run_block(block, z))
         z = seen[-1].middle + seen[-1].grown
     return seen, z

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,27 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lidc_xai.errors import ModelError, UsageError
 from lidc_xai.explain import Explanation, Logit, explain, list_methods, refusals
 from lidc_xai.explain.registry import METHODS, options_table
 
 
-def count_images(module: nn.Module) -> list[int]:
-    """How many images each later call of ``module`` brings."""
+@contextmanager
+def count_images(layer: Any, rows: int | None = None) -> Iterator[list[int]]:
+    """How many images each call of a linear or convolution layer brings, without a hook on the model; how many rows of
+    ``rows`` numbers, where that is given."""
     calls: list[int] = []
-    module.register_forward_pre_hook(lambda m, inputs: calls.append(len(inputs[0])))
-    return calls
+
+    class Count(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in (nn.functional.linear, nn.functional.conv2d, torch.conv2d) and args[1] is layer.weight:
+                calls.append(args[0].shape[0] if rows is None else args[0].numel() // rows)
+            return func(*args, **(kwargs or {}))
+
+    with Count():
+        yield calls
 
 
 LAST_BLOCK = ["cdam", "smooth_cdam", "integrated_cdam", "gradcam", "xgradcam", "reciprocam", "attention", "partial_lrp"]
@@ -29,10 +41,11 @@ LAST_BLOCK = ["cdam", "smooth_cdam", "integrated_cdam", "gradcam", "xgradcam", "
 
 def test_methods_asked_together_share_the_trunk_and_agree_with_themselves_alone(vit: Any, images: Tensor) -> None:
     quick = {"samples": 2, "steps": 2}
-    calls, last = count_images(vit.blocks[0]), count_images(vit.blocks[-1])
-    together = explain(vit, images, [1, 2], LAST_BLOCK, **quick)
+    explain(vit, images)  # once per model: what is composed here is compared with what the model gives
+    with count_images(vit.blocks[0].mlp.fc1) as calls, count_images(vit.blocks[-1].mlp.fc1, rows=24) as last:
+        together = explain(vit, images, [1, 2], LAST_BLOCK, **quick)
     assert calls == [len(images)]
-    assert last == [], "of the last block only the CLS row is computed"
+    assert max(last) < 3 * 17, "of the last block only the CLS row is computed, of images or masked copies"
     assert list(together) == LAST_BLOCK
     for name, found in together.items():
         own = {option: value for option, value in quick.items() if option in METHODS[name].options}
@@ -42,17 +55,18 @@ def test_methods_asked_together_share_the_trunk_and_agree_with_themselves_alone(
 
 def test_images_explained_in_parts_are_explained_once(vit: Any, images: Tensor) -> None:
     expected = explain(vit, images, 1, ["gradcam", "cdam"])
-    calls = count_images(vit.blocks[0])
-    found = explain(vit, images, 1, ["gradcam", "cdam", "saliency"], max_batch=2)
+    with count_images(vit.blocks[0].mlp.fc1) as calls:
+        found = explain(vit, images, 1, ["gradcam", "cdam", "saliency"], max_batch=2)
     assert calls == [2, 1, 2, 1]
     for name, whole in expected.items():
         assert torch.allclose(found[name].relevance, whole.relevance, atol=1e-7)
 
 
 def test_a_method_that_runs_the_model_with_gradients_needs_no_other_pass(vit: Any, images: Tensor) -> None:
+    explain(vit, images)
     for method in ("relevance_propagation", "gradient_rollout", "saliency"):
-        calls = count_images(vit.patch_embed)
-        explain(vit, images, None, method, max_batch=3)
+        with count_images(vit.patch_embed.proj) as calls:
+            explain(vit, images, None, method, max_batch=3)
         assert calls == [3]
 
 
@@ -218,7 +232,9 @@ def test_nan_in_the_weights_is_named(vit: Any, images: Tensor, method: str) -> N
 
 def test_what_a_model_cannot_do_is_said_by_name(images: Tensor, cnn: nn.Module) -> None:
     assert {"cdam", "attention_rollout", "reciprocam"}.isdisjoint(list_methods(cnn))
-    with pytest.raises(ModelError, match="cdam cannot explain this model: Sequential is not a timm VisionTransformer"):
+    with pytest.raises(
+        ModelError, match="cdam cannot explain this model: Sequential is not a Vision Transformer that is known here"
+    ):
         explain(cnn, images, 1)
     swin = timm.create_model("swin_tiny_patch4_window7_224", img_size=64, num_classes=3)
     assert "SwinTransformer" in refusals(swin)["attention"]
@@ -267,10 +283,18 @@ def test_a_subclass_with_another_way_through_is_not_mistaken(images: Tensor) -> 
         def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
             return 2 * super().forward_features(x)
 
-    model = Doubled(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=5)
-    with pytest.raises(ModelError, match=r"Doubled replaces VisionTransformer.forward_features"):
-        explain(model, images, 1)
-    assert "saliency" in list_methods(model)
+    torch.manual_seed(0)
+    model: Any = Doubled(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=5).eval()
+    with pytest.raises(UsageError, match=r"Doubled replaces VisionTransformer.forward_features"):
+        explain(model, images, 1, engine="exact")
+    found = explain(model, images, 1)
+    assert found.engine == "autograd"
+    assert torch.allclose(found.values[:, 0], model(images)[:, 1])
+    kept: list[Tensor] = []
+    model.blocks[1].norm1.register_forward_hook(lambda m, i, out: (out.retain_grad(), kept.append(out))[1])
+    model(images)[:, 1].sum().backward()
+    expected = (kept[0] * kept[0].grad).sum(-1)[:, 1:].reshape(3, 4, 4).detach()
+    assert torch.allclose(found.relevance[:, 0], expected, atol=1e-7)
 
 
 def test_outputs_that_are_no_table_are_refused(images: Tensor) -> None:

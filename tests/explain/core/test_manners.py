@@ -19,6 +19,7 @@ QUICK = {
     "integrated_gradients": {"steps": 2},
 }
 METHODS = [name for name in list_methods() if name not in ("gradcam_plus_plus", "rsi_gradcam")]
+LRP = ("partial_lrp", "transformer_attribution")
 
 
 def state(model: nn.Module) -> list[Any]:
@@ -53,7 +54,9 @@ def used(vit: nn.Module, images: Tensor) -> nn.Module:
 
 @pytest.mark.parametrize("around", ["plain", "no_grad", "inference_mode", "autocast"])
 @pytest.mark.parametrize("method", METHODS)
-def test_nothing_is_left_behind(used: nn.Module, images: Tensor, method: str, around: str) -> None:
+def test_nothing_is_left_behind(used: Any, images: Tensor, method: str, around: str) -> None:
+    if method in LRP:  # whose rules stand on blocks as they were written
+        used.blocks[1]._forward_hooks.clear()
     plain = explain(deepcopy(used), images, [1, 3], method, **QUICK.get(method, {}))
     before, random_state = state(used), torch.get_rng_state()
     contexts: dict[str, Any] = {
@@ -82,7 +85,7 @@ def test_an_exception_leaves_nothing_behind(
 
     monkeypatch.setattr(used.norm if method != "attention" else used.blocks[1].norm1, "forward", stop)
     before, random_state = state(used), torch.get_rng_state()
-    with pytest.raises(error, match="stopped on the way"):
+    with pytest.raises(ModelError if error is RuntimeError else error, match="stopped on the way"):
         explain(used, images, [1, 3], method, **QUICK.get(method, {}))
     assert same(before, state(used))
     assert torch.get_rng_state().equal(random_state)

@@ -116,7 +116,9 @@ def test_swin_can_do_what_needs_no_tokens(batch: Tensor) -> None:
     able = list_methods(model)
     assert {"gradcam", "xgradcam", "linear_approximation", "saliency", "integrated_gradients"} <= set(able)
     assert not {"attention", "cdam", "attention_rollout", "reciprocam"} & set(able)
-    with pytest.raises(ModelError, match="attention cannot explain this model: SwinTransformer is not"):
+    with pytest.raises(
+        ModelError, match="attention cannot explain this model: SwinTransformer has no attention of patches"
+    ):
         explain(model, batch, 0, "attention")
     with pytest.raises(ModelError, match="windows"):
         explain(model, batch, 0, "fullgrad")

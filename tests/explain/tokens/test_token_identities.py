@@ -79,11 +79,11 @@ def test_parts_add_up_and_the_papers_equation_is_the_value_path(build: Build, im
         assert torch.allclose(explain(model, x, [1, 3], parts=("key", "query")).relevance, whole - parts["value"])
         assert parts["query"].any() == (kind == "mean"), "a patch is a query only where the head reads patches"
     model, x = build("registers"), images_of("registers")
-    attn: Any = model.blocks[-1].attn
+    other = build("registers")
+    attn: Any = other.blocks[-1].attn
     detached = attn.qkv.forward
     attn.qkv.forward = lambda t: torch.cat([detached(t)[..., :48].detach(), detached(t)[..., 48:]], dim=-1)
-    t, g = naive(model, x).token_gradient(x[:1], lambda y, v: y[1])
-    attn.qkv.forward = detached
+    t, g = naive(other, x).token_gradient(x[:1], lambda y, v: y[1])
     paper = (t * g).sum(-1)[5:].reshape(3, 5)
     assert torch.allclose(explain(model, x[:1], 1, parts="value").relevance[0, 0], paper, rtol=1e-10)
 

@@ -1,8 +1,10 @@
-"""A Vision Transformer, whoever wrote it, as embedding, pre-norm blocks and head.
+"""A Vision Transformer composed anew of its parts: embedding, pre-norm blocks and head.
 
-Known: any timm ``VisionTransformer`` (registers, distillation token, no CLS token, pooled heads, q/k-norm, layer
-scale, non-square and dynamic input sizes), torchvision's, and a model that holds one as ``.backbone`` under its own
-``.head``. Everything else is None here, with the reason from ``not_a_vit``.
+The closed forms, and everything that changes a path through a block, stand on this. Known: timm's
+``VisionTransformer`` (registers, distillation token, no CLS token, pooled heads, q/k-norm, layer scale, non-square and
+dynamic input sizes), torchvision's, and a nodule model around one. Of anything else ``parts_of`` says why not; it is
+computed through its own modules (``own_modules``). Whether the composition gives the model's own outputs is checked
+where it is used (``context``).
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import Tensor, nn
 
-from lidc_xai.errors import ModelError, UsageError
+from lidc_xai.errors import ModelError
+from lidc_xai.explain.networks.anatomy import Anatomy
 from lidc_xai.explain.networks.attention_layer import AttentionLayer, as_attention
 from lidc_xai.explain.networks.outputs import Outputs
-from lidc_xai.explain.networks.plain_model import unwrapped
+from lidc_xai.explain.networks.wrappers import unwrapped
 
 
 class Block:
@@ -66,12 +69,14 @@ class Block:
         return self.attention
 
 
-@dataclass(frozen=True)
-class ViT:
+@dataclass(frozen=True, eq=False)
+class Parts:
     """embed → blocks → head.
 
     ``prefix``: tokens before the patches (CLS first, where there is one). ``reads``: the tokens that the head reads:
-    "cls", "distilled" (CLS and distillation token), "patches" or "all".
+    "cls", "distilled" (CLS and distillation token), "patches" or "all". ``head``: outputs from the tokens behind the
+    last block; ``cls_head``: from the CLS token alone, where the head reads no other. ``readout``: the head's layers
+    behind ``final_norm``.
     """
 
     model: nn.Module
@@ -81,35 +86,12 @@ class ViT:
     embed: Callable[[Tensor], Tensor]
     head: Callable[[Tensor], Outputs]
     cls_head: Callable[[Tensor], Outputs] | None
-    grid_of: Callable[[tuple[int, int]], tuple[int, int]]
-    patch: tuple[int, int] | None
-    fixed_size: tuple[int, int] | None
     final_norm: nn.Module
     readout: nn.Module
 
     def layer(self, layer: int) -> int:
         """A block's number from 0, from one that may count from the end."""
-        depth = len(self.blocks)
-        if not -depth <= layer < depth:
-            raise UsageError(f"layer {layer} does not exist; this model has blocks 0 to {depth - 1}, or -1 to {-depth}")
-        return layer % depth
-
-    def grid(self, images: Tensor) -> tuple[int, int]:
-        """(gh, gw): rows and columns of patches."""
-        return self.grid_of((images.shape[-2], images.shape[-1]))
-
-    def covered(self, images: Tensor) -> tuple[int, int]:
-        """Pixels that the grid covers: the image, or more where the model pads it."""
-        height, width = images.shape[-2:]
-        if self.patch is None:
-            return height, width
-        rows, columns = self.grid(images)
-        return max(height, rows * self.patch[0]), max(width, columns * self.patch[1])
-
-    def to_grid(self, scores: Tensor, images: Tensor) -> Tensor:
-        """(..., tokens or patches) scores → (..., gh, gw): prefix tokens dropped, rows first."""
-        rows, columns = self.grid(images)
-        return scores[..., -rows * columns :].unflatten(-1, (rows, columns))
+        return range(len(self.blocks))[layer]
 
     def forward(self, images: Tensor) -> Outputs:
         """The model's outputs, differentiable."""
@@ -155,14 +137,14 @@ class ViT:
             return self.finish(layer + 1, z)
         return self.head(z) if self.cls_head is None else self.cls_head(z[:, 0])
 
-    def rows_read(self, tokens: int, like: Tensor) -> Tensor:
-        """(T,) weights of the rows that a class-blind readout averages: CLS alone, or every token the head reads."""
-        weights = torch.zeros(tokens, dtype=like.dtype, device=like.device)
+    def tokens_read(self, tokens: int, device: torch.device) -> Tensor:
+        """(T,) of bool: the tokens that the head reads."""
+        read = torch.zeros(tokens, dtype=torch.bool, device=device)
         if self.reads in ("cls", "distilled"):
-            weights[0] = 1
+            read[: 1 if self.reads == "cls" else 2] = True
         else:
-            weights[self.prefix if self.reads == "patches" else 0 :] = 1
-        return weights / weights.sum()
+            read[self.prefix if self.reads == "patches" else 0 :] = True
+        return read
 
     @cached_property
     def no_closed_form(self) -> str | None:
@@ -180,39 +162,29 @@ class ViT:
         return next((block.attention for block in self.blocks if isinstance(block.attention, str)), None)
 
 
-def as_vit(model: nn.Module) -> ViT | None:
-    """``model`` as a ``ViT``, or None."""
-    found = _find(model)
-    return None if isinstance(found, str) else found
-
-
-def not_a_vit(model: nn.Module) -> str:
-    """Why ``as_vit`` gives None, in words that name the model."""
-    found = _find(model)
-    return found if isinstance(found, str) else ""
-
-
-def _find(model: nn.Module) -> ViT | str:
-    body: Any = unwrapped(model)
+def parts_of(anatomy: Anatomy) -> Parts | str:
+    """The composition of a model's parts, or the reason why it is not known, in words that name the model."""
+    body: Any = anatomy.model
     head = None
     if hasattr(body, "output_names") and isinstance(getattr(body, "backbone", None), nn.Module):
-        body, head = body.backbone, body.head
+        body, head = unwrapped(body.backbone), body.head
     if isinstance(body, TimmViT):
         return _from_timm(body, head)
     if type(body).__module__.startswith("torchvision.") and type(body).__name__ == "VisionTransformer":
         return _from_torchvision(body)
-    name = type(body).__name__
-    return f"{name} is not a timm VisionTransformer nor torchvision's: its tokens and attention are not known here"
+    return f"the forward pass of {type(body).__name__} is not known part by part"
 
 
-def _from_timm(body: TimmViT, own_head: nn.Module | None) -> ViT | str:
+def _from_timm(body: Any, own_head: nn.Module | None) -> Parts | str:
     distilled = isinstance(body, VisionTransformerDistilled)
     known = VisionTransformerDistilled if distilled else TimmViT
     for name in ("forward", "forward_features", "forward_head", "pool", "_pos_embed"):
         if getattr(type(body), name, None) is not getattr(known, name, None) or name in vars(body):
             return f"{type(body).__name__} replaces VisionTransformer.{name}: its tokens are not known here"
-    if not distilled and body.global_pool == "":
-        return f"{type(body).__name__} with global_pool='' returns all tokens, not one row of outputs"
+
+    blocks = tuple(Block(block) for block in body.blocks)
+    if (words := next((block.not_plain for block in blocks if block.not_plain), None)) is not None:
+        return words
 
     def embed(images: Tensor) -> Tensor:
         return body.norm_pre(body.patch_drop(body._pos_embed(body.patch_embed(images))))
@@ -228,24 +200,15 @@ def _from_timm(body: TimmViT, own_head: nn.Module | None) -> ViT | str:
         features = body.head_drop(body.fc_norm(body.norm(x)))
         return Outputs((own_head or body.head)(features), features)
 
-    def grid_of(size: tuple[int, int]) -> tuple[int, int]:
-        dynamic = getattr(body.patch_embed, "dynamic_feat_size", None)
-        rows, columns = dynamic(size) if dynamic is not None else body.patch_embed.grid_size
-        return int(rows), int(columns)
-
     reads = "distilled" if distilled else _timm_reads(body)
-    patch = body.patch_embed.patch_size if hasattr(body.patch_embed, "proj") else None
-    return ViT(
+    return Parts(
         model=body,
-        blocks=tuple(Block(block) for block in body.blocks),
+        blocks=blocks,
         prefix=body.num_prefix_tokens,
         reads=reads,
         embed=embed,
         head=head,
         cls_head=cls_head if reads == "cls" else None,
-        grid_of=grid_of,
-        patch=tuple(patch) if patch is not None else None,
-        fixed_size=tuple(body.patch_embed.img_size) if getattr(body.patch_embed, "strict_img_size", True) else None,
         final_norm=nn.Sequential(body.norm, body.fc_norm),
         readout=own_head or body.head,
     )
@@ -257,7 +220,7 @@ def _timm_reads(body: TimmViT) -> str:
     return "all" if getattr(body, "pool_include_prefix", False) else "patches"
 
 
-def _from_torchvision(body: Any) -> ViT:
+def _from_torchvision(body: Any) -> Parts:
     def embed(images: Tensor) -> Tensor:
         patches = body._process_input(images)
         tokens = torch.cat([body.class_token.expand(len(patches), -1, -1), patches], dim=1)
@@ -267,10 +230,7 @@ def _from_torchvision(body: Any) -> ViT:
         features = body.encoder.ln(x)
         return Outputs(body.heads(features), features)
 
-    def grid_of(size: tuple[int, int]) -> tuple[int, int]:
-        return size[0] // body.patch_size, size[1] // body.patch_size
-
-    return ViT(
+    return Parts(
         model=body,
         blocks=tuple(Block(block) for block in body.encoder.layers),
         prefix=1,
@@ -278,9 +238,6 @@ def _from_torchvision(body: Any) -> ViT:
         embed=embed,
         head=lambda z: cls_head(z[:, 0]),
         cls_head=cls_head,
-        grid_of=grid_of,
-        patch=(body.patch_size, body.patch_size),
-        fixed_size=(body.image_size, body.image_size),
         final_norm=body.encoder.ln,
         readout=body.heads,
     )
