@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +91,7 @@ def _noise(model: nn.Module, size: tuple[int, int]) -> Tensor:
 def _stated_sizes(model: nn.Module) -> Iterator[tuple[int, int]]:
     """Image sizes that a model or one of its modules states."""
     for module in unwrapped(model).modules():
-        holders = [(module, "img_size"), (module, "image_size")]
+        holders: list[tuple[Any, str]] = [(module, "img_size"), (module, "image_size")]
         holders += [(getattr(module, "config", None), "image_size"), (getattr(module, "preprocess", None), "size")]
         for holder, name in holders:
             size = getattr(holder, name, None)

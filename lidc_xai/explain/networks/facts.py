@@ -25,7 +25,7 @@ class Facts:
 
     parts: Parts | str | None = None
     skips: bool | None = None
-    read: Tensor | str | None = None
+    read: Tensor | None = None
     attention: dict[int, str] = field(default_factory=dict)
     derivative: bool = False
     rules: set[Rules] = field(default_factory=set)
