@@ -22,6 +22,7 @@ from .metrics._localisation import reader_agreement as reader_agreement
 from .metrics._parameter_randomisation import parameter_randomisation as parameter_randomisation
 from .metrics._parameter_randomisation import randomised as randomised
 from .metrics._radial_profile import radial_profile as radial_profile
+from .metrics._saco import saco as saco
 from .metrics._sensitivity_n import sensitivity_n as sensitivity_n
 from .metrics.causes import cause_effects as cause_effects
 from .metrics.causes import cause_localisation as cause_localisation

@@ -51,6 +51,11 @@ LAYOUTS = (
         "Own map minus other maps, both on the own output. A map that ignores the class scores exactly 0.",
     ),
     Layout(
+        "SaCo",
+        (("saco/saco", "SaCo", True), ("saco_lung/saco", "SaCo (lung)", True)),
+        "Does more relevance mean more effect: 1 always, 0 as a random map, −1 the other way round.",
+    ),
+    Layout(
         "Compactness",
         (("compactness/value", "share below 5 %", True), ("compactness/on_grid", "the same, patch means", True)),
         "Share of cells with |S| < 0.05 max S: pixels for pixel maps, tokens for token maps.",

@@ -38,6 +38,7 @@ from lidc_xai.evaluation.metrics._deletion_insertion import (
 )
 from lidc_xai.evaluation.metrics._fidelity import curve_outputs, fidelity_result
 from lidc_xai.evaluation.metrics._parameter_randomisation import cascade
+from lidc_xai.evaluation.metrics._saco import fits, group_outputs, on_cells, saco_result
 from lidc_xai.evaluation.metrics._sensitivity_n import (
     SensitivityNOptions,
     random_sets,
@@ -171,6 +172,24 @@ def measure_sensitivity_n(batch: Batch, rows: Rows) -> None:
                 rows.add_curve("sensitivity_n/correlation", label, batch.outputs[t], one.share, one.correlation)
 
 
+def measure_saco(batch: Batch, rows: Rows) -> None:
+    """SaCo of every map on its own output."""
+    spec, columns, seed = batch.asked.targets.spec, batch.asked.targets.columns, batch.options.seed
+
+    def read(outputs: Tensor, t: int) -> Tensor:
+        return probability_scores(outputs, columns[:, t], spec.kinds)
+
+    for name in batch.options.replacements:
+        removed = batch.removed(name)
+        for label, maps in batch.maps.items():
+            cells = on_cells(batch.model, batch.images, maps)
+            cells = cells if fits(cells, batch.size) else batch.pixels[label]
+            outputs = group_outputs(batch.forward, batch.images, removed, cells, seed).values
+            for t in judged(batch):
+                costs = read(batch.asked.outputs.values, t)[:, None] - read(outputs[:, t], t)
+                rows.add_result(f"saco{suffix(name)}", label, batch.outputs[t], saco_result(cells[:, t], costs, seed))
+
+
 def measure_adcc(batch: Batch, rows: Rows) -> None:
     """ADCC of every method on the outputs that have a probability."""
     spec = batch.asked.targets.spec
@@ -250,6 +269,7 @@ def measure_randomisation(batch: Batch, rows: Rows) -> None:
 
 Metric = Callable[[Batch, Rows], None]
 SIMPLE: dict[str, Metric] = {
+    "saco": measure_saco,
     "compactness": measure_compactness,
     "adcc": measure_adcc,
     "deletion": measure_deletion,

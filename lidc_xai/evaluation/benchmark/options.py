@@ -20,8 +20,8 @@ from lidc_xai.explain.abilities import list_methods, refusals
 from lidc_xai.explain.registry import find_method, method_options
 
 METRICS = (
-    "fidelity", "box", "discrimination", "compactness", "adcc", "deletion", "sensitivity_n", "localisation", "radial",
-    "causes", "noise", "runs", "randomisation",
+    "fidelity", "box", "discrimination", "saco", "compactness", "adcc", "deletion", "sensitivity_n", "localisation",
+    "radial", "causes", "noise", "runs", "randomisation",
 )  # fmt: skip
 DISC = "centred_disc"
 RANDOM_WEIGHTS = "@random_weights"
@@ -32,8 +32,8 @@ TARGET, WRONG = "target", "wrong"
 """Outputs of a classifier in the results: each image's right and wrong class."""
 
 MetricName = Literal[
-    "fidelity", "box", "discrimination", "compactness", "adcc", "deletion", "sensitivity_n", "localisation", "radial",
-    "causes", "noise", "runs", "randomisation",
+    "fidelity", "box", "discrimination", "saco", "compactness", "adcc", "deletion", "sensitivity_n", "localisation",
+    "radial", "causes", "noise", "runs", "randomisation",
 ]  # fmt: skip
 
 
@@ -44,7 +44,17 @@ class BenchmarkOptions(BaseModel):
 
     methods: tuple[str, ...] = Field(default=(), description="Methods; empty: all that the model can do.")
     metrics: tuple[MetricName, ...] = Field(
-        default=("fidelity", "box", "discrimination", "compactness", "adcc", "localisation", "radial", "causes"),
+        default=(
+            "fidelity",
+            "box",
+            "discrimination",
+            "saco",
+            "compactness",
+            "adcc",
+            "localisation",
+            "radial",
+            "causes",
+        ),
         description="Metrics to measure.",
     )
     outputs: tuple[str, ...] = Field(default=(), description="Outputs of a named model; empty: all.")
