@@ -1,6 +1,7 @@
 """Shared by several rooms: one thread for torch, the real data beside the project, annotated nodules, a photograph."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from lidc_xai.annotations import Nodule, load_nodules
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("LIDC_XAI_PSEUDONYM_KEY", str(Path(tempfile.gettempdir()) / f"lidc_xai-tests-{os.getuid()}.key"))
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 from pydantic import Field
 
-from lidc_xai.commands.common import add_verb, need_out, need_path
+from lidc_xai.commands.common import add_verb, need_out, need_path, words
 from lidc_xai.config import Config
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.run import Run
@@ -35,6 +35,8 @@ class PrepareConfig(Config):
     mask: Path | None = Field(None, description="With --ct: DICOM SEG, RTSTRUCT or label volume of the nodules.")
     series_uid: str | None = Field(None, description="With --ct: which series of the folder.")
     components: bool = Field(False, description="With --mask: every connected part is a nodule of its own.")
+    roi: list[str] = Field([], description="With --mask: names of the nodules' structures; * and ? allowed, repeat it.")
+    keep_ids: bool = Field(False, description="With --ct: keep the patient's ID; else a pseudonym stands for it.")
     cohort: str | None = Field(None, description="Only the nodules of a named cohort; see lidc-xai info cohorts.")
     size_mm: float = Field(32.0, gt=0, le=128, description="Side of the box in mm.")
     spacing_mm: float = Field(1.0, gt=0.1, le=5, description="Voxel of the crop in mm.")
@@ -86,9 +88,13 @@ def _from_own_ct(config: PrepareConfig, out: Path) -> PrepareResult:
         raise UsageError("--ct goes with --points or --mask, one of them")
     ct, box = need_path(config.ct, "--ct"), (config.size_mm, config.spacing_mm)
     options: dict[str, Any] = {"interpolation": config.interpolation, "series_uid": config.series_uid}
+    options["keep_ids"] = config.keep_ids
     if config.points:
+        if config.roi:
+            raise UsageError("--roi chooses structures of --mask; the points of --points are chosen in their file")
         return prepare_points(ct, need_path(config.points, "--points"), out, *box, **options)
-    return prepare_mask(ct, need_path(config.mask, "--mask"), out, *box, components=config.components, **options)
+    options |= {"components": config.components, "roi": words(config.roi)}
+    return prepare_mask(ct, need_path(config.mask, "--mask"), out, *box, **options)
 
 
 class CheckConfig(Config):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from lidc_xai.imaging.names import path_safe
 _SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 _LABELMAP_SEG = "1.2.840.10008.5.1.4.1.1.66.7"
 _RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
+_FARTHEST_INDEX = 20_000
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class NamedMask:
     mask: NDArray[np.bool_]
     box: GridBox
     grid: CTVolume
+    label: str = ""
+    """The structure's name as the file has it."""
 
     @property
     def centre_mm(self) -> NDArray[np.float64]:
@@ -44,6 +47,14 @@ class NamedMask:
     def extent_mm(self) -> float:
         """Longest side of the bounding box in mm, its outer voxels included."""
         return float((np.array(self.mask.shape) * self.grid.spacing_mm).max())
+
+
+@dataclass(frozen=True)
+class Structures:
+    """What a mask file holds: structures, and (name, reason) for each that cannot be used."""
+
+    masks: list[NamedMask]
+    unusable: list[tuple[str, str]]
 
 
 def referenced_series(path: Path | str) -> str | None:
@@ -62,17 +73,25 @@ def referenced_series(path: Path | str) -> str | None:
 
 
 def read_masks(path: Path | str, ct: CTVolume, components: bool = False) -> list[NamedMask]:
+    """The structures of :func:`read_structures` that can be used; DataError where there is none."""
+    found = read_structures(path, ct, components)
+    if not found.masks:
+        raise DataError(found.unusable[0][1] if found.unusable else f"{path}: marks no voxel")
+    return found.masks
+
+
+def read_structures(path: Path | str, ct: CTVolume, components: bool = False) -> Structures:
     """Every structure of a mask file: segments, regions of interest or label values above 0.
 
     ``components``: split each into its connected parts (26 neighbours), for files that mark all nodules alike.
-    Raises UsageError for a missing file, DataError for one of another kind, a damaged or an empty one, and for one that
-    was drawn on another series.
+    A structure that cannot be used (empty, not on the CT's slices, damaged) costs the others nothing. Raises UsageError
+    for a missing file, DataError for one of another kind, a damaged one, and one that was drawn on another series.
     """
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
     if is_volume_file(path):
-        masks = _read_labels(path)
+        found = _read_labels(path)
     else:
         header = _dicom(path)
         series = referenced_series(path)
@@ -80,19 +99,14 @@ def read_masks(path: Path | str, ct: CTVolume, components: bool = False) -> list
             raise DataError(f"{path}: was drawn on series {series}, this CT is series {ct.series_uid}")
         kind = str(header.get("SOPClassUID", ""))
         if kind in (_SEG, _LABELMAP_SEG):
-            masks = _read_seg(path)
+            found = _read_seg(path)
         elif kind == _RTSTRUCT:
-            try:
-                masks = _read_rtstruct(path, header, ct)
-            except (AttributeError, TypeError, ValueError) as error:  # an attribute is missing or is no number
-                raise DataError(f"{path}: RTSTRUCT cannot be read ({error})") from error
+            found = _read_rtstruct(path, header, ct)
         else:
             raise DataError(f"{path}: is DICOM {header.get('Modality', 'of unknown kind')}, not SEG or RTSTRUCT")
     if components:
-        masks = [part for one in masks for part in _parts(one)]
-    if not masks:
-        raise DataError(f"{path}: marks no voxel")
-    return masks
+        return Structures([part for one in found.masks for part in _parts(one)], found.unusable)
+    return found
 
 
 def _dicom(path: Path) -> pydicom.Dataset:
@@ -105,12 +119,12 @@ def _dicom(path: Path) -> pydicom.Dataset:
         raise DataError(f"{path}: cannot be read as DICOM ({error})") from error
 
 
-def _read_labels(path: Path) -> list[NamedMask]:
+def _read_labels(path: Path) -> Structures:
     structures, header = read_label_volume(path)
-    return [_boxed(name, mask, header.affine, header.issues) for name, mask in structures if mask.any()]
+    return _of_grid([(name, name, mask) for name, mask in structures], header.affine, header.issues)
 
 
-def _read_seg(path: Path) -> list[NamedMask]:
+def _read_seg(path: Path) -> Structures:
     from highdicom.seg import segread  # takes seconds to import
 
     try:
@@ -124,32 +138,66 @@ def _read_seg(path: Path) -> list[NamedMask]:
     names = {
         number: segmentation.get_segment_description(number).segment_label for number in segmentation.segment_numbers
     }
-    return [
-        _boxed(f"segment{number}-{name}", marked[..., place], affine)
-        for place, (number, name) in enumerate(names.items())
-        if marked[..., place].any()
+    segments = [
+        (f"segment{number}-{name}", str(name), marked[..., place]) for place, (number, name) in enumerate(names.items())
     ]
+    return _of_grid(segments, affine, [])
 
 
-def _read_rtstruct(path: Path, header: pydicom.Dataset, ct: CTVolume) -> list[NamedMask]:
-    """Regions of interest on the stored slices of ``ct``; several contours on one slice combine by exclusive or."""
-    names = {int(roi.ROINumber): str(roi.get("ROIName", "")) for roi in header.get("StructureSetROISequence") or []}
-    found = []
-    for roi in header.get("ROIContourSequence") or []:
-        number = int(roi.ReferencedROINumber)
-        name = f"roi{number}-{names.get(number, '')}"
-        polygons: dict[int, list[NDArray[np.float64]]] = defaultdict(list)
-        for contour in roi.get("ContourSequence") or []:
-            if str(contour.get("ContourGeometricType", "")) != "CLOSED_PLANAR":
-                continue
-            index = ct.to_stored_index(np.array(contour.ContourData, dtype=np.float64).reshape(-1, 3))
-            k = index[:, 2].mean()
-            if np.ptp(index[:, 2]) > 0.5 or not -0.5 <= k <= len(ct.stored) - 0.5:
-                raise DataError(f"{path}: {name}: a contour does not lie on a slice of the CT (slice index {k:.2f})")
-            polygons[round(k)].append(index[:, :2])
-        if polygons:
-            found.append(_rasterise(name, polygons, ct))
-    return [one for one in found if one.mask.any()]
+def _of_grid(
+    named: Sequence[tuple[str, str, NDArray[np.bool_]]], affine: NDArray[np.float64], issues: Sequence[str]
+) -> Structures:
+    """Structures (name, label, mask) of one grid; one that marks nothing cannot be used."""
+    empty = [(label, f"{label!r} marks no voxel") for _, label, mask in named if not mask.any()]
+    return Structures([_boxed(name, mask, affine, issues, label) for name, label, mask in named if mask.any()], empty)
+
+
+def _read_rtstruct(path: Path, header: pydicom.Dataset, ct: CTVolume) -> Structures:
+    """Regions of interest on the stored slices of ``ct``, each on its own."""
+    names: dict[int, str] = {}
+    found = Structures([], [])
+    try:
+        for item in header.get("StructureSetROISequence") or []:
+            names[int(item.ROINumber)] = str(item.get("ROIName", ""))
+        rois = list(header.get("ROIContourSequence") or [])
+    except Exception as error:  # pydicom converts values when they are asked for, and raises many kinds
+        raise DataError(f"{path}: RTSTRUCT cannot be read ({error})") from error
+    for place, roi in enumerate(rois, start=1):
+        label = f"region {place}"
+        try:
+            number = int(roi.ReferencedROINumber)
+            label = names.get(number) or f"roi{number}"
+            found.masks.append(_read_roi(f"roi{number}-{names.get(number, '')}", label, roi, ct))
+        except Exception as error:  # the same; it concerns this region alone
+            text = str(error) if isinstance(error, DataError) else f"cannot be read ({error})"
+            found.unusable.append((label, f"{path.name}: {label}: {text}"))
+    return found
+
+
+def _read_roi(name: str, label: str, roi: pydicom.Dataset, ct: CTVolume) -> NamedMask:
+    """One region; several contours on one slice combine by exclusive or. DataError where nothing can be drawn."""
+    polygons: dict[int, list[NDArray[np.float64]]] = defaultdict(list)
+    kinds = set()
+    for contour in roi.get("ContourSequence") or []:
+        kinds.add(str(contour.get("ContourGeometricType", "")))
+        if str(contour.get("ContourGeometricType", "")) != "CLOSED_PLANAR":
+            continue
+        points = np.array(contour.ContourData, dtype=np.float64).reshape(-1, 3)
+        if not np.isfinite(points).all() or not len(points):
+            raise DataError("a contour's points are no numbers")
+        index = ct.to_stored_index(points)
+        k = index[:, 2].mean()
+        if np.ptp(index[:, 2]) > 0.5 or not -0.5 <= k <= len(ct.stored) - 0.5:
+            raise DataError(f"a contour does not lie on a slice of the CT (slice index {k:.2f})")
+        if np.abs(index).max() > _FARTHEST_INDEX:
+            raise DataError(f"a contour lies {np.abs(index).max():.0f} pixels away from the CT")
+        polygons[round(k)].append(index[:, :2])
+    if not polygons:
+        raise DataError(f"has no closed contour ({', '.join(sorted(kinds)) or 'no contour at all'})")
+    drawn = _rasterise(name, polygons, ct)
+    if not drawn.mask.any():
+        raise DataError("its contours enclose no pixel")
+    return replace(drawn, label=label)
 
 
 def _rasterise(name: str, polygons: dict[int, list[NDArray[np.float64]]], ct: CTVolume) -> NamedMask:
@@ -165,15 +213,18 @@ def _rasterise(name: str, polygons: dict[int, list[NDArray[np.float64]]], ct: CT
 
 def _parts(whole: NamedMask) -> list[NamedMask]:
     labels, count = ndimage.label(whole.mask, structure=np.ones((3, 3, 3)))
-    return [
+    parts = [
         _cut(f"{whole.name}-{number}", labels == number, whole.box.low, whole.grid) for number in range(1, count + 1)
     ]
+    return [replace(part, label=whole.label) for part in parts]
 
 
-def _boxed(name: str, mask: NDArray[np.bool_], affine: NDArray[np.float64], issues: Sequence[str] = ()) -> NamedMask:
+def _boxed(
+    name: str, mask: NDArray[np.bool_], affine: NDArray[np.float64], issues: Sequence[str], label: str
+) -> NamedMask:
     # Only the geometry of this volume is used; its array takes no memory.
     grid = CTVolume(array=np.broadcast_to(np.float32(0), mask.shape), affine=affine, issues=list(issues))
-    return _cut(path_safe(name), mask, (0, 0, 0), grid)
+    return replace(_cut(path_safe(name), mask, (0, 0, 0), grid), label=label)
 
 
 def _cut(name: str, mask: NDArray[np.bool_], start: tuple[int, int, int], grid: CTVolume) -> NamedMask:

@@ -1,25 +1,30 @@
-"""One's own CT: crops around given points or under given masks, without LIDC annotations, in the same kind of store."""
+"""One's own CT: crops around given points or under given masks, without LIDC annotations, in the same kind of store.
+
+Patients have pseudonyms in it unless their IDs are asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from lidc_xai.errors import reason_of
+from lidc_xai.errors import DataError, reason_of
 from lidc_xai.imaging.crops.crop import crop_nodule
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 from lidc_xai.imaging.crops.resample import CropGrid, resample_mask
 from lidc_xai.imaging.ct.reading import read_ct
 from lidc_xai.imaging.ct.volume import AIR_HU, CTVolume
-from lidc_xai.imaging.mask_files import NamedMask, read_masks, referenced_series
-from lidc_xai.imaging.names import path_safe
+from lidc_xai.imaging.mask_files import NamedMask, read_structures, referenced_series
 from lidc_xai.imaging.points import NamedPoint, read_points
 from lidc_xai.imaging.prepare import CropOptions, PrepareResult
+from lidc_xai.imaging.pseudonym import Identity, identity_of
 from lidc_xai.imaging.store.crop_store import StoreWriter
+from lidc_xai.imaging.structures import choose_nodules
 from lidc_xai.progress import track
 from lidc_xai.skipped import Skipped
 
@@ -34,22 +39,25 @@ def prepare_points(
     interpolation: str = "linear",
     padding_hu: float = AIR_HU,
     series_uid: str | None = None,
+    keep_ids: bool = False,
 ) -> PrepareResult:
     """Crop one CT around every point of a CSV file (see :func:`~lidc_xai.imaging.points.read_points`) into ``out``.
 
-    A point outside the scan, or a row without three numbers, is a row of ``skipped.csv``. Raises what ``read_ct`` and
+    A point outside the scan, or a row without three numbers, is a row of ``skipped.csv``. The patient's ID is replaced
+    by a pseudonym everywhere (:mod:`lidc_xai.imaging.pseudonym`) unless ``keep_ids``. Raises what ``read_ct`` and
     ``read_points`` raise. Crops are added to a store that has others of the same rule.
     """
     options = CropOptions(size_mm, spacing_mm, interpolation, padding_hu)
-    stem = _stem(ct_path)
-    points, unusable = read_points(points_csv, f"{stem}-p")
     ct = read_ct(ct_path, series_uid)
+    who = identity_of(ct, ct_path, keep_ids)
+    points, unusable = read_points(points_csv, f"{who.prefix}-p")
 
-    def cut(point: NamedPoint) -> NoduleCrop:
-        return _crop(ct, point.to_lps(ct), options, point.name)
+    def cut(point: NamedPoint, name: str) -> NoduleCrop:
+        return _crop(ct, point.to_lps(ct), options, name)
 
-    lost = [Skipped(name, "points", reason) for name, reason in unusable]
-    return _fill(ct, out, "points", options, [(point.name, point) for point in points], cut, lost)
+    lost = [Skipped(who.nodule_id(name), "points", reason) for name, reason in unusable]
+    targets = [(who.nodule_id(point.name), point) for point in points]
+    return _fill(ct, who, out, {"source": "points", **_ids(keep_ids)}, options, targets, cut, lost)
 
 
 def prepare_mask(
@@ -63,20 +71,29 @@ def prepare_mask(
     padding_hu: float = AIR_HU,
     series_uid: str | None = None,
     components: bool = False,
+    roi: Sequence[str] = (),
+    keep_ids: bool = False,
 ) -> PrepareResult:
-    """Crop one CT around every structure of a mask file: DICOM SEG, RTSTRUCT or a label volume, on any grid.
+    """Crop one CT around every nodule of a mask file: DICOM SEG, RTSTRUCT or a label volume, on any grid.
 
-    The crop's centre is the middle of the structure's bounding box; the structure is the crop's one reader mask and its
-    consensus. ``components``: every connected part is a nodule of its own. Of a folder with several series the one that
-    the SEG or RTSTRUCT names is taken. Raises what ``read_ct`` and ``read_masks`` raise.
+    ``roi``: names of structures (``*`` and ``?`` as in file names); without it every structure is taken that is not
+    called like an organ or a target volume. One that reaches over more than 60 mm is never a nodule. What is left out
+    is a row of ``skipped.csv`` (:mod:`lidc_xai.imaging.structures`). The crop's centre is the middle of the structure's
+    bounding box; the structure is the crop's one reader mask and its consensus. ``components``: every connected part is
+    a nodule of its own. Of a folder with several series the one that the SEG or RTSTRUCT names is taken. ``keep_ids``:
+    as in :func:`prepare_points`. Raises what ``read_ct`` and ``read_structures`` raise, and DataError where no
+    structure is left.
     """
     options = CropOptions(size_mm, spacing_mm, interpolation, padding_hu)
     ct = read_ct(ct_path, series_uid or _series_in(ct_path, referenced_series(mask_path)))
-    masks = read_masks(mask_path, ct, components)
-    stem = _stem(ct_path)
+    who = identity_of(ct, ct_path, keep_ids)
+    chosen, refused = choose_nodules(read_structures(mask_path, ct, components), roi)
+    if not chosen:
+        why = f"no structure that can be a nodule: {who.scrub(refused[0][1])}" if refused else "marks no voxel"
+        raise DataError(f"{mask_path}: {why}")
 
-    def cut(mask: NamedMask) -> NoduleCrop:
-        crop = _crop(ct, mask.centre_mm, options, f"{stem}-{mask.name}")
+    def cut(mask: NamedMask, name: str) -> NoduleCrop:
+        crop = _crop(ct, mask.centre_mm, options, name)
         drawn = resample_mask(mask.grid, mask.mask, mask.box, CropGrid(crop.affine, crop.ct.shape))
         crop.reader_masks, crop.consensus = drawn[np.newaxis], drawn
         if mask.grid is not ct:
@@ -86,32 +103,46 @@ def prepare_mask(
             crop.issues.append(f"the mask reaches over {mask.extent_mm:.1f} mm: larger than the {size_mm:g} mm box")
         return crop
 
-    return _fill(ct, out, "mask", options, [(f"{stem}-{mask.name}", mask) for mask in masks], cut, [])
+    lost = [Skipped(who.nodule_id(f"{who.prefix}-{name}"), "mask", reason) for name, reason in refused]
+    targets = [(who.nodule_id(f"{who.prefix}-{mask.name}"), mask) for mask in chosen]
+    return _fill(ct, who, out, {"source": "mask", **_ids(keep_ids)}, options, targets, cut, lost)
+
+
+def _ids(keep_ids: bool) -> dict[str, str]:
+    """Part of the store's rule: ids and pseudonyms do not mix."""
+    return {"patient_ids": "kept" if keep_ids else "pseudonyms"}
 
 
 def _fill(
     ct: CTVolume,
+    who: Identity,
     out: Path | str,
-    source: str,
+    source: dict[str, str],
     options: CropOptions,
     targets: Iterable[tuple[str, Any]],
-    cut: Callable[[Any], NoduleCrop],
+    cut: Callable[[Any, str], NoduleCrop],
     lost: list[Skipped],
 ) -> PrepareResult:
     """Cut and write every target; those that cannot be cut become skipped rows."""
-    rule = {"source": source, **options.rule()}
+    rule = {**source, **options.rule()}
     writer = StoreWriter(out, size_mm=options.size_mm, spacing_mm=options.spacing_mm, rule=rule)
     result = PrepareResult(writer.path, skipped=list(lost))
     start = perf_counter()
+    taken: set[str] = set()
     for name, target in track(list(targets), "cutting crops"):
         try:
-            crop = cut(target)
+            if name in taken or writer.holds_another(name, ct.series_uid, who.patient_id):
+                raise DataError(f"nodule id {name!r} is taken by another nodule of the store; give it another name")
+            crop = cut(target, name)
+            crop.issues = [who.scrub(issue) for issue in crop.issues]
+            writer.write(crop, _row(ct, who), [])
         except Exception as error:  # whatever it is, it concerns this target alone
             result.skipped.append(Skipped(name, "crop", reason_of(error)))
             continue
-        writer.write(crop, _row(ct), [])
+        taken.add(name)
         result.written.append(name)
     result.seconds["resample"] = perf_counter() - start
+    result.skipped = [replace(row, reason=who.scrub(row.reason)) for row in result.skipped]
     for row in result.skipped:
         writer.skip(row.nodule_id, row.stage, row.reason)
     writer.finish()
@@ -130,11 +161,11 @@ def _crop(ct: CTVolume, point: np.ndarray, options: CropOptions, name: str) -> N
     )
 
 
-def _row(ct: CTVolume) -> dict[str, Any]:
+def _row(ct: CTVolume, who: Identity) -> dict[str, Any]:
     """What is known of a nodule without readers."""
     _, between_rows, _ = ct.spacing_mm
     return {
-        "patient_id": ct.patient_id,
+        "patient_id": who.patient_id,
         "series_uid": ct.series_uid,
         "study_uid": ct.study_uid,
         "slice_thickness_mm": ct.slice_thickness_mm,
@@ -147,10 +178,3 @@ def _row(ct: CTVolume) -> dict[str, Any]:
 def _series_in(ct_path: Path | str, series_uid: str | None) -> str | None:
     """The series a mask names matters only where there is a choice: in a folder."""
     return series_uid if Path(ct_path).is_dir() else None
-
-
-def _stem(ct_path: Path | str) -> str:
-    name = Path(ct_path).resolve().name
-    for suffix in (".gz", ".zip", ".nii", ".nrrd", ".nhdr", ".mhd", ".mha", ".dcm"):
-        name = name.removesuffix(suffix)
-    return path_safe(name, "ct")

@@ -13,7 +13,9 @@ from lidc_xai.imaging import CropStore, crop_nodule, prepare_mask, prepare_point
 from lidc_xai.imaging.ct.nifti import to_image
 from lidc_xai.imaging.mask_files import read_masks, referenced_series
 from lidc_xai.imaging.points import read_points
+from lidc_xai.imaging.pseudonym import pseudonym
 
+P1 = pseudonym("P1")
 CENTRE = np.array([6.0, 7.0, 21.0])
 RADIUS = 5.0
 
@@ -52,7 +54,7 @@ def test_points_in_every_system_are_the_same_place(ct, tmp_path):
         store = CropStore(tmp_path / f"store{number}")
         np.testing.assert_allclose(store.load("a").ct, expected, atol=1e-3)
         row = store.row("a")
-        assert (row["patient_id"], row["n_readers_masked"], row["hu_calibrated"]) == ("P1", 0, True)
+        assert (row["patient_id"], row["n_readers_masked"], row["hu_calibrated"]) == (P1, 0, True)
         assert np.isnan(row["diameter"])
         np.testing.assert_allclose(row[["centre_x_mm", "centre_y_mm", "centre_z_mm"]].astype(float), CENTRE, atol=1e-4)
         assert len(store.votes) == 0
@@ -63,11 +65,11 @@ def test_points_that_cannot_be_used_have_a_row(ct, tmp_path):
         tmp_path / "p.csv", "x_lps,y_lps,z_lps", [(6, 7, 21), (6, 7, "high"), (500, 0, 0), (6, "nan", 3), (6,)]
     )
     result = prepare_points(tmp_path / "ct", csv, tmp_path / "store", 16)
-    assert result.written == ["ct-p-1"]
+    assert result.written == [f"{P1}-p-1"]
     reasons = {row.nodule_id: row.reason for row in result.skipped}
-    assert set(reasons) == {"ct-p-2", "ct-p-3", "ct-p-4", "ct-p-5"}
-    assert "row 2: x_lps, y_lps, z_lps are not three numbers ('6', '7', 'high')" in reasons["ct-p-2"]
-    assert "lies outside the scan" in reasons["ct-p-3"]
+    assert set(reasons) == {f"{P1}-p-{number}" for number in (2, 3, 4, 5)}
+    assert "row 2: x_lps, y_lps, z_lps are not three numbers ('6', '7', 'high')" in reasons[f"{P1}-p-2"]
+    assert "lies outside the scan" in reasons[f"{P1}-p-3"]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_ids_of_any_script_stay_apart_and_inside_the_store(tmp_path):
 def label_volume(ct, ball, tmp_path):
     path = tmp_path / "mask.nii.gz"
     sitk.WriteImage(to_image(ball.astype(np.uint8) * 7, ct.affine), str(path))
-    return path, "ct-label7"
+    return path, "label7"
 
 
 def turned_label_volume(ct, ball, tmp_path):
@@ -125,7 +127,7 @@ def turned_label_volume(ct, ball, tmp_path):
     affine[:3, :3] *= -1
     path = tmp_path / "mask.nrrd"
     sitk.WriteImage(to_image(flipped.astype(np.uint8), affine), str(path))
-    return path, "ct-label1"
+    return path, "label1"
 
 
 def dicom_seg(ct, ball, tmp_path):
@@ -150,7 +152,7 @@ def dicom_seg(ct, ball, tmp_path):
         manufacturer="m", manufacturer_model_name="m", software_versions="1", device_serial_number="1",
     )  # fmt: skip
     segmentation.save_as(tmp_path / "seg.dcm")
-    return tmp_path / "seg.dcm", "ct-segment1-nodule-one"
+    return tmp_path / "seg.dcm", "segment1-nodule-one"
 
 
 def rtstruct(ct, ball, tmp_path):
@@ -162,7 +164,7 @@ def rtstruct(ct, ball, tmp_path):
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
     dataset.Modality = "RTSTRUCT"
     roi, contours, items = Dataset(), Dataset(), []
-    roi.ROINumber, roi.ROIName = 3, "GTV 1"
+    roi.ROINumber, roi.ROIName = 3, "nodule 1"
     turn = np.linspace(0, 2 * np.pi, 200, endpoint=False)
     for z in ct.slice_z_mm:
         radius = np.sqrt(max(0.0, RADIUS**2 - (z - CENTRE[2]) ** 2))
@@ -180,7 +182,7 @@ def rtstruct(ct, ball, tmp_path):
     dataset.ReferencedFrameOfReferenceSequence = Sequence([reference])
     dataset.StructureSetROISequence, dataset.ROIContourSequence = Sequence([roi]), Sequence([contours])
     dataset.save_as(tmp_path / "rt.dcm", enforce_file_format=True)
-    return tmp_path / "rt.dcm", "ct-roi3-GTV-1"
+    return tmp_path / "rt.dcm", "roi3-nodule-1"
 
 
 @pytest.mark.parametrize("make", [label_volume, turned_label_volume, dicom_seg, rtstruct])
@@ -190,6 +192,7 @@ def test_masks_of_every_kind_become_the_same_crop(make, ct, ball, voxel_centres,
         series_writer(tmp_path / "ct")(series="other", name=lambda k: f"other{k}.dcm")
         assert referenced_series(path) == ct.series_uid
     result = prepare_mask(tmp_path / "ct", path, tmp_path / "store", 24)
+    name = f"{P1}-{name}"
     assert result.written == [name]
     crop = CropStore(tmp_path / "store").load(name)
     right = np.linalg.norm(voxel_centres(crop.affine, crop.ct.shape) - CENTRE, axis=-1) <= RADIUS
@@ -215,8 +218,8 @@ def test_components_and_labels(ct, tmp_path):
     assert [int(one.mask.sum()) for one in parts] == [3 * 49, 300, 60]
     result = prepare_mask(tmp_path / "ct", tmp_path / "mask.mha", tmp_path / "store", 16)
     store = CropStore(tmp_path / "store")
-    assert store.row("ct-label1")["larger_than_box"]
-    assert "the mask reaches over 30.0 mm: larger than the 16 mm box" in store.load("ct-label1").issues
+    assert store.row(f"{P1}-label1")["larger_than_box"]
+    assert "the mask reaches over 30.0 mm: larger than the 16 mm box" in store.load(f"{P1}-label1").issues
     assert result.skipped == []
 
 
@@ -250,7 +253,7 @@ def test_wrong_masks(ct, ball, write_series, series_writer, tmp_path):
     broken = pydicom.dcmread(path)
     broken.ROIContourSequence[0].ContourSequence[0].ContourData = ["1", "2"]
     broken.save_as(path)
-    with pytest.raises(DataError, match="RTSTRUCT cannot be read"):
+    with pytest.raises(DataError, match=r"nodule 1: cannot be read"):
         read_masks(path, ct)
     path.write_bytes(path.read_bytes()[:150])
     with pytest.raises(DataError):

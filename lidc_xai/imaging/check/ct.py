@@ -17,8 +17,10 @@ from lidc_xai.imaging.crops.crop import crop_nodule
 from lidc_xai.imaging.crops.resample import CropGrid, resample_mask
 from lidc_xai.imaging.ct.reading import read_ct
 from lidc_xai.imaging.ct.volume import CTVolume
-from lidc_xai.imaging.mask_files import read_masks, referenced_series
+from lidc_xai.imaging.mask_files import read_structures, referenced_series
 from lidc_xai.imaging.points import SYSTEMS, NamedPoint, read_points
+from lidc_xai.imaging.pseudonym import shown_patient
+from lidc_xai.imaging.structures import choose_nodules
 
 _MOST_TARGETS = 12
 
@@ -78,7 +80,9 @@ def describe(ct: CTVolume) -> list[str]:
     ends = ct.stored_index_to_mm(np.array([[0, 0, 0], [columns - 1, rows - 1, slices - 1]], dtype=np.float64))
     low, high = ends.min(axis=0), ends.max(axis=0)
     extent = ", ".join(f"{axis} {a:.1f} to {b:.1f}" for axis, a, b in zip("xyz", low, high, strict=True))
-    identity = " ".join(word for word in (ct.patient_id, f"series {ct.series_uid}" if ct.series_uid else "") if word)
+    identity = " ".join(
+        word for word in (shown_patient(ct), f"series {ct.series_uid}" if ct.series_uid else "") if word
+    )
     spacing = f"{between_columns:.3f} x {between_rows:.3f} x {between_slices:.3f} mm"
     return [
         f"{identity or ct.source}{' (SIMULATED)' if ct.simulated else ''}",
@@ -120,8 +124,11 @@ def _from_points(
 
 
 def _from_mask(ct: CTVolume, mask: Path | str | None, size_mm: float) -> list[Target]:
-    targets = []
-    for drawn in read_masks(mask, ct) if mask is not None else []:
+    if mask is None:
+        return []
+    chosen, refused = choose_nodules(read_structures(mask, ct))
+    targets = [Target(name, problem=reason) for name, reason in refused]
+    for drawn in chosen:
         target = _around(ct, drawn.name, drawn.centre_mm, size_mm)
         if target.surroundings is not None:
             shown = target.surroundings

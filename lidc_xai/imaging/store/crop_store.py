@@ -164,6 +164,13 @@ class StoreWriter:
             return False
         return True
 
+    def holds_another(self, nodule_id: str, series_uid: str, patient_id: str) -> bool:
+        """Whether the store already has a nodule of this id that is of another series or patient."""
+        if not self.done(nodule_id):
+            return False
+        row = read_record(self._folder(nodule_id))["row"]
+        return (row["series_uid"] or "", row["patient_id"] or "") != (series_uid, patient_id)
+
     def write(
         self,
         crop: NoduleCrop,
