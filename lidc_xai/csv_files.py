@@ -40,7 +40,7 @@ def csv_text(table: pd.DataFrame, index: bool = False) -> str:
     safe = table.rename(columns=defused)
     for place, kind in enumerate(table.dtypes):
         if kind.name in ("object", "category", "string", "str"):
-            safe.isetitem(place, table.iloc[:, place].astype(object).map(defused))
+            safe.isetitem(place, [defused(value) for value in table.iloc[:, place].astype(object)])
     if index:
         safe.index = safe.index.map(defused)
     return safe.to_csv(index=index, lineterminator="\n")

@@ -170,12 +170,13 @@ class Terminated(KeyboardInterrupt):
 def _interruptible() -> Iterator[None]:
     """SIGTERM inside this block is an exception, so that what is half-written is removed and the record written."""
 
+    ended = False
+
     def end(number: int, frame: FrameType | None) -> None:
         nonlocal ended
         ended = True
         raise Terminated
 
-    ended = False
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, end) if in_main else None
     try:

@@ -129,8 +129,8 @@ def _check_hashes(folder: Path, record: Mapping[str, Any], arrays: Mapping[str, 
     """DataError where an array differs from what was written, or one is missing or too much."""
     known = record.get("arrays")
     if known is None:  # a store of an earlier version: one hash over all arrays, in an order that it does not tell
-        found = _hu_sums(arrays["ct"]) if arrays.get("ct") is not None else None
-        if found is not None and found != record["hu"]:
+        ct = arrays.get("ct")
+        if ct is not None and _hu_sums(ct) != record["hu"]:
             raise DataError(f"{folder / 'ct.nii.gz'}: {_OTHER}")
         return
     for name, array in arrays.items():
