@@ -37,6 +37,7 @@ from lidc_xai.models import NoduleModel
 from lidc_xai.nodules._predict import predict
 from lidc_xai.nodules.cases import benchmark_store
 from lidc_xai.progress import say
+from lidc_xai.reporting import benchmark_report
 from lidc_xai.run import Run
 from lidc_xai.simulate import simulate_store
 from lidc_xai.training import fit
@@ -101,6 +102,8 @@ def study_run(study: Study, run: Run) -> None:
     about = about_text(study, training, testing, held_out)
     summary = write_benchmark(out / "benchmark", title="Benchmark on simulated nodules with known causes", about=about)
     write_benchmark(out / "sanity", title="Sanity checks on simulated nodules", about=about)
+    for name in ("benchmark", "sanity"):
+        benchmark_report(out / name, out / name / "report", about=about, simulated=True, seen=[], pdf=False)
     found = {"held_out": held_out.to_dict("records"), **findings(out / "benchmark", summary)}
     if study.switched_off:
         found["switched_off"] = control(study, train, testing, without, options, out, summary)

@@ -35,8 +35,10 @@ def benchmark(config: BenchmarkConfig, run: Run) -> None:
     from lidc_xai.evaluation.benchmark.options import BenchmarkOptions
     from lidc_xai.evaluation.benchmark.report import write_benchmark
     from lidc_xai.imaging import CropStore
+    from lidc_xai.nodules._predict import known_patients
     from lidc_xai.nodules.cases import benchmark_store
     from lidc_xai.reporting import benchmark_report
+    from lidc_xai.reporting.values import base_names
 
     options = load_config(BenchmarkOptions, None, (), config.options)
     store = CropStore(store_path)
@@ -54,8 +56,9 @@ def benchmark(config: BenchmarkConfig, run: Run) -> None:
     run.results = {"measured": found.measured, "already_there": found.found}
     write_benchmark(out)
     simulated = bool(store.manifest["simulated"].any())
-    info = {"argv": run.argv, "seed": config.seed, "versions": versions()}
-    page = benchmark_report(out, out / "report", simulated=simulated, run_info=info, pdf=config.pdf)
+    info = {"argv": base_names(run.argv), "seed": config.seed, "versions": versions()}
+    seen = known_patients(model) or None
+    page = benchmark_report(out, out / "report", simulated=simulated, seen=seen, run_info=info, pdf=config.pdf)
     run.skipped += page.skipped
     print(page.index)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from html import escape
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from matplotlib.figure import Figure
 
 from lidc_xai.csv_files import write_csv
 from lidc_xai.evaluation.benchmark.curves import COLOURS
-from lidc_xai.evaluation.benchmark.report import TextTable, html_page, markdown_page
+from lidc_xai.evaluation.benchmark.report import TextTable, markdown_page
 from lidc_xai.evaluation.statistics import Interval, PairedDifference
 from lidc_xai.files import atomic_path, write_json, write_text
+from lidc_xai.ratings import RESEARCH_USE_ONLY
 
 COLUMNS = ("data", "model", "method", "metric", "published", "here", "low", "high", "difference", "n", "note")
 FEWEST = 10
@@ -137,7 +139,7 @@ def write_study(
     picture = draw_rows(rows, panels, title)
     svg = _save(picture, folder)
     write_text(folder / "study.md", markdown_page(title, about, tables))
-    write_text(folder / "study.html", html_page(title, about, tables, {"Figure": svg}))
+    write_text(folder / "study.html", _html_page(title, about, tables, {"Figure": svg}))
 
 
 def _finding_table(findings: Sequence[Finding]) -> TextTable:
@@ -258,3 +260,37 @@ def _save(figure: Figure, folder: Path) -> str:
         figure.savefig(stream, format="svg", metadata={"Date": None})
     write_text(folder / "figure.svg", stream.getvalue())
     return stream.getvalue()
+
+
+def _html_page(title: str, head: Sequence[str], tables: Sequence[TextTable], pictures: dict[str, str]) -> str:
+    """The same as one HTML page, followed by ``pictures``: heading → SVG."""
+    parts = [_PAGE_TOP.format(title=escape(title)), *(f"<p>{escape(text)}</p>" for text in (*head, RESEARCH_USE_ONLY))]
+    for table in tables:
+        headings = "".join(f'<th scope="col">{escape(text)}</th>' for text in table.headings)
+        parts.append(f"<h2>{escape(table.title)}</h2><p>{escape(table.about)}</p>")
+        parts.append(f'<div class="wide"><table><thead><tr>{headings}</tr></thead><tbody>')
+        for r, row in enumerate(table.rows):
+            cells = "".join(
+                f"<td><b>{escape(cell)}</b></td>" if (r, c) in table.best else f"<td>{escape(cell)}</td>"
+                for c, cell in enumerate(row[1:], start=1)
+            )
+            parts.append(f'<tr><th scope="row">{escape(row[0])}</th>{cells}</tr>')
+        parts.append("</tbody></table></div>")
+        if table.notes:
+            parts.append("<ul>" + "".join(f"<li>{escape(note)}</li>" for note in table.notes) + "</ul>")
+    for name, picture in pictures.items():
+        parts.append(f"<h2>{escape(name)}</h2><figure>{picture[picture.index('<svg') :]}</figure>")
+    return "\n".join([*parts, "</main></body></html>\n"])
+
+
+_PAGE_TOP = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title><style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 0; }}
+main {{ max-width: 76rem; margin: auto; padding: 1.5rem; }}
+.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .25rem .7rem; text-align: left; border-bottom: 1px solid #8886; white-space: nowrap; }}
+figure {{ margin: 0; background: #fff; overflow-x: auto; }} figure svg {{ max-width: 100%; height: auto; }}
+</style></head><body><main><h1>{title}</h1>"""

@@ -213,8 +213,14 @@ def benchmark(tmp_path):
 
 
 def test_benchmark_report_ranks_and_draws(benchmark, tmp_path):
-    result = benchmark_report(benchmark, tmp_path / "page", about=["A <model>."], pdf=False)
+    result = benchmark_report(benchmark, tmp_path / "page", about=["A <model>."], seen=["p0", "p5", "other"], pdf=False)
     text = result.index.read_text(encoding="utf-8")
+    told = json.loads((tmp_path / "page" / "benchmark.json").read_text())["verdict"]
+    assert told[0] == "2 methods on 6 cases of 6 patients; 2 of these patients the model had seen in training."
+    assert "CDAM and attention beat a centred disc" in told[1]
+    assert told[2].startswith("CDAM leads; every other is told from it")
+    head = text.split("<table")[0]
+    assert all(sentence in head for sentence in told)  # the verdict comes before any figure
     assert "A &lt;model&gt;." in text
     tables = json.loads((tmp_path / "page" / "benchmark.json").read_text())["tables"]
     correctness = next(table for table in tables if table["title"].startswith("Correctness"))
@@ -223,7 +229,9 @@ def test_benchmark_report_ranks_and_draws(benchmark, tmp_path):
     assert rows["cdam"]["cells"][heading]["best"]
     assert rows["cdam"]["cells"][heading]["value"] == pytest.approx(8.0, abs=0.2)
     assert rows["centred_disc"]["control"]
-    assert correctness["rows"][-1]["method"] == "centred_disc"
+    assert rows["random"]["control"]  # chance is never best of a column
+    assert not any(cell["best"] for cell in rows["random"]["cells"])
+    assert [rows[name]["chance"] for name in ("cdam", "attention", "random")] == ["yes", "yes", "no"]
     assert "<svg" in text
     assert "CDAM" in text
     assert "Fidelity: most important first" in text

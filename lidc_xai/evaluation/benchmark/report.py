@@ -1,16 +1,16 @@
-"""The benchmark in files: tidy Parquet and CSV, the tables as Markdown and as one HTML page, and the curves.
+"""The benchmark in files: tidy Parquet and CSV, the tables as Markdown, and the curves. Its page is drawn by
+``reporting.benchmark_report``.
 
 figures.parquet      one value per case, method, output and metric
 summary.parquet/.csv means with 95 % intervals, n, undefined, notes
 comparisons.csv      every method against the best of its column, Holm-corrected
-benchmark.md/.html   the tables; curves-*.svg, shown in the page
+benchmark.md         the tables; curves-*.svg
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ from lidc_xai.ratings import RESEARCH_USE_ONLY
 READING = (
     "Means over cases with 95 % intervals (bootstrap by patient). Bold: best of the column. †: cannot be told from the "
     "best (paired sign-flip test by patient, Holm-corrected over the column, p ≥ 0.05). n−: cases without a value; the "
-    "notes below the table say why. Methods marked @random_weights, the centred disc and the readers are controls and "
-    "take no part in the ranking."
+    "notes below the table say why. Methods marked @random_weights, the centred disc, random numbers and the readers "
+    "are controls and take no part in the ranking."
 )
 
 
@@ -81,23 +81,19 @@ def write_benchmark(
         for place, output in enumerate(_outputs_shown(layout, summary))
         if (place == 0) == first
     ]
-    pictures = {}
     for figure in FIGURES:
         drawn = {metric: curves(rows, metric, outputs=outputs, seed=seed) for metric in figure.metrics}
         if any(len(curve) for curve in drawn.values()):
-            heading = f"Curves: {figure.name}"
-            pictures[heading] = draw_curves(figure, drawn)
-            write_text(folder / f"curves-{figure.name}.svg", pictures[heading])
+            write_text(folder / f"curves-{figure.name}.svg", draw_curves(figure, drawn))
     counts = f"{per_case['case'].nunique()} cases of {_patients(per_case)} patients."
     head = [*about, counts, READING]
     write_text(folder / "benchmark.md", markdown_page(title, head, tables))
-    write_text(folder / "benchmark.html", html_page(title, head, tables, pictures))
     return summary
 
 
-def is_control(method: str) -> bool:
-    """Whether a row is a control rather than a method that is ranked."""
-    return method in (DISC, READERS, MODEL) or method.endswith(RANDOM_WEIGHTS)
+def is_unranked(method: str) -> bool:
+    """Whether a row takes no part in the ranking: chance, the centred disc, random weights, readers, the model."""
+    return method in (DISC, READERS, MODEL, "random") or method.endswith(RANDOM_WEIGHTS)
 
 
 def _patients(per_case: pd.DataFrame) -> int:
@@ -127,7 +123,7 @@ def _all_comparisons(
     per_case: pd.DataFrame, best: dict[tuple[str, str], str], resamples: int, seed: int
 ) -> pd.DataFrame:
     """Each method against the best of its column."""
-    ranked = per_case[~per_case["method"].map(is_control)]
+    ranked = per_case[~per_case["method"].map(is_unranked)]
     by_metric = dict(iter(ranked.groupby("metric")))
     parts = [
         comparisons(by_metric[metric], metric, output, reference=name, resamples=resamples, seed=seed).assign(
@@ -140,7 +136,7 @@ def _all_comparisons(
 
 def _best(summary: pd.DataFrame, metric: str, output: str, higher: bool | None) -> str | None:
     own = summary[(summary["metric"] == metric) & (summary["output"] == output) & summary["mean"].notna()]
-    own = own[~own["method"].map(is_control)]
+    own = own[~own["method"].map(is_unranked)]
     if higher is None or len(own) < 2 or own["mean"].nunique() < 2:
         return None
     order = own["mean"] if higher else -own["mean"]
@@ -210,7 +206,7 @@ def _ordered(
     def place(name: str) -> tuple[bool, float, str]:
         row = cells.get(metric, output, name)
         mean = np.nan if row is None else float(row.mean)
-        return is_control(name), np.inf if np.isnan(mean) else (-mean if higher else mean), name
+        return is_unranked(name), np.inf if np.isnan(mean) else (-mean if higher else mean), name
 
     return sorted(names, key=place)
 
@@ -256,39 +252,3 @@ def markdown_page(title: str, head: Sequence[str], tables: Sequence[TextTable]) 
             lines.append("| " + " | ".join(cells) + " |")
         lines += ["", *(f"- {note}" for note in table.notes), ""]
     return "\n".join(lines)
-
-
-def html_page(title: str, head: Sequence[str], tables: Sequence[TextTable], pictures: dict[str, str]) -> str:
-    """The same as one HTML page, followed by ``pictures``: heading → SVG."""
-    parts = [_PAGE_TOP.format(title=escape(title)), *(f"<p>{escape(text)}</p>" for text in (*head, RESEARCH_USE_ONLY))]
-    for table in tables:
-        headings = "".join(f'<th scope="col">{escape(text)}</th>' for text in table.headings)
-        parts.append(f"<h2>{escape(table.title)}</h2><p>{escape(table.about)}</p>")
-        parts.append(f'<div class="wide"><table><thead><tr>{headings}</tr></thead><tbody>')
-        for r, row in enumerate(table.rows):
-            kind = ' class="control"' if is_control(row[0]) else ""
-            cells = "".join(
-                f"<td><b>{escape(cell)}</b></td>" if (r, c) in table.best else f"<td>{escape(cell)}</td>"
-                for c, cell in enumerate(row[1:], start=1)
-            )
-            parts.append(f'<tr{kind}><th scope="row">{escape(row[0])}</th>{cells}</tr>')
-        parts.append("</tbody></table></div>")
-        if table.notes:
-            parts.append("<ul>" + "".join(f"<li>{escape(note)}</li>" for note in table.notes) + "</ul>")
-    for name, picture in pictures.items():
-        parts.append(f"<h2>{escape(name)}</h2><figure>{picture[picture.index('<svg') :]}</figure>")
-    return "\n".join([*parts, "</main></body></html>\n"])
-
-
-_PAGE_TOP = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 0; }}
-main {{ max-width: 76rem; margin: auto; padding: 1.5rem; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .25rem .7rem; text-align: left; border-bottom: 1px solid #8886; white-space: nowrap; }}
-tr.control {{ opacity: .75; }} tr.control th {{ font-weight: normal; font-style: italic; }}
-figure {{ margin: 0; background: #fff; overflow-x: auto; }} figure svg {{ max-width: 100%; height: auto; }}
-</style></head><body><main><h1>{title}</h1>"""

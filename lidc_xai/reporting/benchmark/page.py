@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lidc_xai.errors import DataError, DependencyError, UsageError
 from lidc_xai.files import write_json, write_text
 from lidc_xai.reporting.benchmark.tables import benchmark_curves, benchmark_tables
+from lidc_xai.reporting.benchmark.verdict import verdict
 from lidc_xai.reporting.pages import render
 from lidc_xai.reporting.pdf import check_paper, write_pdf
 from lidc_xai.reporting.pictures import map_picture, photograph
@@ -32,25 +33,34 @@ def benchmark_report(
     outputs: Sequence[str] | None = None,
     title: str = "How far the maps can be trusted",
     simulated: bool = False,
+    seen: Collection[str] | None = None,
+    known: pd.DataFrame | None = None,
     run_info: Mapping[str, Any] | None = None,
     pdf: bool = True,
     paper: str = "A4",
 ) -> ReportResult:
     """Write ``out/index.html``, ``benchmark.json`` and (with ``pdf``) ``benchmark.pdf`` from a finished benchmark.
 
-    ``results``: folder that ``write_benchmark`` filled. ``about``: paragraphs at the top (model, data). ``outputs``:
-    those whose curves are shown. Raises UsageError where the folder holds no finished benchmark.
+    The verdict comes first; tables of single outputs and curves are folded away. ``results``: folder that
+    ``write_benchmark`` filled. ``about``: paragraphs at the top (model, data). ``outputs``: those whose curves are
+    shown. ``seen``: patients that the model learned from (None: not recorded). ``known``: published figures to show
+    beside. Raises UsageError where the folder holds no finished benchmark.
     """
     results, out = Path(results), Path(out)
     if not (results / "summary.parquet").is_file():
         raise UsageError(f"{results}: holds no finished benchmark (summary.parquet); run lidc-xai benchmark first")
+    from lidc_xai.evaluation.benchmark.runner import read_parts
+    from lidc_xai.evaluation.benchmark.tables import figures
+
     try:
         summary = pd.read_parquet(results / "summary.parquet")
         compared = pd.read_csv(results / "comparisons.csv")
+        per_case = figures(read_parts(results))
     except (OSError, ValueError) as error:
         raise DataError(f"{results}: cannot be read as benchmark results ({error}); run it again") from error
-    tables = benchmark_tables(summary, compared)
+    tables = benchmark_tables(summary, compared, per_case, known)
     values = {
+        "verdict": verdict(tables, per_case, seen),
         "title": title,
         "about": list(about),
         "tables": tables,
@@ -58,6 +68,7 @@ def benchmark_report(
         "run": dict(run_info or {}),
     }
     drawn = {**values, "curves": benchmark_curves(results, outputs)}
+    printed = {**drawn, "tables": [table for table in tables if table["joined"]], "curves": []}
     skipped: list[Skipped] = []
     paths = [out / "index.html", out / "benchmark.json"]
     write_text(paths[0], render("benchmark.html.j2", **drawn, interactive=True))
@@ -66,7 +77,7 @@ def benchmark_report(
         try:
             paths.append(
                 write_pdf(
-                    render("benchmark.html.j2", **drawn, interactive=False), out / "benchmark.pdf", check_paper(paper)
+                    render("benchmark.html.j2", **printed, interactive=False), out / "benchmark.pdf", check_paper(paper)
                 )
             )
         except DependencyError as error:

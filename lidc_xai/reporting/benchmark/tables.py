@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -16,58 +16,138 @@ from lidc_xai.reporting.plots import COLOURS, Chart, limits
 _LEVEL = 0.05
 
 
-def benchmark_tables(summary: pd.DataFrame, compared: pd.DataFrame) -> list[dict[str, Any]]:
-    """One table per layout of the benchmark and output: ``title``, ``about``, ``columns`` and ``rows`` of cells.
+class Cell(TypedDict):
+    """One figure: its mean, 95 % interval and counts; ``best`` of its column, ``tied`` with the best."""
 
-    A cell has ``value``, ``low``, ``high``, ``undefined``, ``best`` and ``tied`` (not told from the best after Holm's
-    correction). Controls come last and are not ranked.
+    value: float | None
+    low: float | None
+    high: float | None
+    undefined: int
+    best: bool
+    tied: bool
+    n: int
+
+
+class Row(TypedDict):
+    """A method: ``chance`` says whether it beats the centred disc ("yes", "no", "not told apart", "" not measured)."""
+
+    method: str
+    title: str
+    control: bool
+    chance: str
+    cells: list[Cell]
+    published: str
+
+
+class BenchmarkTable(TypedDict):
+    """One layout for one output, or ``joined`` over all. ``leading``: place of the column that ranks the rows."""
+
+    title: str
+    about: str
+    joined: bool
+    anchor: str
+    leading: int | None
+    columns: list[dict[str, Any]]
+    rows: list[Row]
+    notes: list[str]
+
+
+def benchmark_tables(
+    summary: pd.DataFrame, compared: pd.DataFrame, per_case: pd.DataFrame, known: pd.DataFrame | None = None
+) -> list[BenchmarkTable]:
+    """One table per layout of the benchmark and output, the joined one first.
+
+    Controls (random numbers, the centred disc, random weights, readers) come last and are not ranked. A method beats
+    chance where the paired 95 % interval of its difference from the centred disc lies on the better side of 0.
     """
     from lidc_xai.evaluation.benchmark.layouts import LAYOUTS
     from lidc_xai.evaluation.benchmark.tables import ALL_OUTPUTS
 
-    tables = []
-    for layout in LAYOUTS:
+    tables: list[BenchmarkTable] = []
+    for number, layout in enumerate(LAYOUTS):
         metrics = [metric for metric, _, _ in layout.columns]
         own = summary[summary["metric"].isin(metrics)]
         outputs = sorted({str(name) for name in own["output"] if name}, key=lambda name: (name != ALL_OUTPUTS, name))
-        for output in outputs or ([""] if len(own) else []):
+        for place, output in enumerate(outputs or ([""] if len(own) else [])):
             part = own[own["output"].isin([output, ""])]
             columns = [column for column in layout.columns if (part["metric"] == column[0]).any()]
-            title = layout.title if output in ("", ALL_OUTPUTS) else f"{layout.title}: {output}"
+            leading = next((k for k, column in enumerate(columns) if column[2]), None)
+            chance = {} if leading is None else _beats_disc(per_case, columns[leading], output)
             tables.append(
                 {
-                    "title": title,
+                    "title": layout.title if output in ("", ALL_OUTPUTS) else f"{layout.title}: {output}",
                     "about": layout.about,
+                    "joined": place == 0,
+                    "anchor": f"table-{number}",
+                    "leading": leading,
                     "columns": [{"title": heading, "better": better} for _, heading, better in columns],
-                    "rows": _rows(part, columns, compared, output),
+                    "rows": _rows(part, columns, compared, output, chance, known),
                     "notes": sorted({str(note) for note in part["note"] if note}),
                 }
             )
     return tables
 
 
+def _beats_disc(per_case: pd.DataFrame, column: tuple[str, str, bool | None], output: str) -> dict[str, str]:
+    """Method -> whether it beats the centred disc on one column, from the same cases."""
+    from lidc_xai.evaluation.benchmark.options import DISC
+    from lidc_xai.evaluation.benchmark.tables import comparisons
+
+    own = per_case[per_case["metric"] == column[0]]
+    if not (own["method"] == DISC).any():
+        return {}
+    found = {}
+    for row in comparisons(own, column[0], output, reference=DISC).itertuples():
+        name = str(row.b if row.a == DISC else row.a)
+        sign = (1 if column[2] else -1) * (-1 if row.a == DISC else 1)
+        low, high = sorted((sign * float(row.low), sign * float(row.high)))  # type: ignore[arg-type]
+        found[name] = "yes" if low > 0 else "no" if high < 0 else "not told apart"
+    return found
+
+
 def _rows(
-    part: pd.DataFrame, columns: list[tuple[str, str, bool | None]], compared: pd.DataFrame, output: str
-) -> list[dict[str, Any]]:
-    from lidc_xai.evaluation.benchmark.report import is_control
+    part: pd.DataFrame,
+    columns: list[tuple[str, str, bool | None]],
+    compared: pd.DataFrame,
+    output: str,
+    chance: Mapping[str, str],
+    known: pd.DataFrame | None,
+) -> list[Row]:
+    from lidc_xai.evaluation.benchmark.report import is_unranked
 
     wide = part.pivot_table(index="method", columns="metric", values="mean", aggfunc="first", sort=False)
-    ranked = wide[[not is_control(str(name)) for name in wide.index]]
+    ranked = wide[[not is_unranked(str(name)) for name in wide.index]]
     leading = next((column for column in columns if column[2]), columns[0])
     order = wide[leading[0]] if leading[0] in wide else pd.Series(0.0, index=wide.index)
     keys = {
-        str(name): (is_control(str(name)), -order[name] if leading[2] is not False else order[name])
+        str(name): (is_unranked(str(name)), -order[name] if leading[2] is not False else order[name])
         for name in wide.index
     }
-    rows = []
+    rows: list[Row] = []
     for method in sorted(keys, key=lambda name: (keys[name][0], not np.isfinite(keys[name][1]), keys[name][1])):
         cells = []
         for metric, _, better in columns:
             best = _best(ranked, metric, better)
             found = part[(part["metric"] == metric) & (part["method"] == method)]
             cells.append(_cell(found, method == best, _tied(compared, metric, output, method, best)))
-        rows.append({"method": method, "title": method_title(method), "control": keys[method][0], "cells": cells})
+        rows.append(
+            {
+                "method": method,
+                "title": method_title(method),
+                "control": keys[method][0],
+                "chance": chance.get(method, ""),
+                "cells": cells,
+                "published": _published(known, method, [metric for metric, _, _ in columns]),
+            }
+        )
     return rows
+
+
+def _published(known: pd.DataFrame | None, method: str, metrics: list[str]) -> str:
+    if known is None:
+        return ""
+    told = known[(known["method"] == method) & known["metric"].isin(metrics)]
+    return "; ".join(f"{row.metric} {row.value:g} ({row.note})" for row in told.itertuples())
 
 
 def _best(ranked: pd.DataFrame, metric: str, better: bool | None) -> str | None:
@@ -85,13 +165,20 @@ def _tied(compared: pd.DataFrame, metric: str, output: str, method: str, best: s
     return bool(len(p) and np.isfinite(p.iloc[0]) and p.iloc[0] >= _LEVEL)
 
 
-def _cell(found: pd.DataFrame, best: bool, tied: bool) -> dict[str, Any]:
+def _cell(found: pd.DataFrame, best: bool, tied: bool) -> Cell:
     if found.empty:
         return {"value": None, "low": None, "high": None, "undefined": 0, "best": False, "tied": False, "n": 0}
     row = found.iloc[0]
-    ends = {name: float(row[name]) if np.isfinite(row[name]) else None for name in ("low", "high")}
-    value = float(row["mean"]) if np.isfinite(row["mean"]) else None
-    return {"value": value, **ends, "undefined": int(row["undefined"]), "best": best, "tied": tied, "n": int(row["n"])}
+    value, low, high = (float(row[name]) if np.isfinite(row[name]) else None for name in ("mean", "low", "high"))
+    return {
+        "value": value,
+        "low": low,
+        "high": high,
+        "undefined": int(row["undefined"]),
+        "best": best,
+        "tied": tied,
+        "n": int(row["n"]),
+    }
 
 
 def benchmark_curves(results: Path, outputs: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -199,5 +199,8 @@ def _beside(benchmark: Path | str | None, out: Path) -> str:
     """Address of a benchmark's page, relative to the report."""
     if benchmark is None:
         return ""
-    page = Path(benchmark) / "benchmark.html"
-    return Path(os.path.relpath(page, out)).as_posix() if page.exists() else ""
+    page = next(
+        (path for path in (Path(benchmark) / "report/index.html", Path(benchmark) / "index.html") if path.exists()),
+        None,
+    )
+    return "" if page is None else Path(os.path.relpath(page, out)).as_posix()
