@@ -100,7 +100,7 @@ def phantom(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def objects(phantom, made):
-    predictions = made.predictions(["P-1"])
+    predictions = made.predictions(["P-1"]).assign(p_calcified=0.25, diameter_low=9.0, diameter_high=14.5)
     result = export_dicom(
         phantom.store, phantom.root / "out", phantom.dicom, phantom.maps, predictions, model_name="net"
     )
@@ -211,6 +211,15 @@ def test_report_reads_back(objects):
     predicted = {item.name.meaning: item.value for item in groups[2].get_measurements()}
     assert predicted["Probability of readers' median malignancy above 3"] == 0.2
     assert predicted["Predicted diameter"] == 11.25
+    assert predicted["Probability of any calcification"] == 0.25
+    assert "Predicted calcification rating" not in predicted  # a mean of names
+    diameter = next(item for item in groups[2].get_measurements() if item.name.meaning == "Predicted diameter")
+    ends = {part.name.meaning: float(part.value) for part in diameter[0].ContentSequence if part.ValueType == "NUM"}
+    assert sorted(ends.values()) == [2.25, 3.25]  # down to 9.0, up to 14.5
+    findings = {item.name.meaning: item.value for item in groups[2].get_qualitative_evaluations()}
+    assert (findings["Composition"].value, findings["Composition"].meaning) == ("RDE1301.2", "part-solid")
+    assert findings["Morphology"].meaning == "ill-defined"
+    assert findings["Morphology"].scheme_designator == "RADELEMENT"
     seg = pydicom.dcmread(objects["seg"], stop_before_pixels=True)
     assert seg.StudyInstanceUID == report.StudyInstanceUID
 
@@ -218,10 +227,55 @@ def test_report_reads_back(objects):
 def test_objects_pass_dciodvfy(objects):
     if not shutil.which("dciodvfy"):
         pytest.skip("needs dciodvfy (Debian: dicom3tools)")
-    for name in ("seg", "sr", "map_cdam_malignancy", "map_cdam_texture"):
+    for name in ("seg", "sr", "key", "map_cdam_malignancy", "map_cdam_texture"):
         found = subprocess.run(["dciodvfy", str(objects[name])], capture_output=True, text=True)
         errors = [line for line in (found.stdout + found.stderr).splitlines() if line.startswith("Error")]
         assert errors == [], name
+
+
+def test_a_nodule_of_ones_own_reaches_the_archive(phantom, made, tmp_path):
+    """A point: predictions at a sphere of the predicted diameter, no segmentation needed; and the slice to open."""
+    writer = StoreWriter(tmp_path / "store", size_mm=32, spacing_mm=1, rule={"source": "points"})
+    writer.write(crop_nodule(phantom.ct, POINT, nodule_id="Q-1"), {"patient_id": "Q"}, [])
+    result = export_dicom(writer.finish(), tmp_path / "out", phantom.dicom, predictions=made.predictions(["Q-1"]))
+    assert not result.skipped
+    found = {path.stem: path for path in result.paths}
+    assert set(found) == {"sr", "key"}
+    (group,) = hd.sr.srread(found["sr"]).content.get_volumetric_roi_measurement_groups()
+    (surface,) = [item for item in group[0].ContentSequence if item.ValueType == "SCOORD3D"]
+    ends = np.array(surface.GraphicData, float).reshape(-1, 3)
+    assert np.abs(ends.mean(axis=0) - POINT).max() < 0.51
+    assert np.allclose(np.linalg.norm(ends - ends.mean(axis=0), axis=1), 11.25 / 2, atol=1e-3)
+    key = pydicom.dcmread(found["key"])
+    (item,) = key.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence
+    index = phantom.ct.sop_instance_uids.index(item.ReferencedSOPInstanceUID)
+    z = phantom.ct.stored_index_to_mm(np.array([[0.0, 0.0, index]]))[0] @ phantom.ct.normal
+    assert abs(z - POINT @ phantom.ct.normal) <= STEP / 2 + 1e-3
+    if shutil.which("dciodvfy"):
+        for path in found.values():
+            words = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True)
+            assert [line for line in (words.stdout + words.stderr).splitlines() if line.startswith("Error")] == []
+
+
+@pytest.mark.parametrize(
+    ("lacking", "lost"),
+    [
+        (("PatientBirthDate", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"), set()),
+        (("PatientID", "PatientName"), set()),
+        (("SliceThickness",), set()),
+        (("FrameOfReferenceUID",), {"seg"}),
+    ],
+)
+def test_what_a_series_lacks_ends_one_object_at_most(phantom, tmp_path, lacking, lost):
+    for path in sorted(phantom.dicom.iterdir()):
+        slice_ = pydicom.dcmread(path)
+        for name in lacking:
+            delattr(slice_, name)
+        (tmp_path / "dicom").mkdir(exist_ok=True)
+        slice_.save_as(tmp_path / "dicom" / path.name, enforce_file_format=True)
+    result = export_dicom(phantom.store, tmp_path / "out", tmp_path / "dicom")
+    assert {item.stage for item in result.skipped} == lost
+    assert {path.stem for path in result.paths} == {"seg", "sr"} - lost
 
 
 def test_same_uids_in_every_run(phantom, objects, made, tmp_path):

@@ -7,6 +7,8 @@ predicts and its maps have no public code: private scheme 99LIDCXAI.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pydicom.sr.coding import Code
 
 from lidc_xai.ratings import SCALES
@@ -24,6 +26,7 @@ MILLIMETRE = Code("mm", "UCUM", "millimeter")
 CUBIC_MILLIMETRE = Code("mm3", "UCUM", "cubic millimeter")
 RATIO = Code("1", "UCUM", "no units")
 SCORE = Code("{score}", "UCUM", "score")
+INTERVAL_90 = Code("PI-90", OURS, "90 % prediction interval")
 
 _CONCEPTS = {
     "malignancy": Code("RID36042", "RADLEX", "Malignancy"),
@@ -64,6 +67,36 @@ _OWN_ENDS = {"lobulation": 600, "spiculation": 700}
 """Ratings whose lowest and highest step have."""
 
 
+COMPOSITION = Code("RDE1301", "RADELEMENT", "Composition")
+MORPHOLOGY = Code("RDE1305", "RADELEMENT", "Morphology")
+"""Elements of RadElement's set RDES195, Pulmonary Nodule (American College of Radiology, RSNA; radelement.org)."""
+_COMPOSITIONS = ((2.0, "RDE1301.1", "ground glass"), (4.0, "RDE1301.2", "part-solid"), (9.0, "RDE1301.0", "solid"))
+_MARKED = 3.0
+"""The middle of LIDC's scales: from here on a sign is taken as there."""
+
+
+def radelement_findings(values: Mapping[str, float | None]) -> list[tuple[Code, Code]]:
+    """Predicted ratings (1 to 5) as RadElement's (element, value): composition from texture, one word of morphology.
+
+    Morphology is a single choice: spiculated before lobulated before ill-defined, each from the middle of its scale on.
+    """
+    found = []
+    texture = values.get("texture")
+    if texture is not None:
+        code, word = next((code, word) for below, code, word in _COMPOSITIONS if texture < below)
+        found.append((COMPOSITION, Code(code, "RADELEMENT", word)))
+    signs = [values.get(name) for name in ("spiculation", "lobulation", "margin")]
+    if all(value is not None for value in signs):
+        spiculation, lobulation, margin = (float(value or 0.0) for value in signs)
+        word = (
+            "spiculated" if spiculation >= _MARKED else "lobulated" if lobulation >= _MARKED
+            else "ill-defined" if margin < _MARKED else "smooth"
+        )  # fmt: skip
+        place = ("smooth", "lobulated", "ill-defined", "spiculated").index(word)
+        found.append((MORPHOLOGY, Code(f"RDE1305.{place}", "RADELEMENT", word)))
+    return found
+
+
 def concept(name: str) -> Code:
     """What is rated: a rating of ``READER_RATINGS`` or ``diameter``."""
     return _CONCEPTS[name]
@@ -83,6 +116,8 @@ def predicted(name: str) -> Code:
     """What a model says about an output, as the name of a measurement."""
     if name == "malignancy":
         return Code("PRED-malignancy", OURS, "Probability of readers' median malignancy above 3")
+    if name == "calcification":  # its codes are names: a mean of them is no quantity
+        return Code("PRED-p-calcified", OURS, "Probability of any calcification")
     return Code(f"PRED-{name}", OURS, f"Predicted {name} rating" if name != "diameter" else "Predicted diameter")
 
 

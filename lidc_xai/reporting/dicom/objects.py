@@ -57,7 +57,8 @@ def segmentation(
 ) -> hd.seg.Segmentation:
     """Readers' outlines and their consensus as segments of one binary segmentation on the source's own pixels.
 
-    ``masks``: (readers, slices, rows, columns); ``consensus``: (slices, rows, columns), at least half of the readers.
+    ``masks``: (readers, slices, rows, columns), none of them for an outline that a user gave; ``consensus``: (slices,
+    rows, columns), at least half of the readers, or that outline.
     """
     algorithm = hd.AlgorithmIdentificationSequence(
         name="consensus of at least half of the readers", family=code.Code("CONSENSUS", code.OURS, "Consensus"),
@@ -74,18 +75,18 @@ def segmentation(
         manufacturer_model_name="lidc-xai",
         software_versions=__version__,
         device_serial_number="0",
-        content_description=f"LIDC readers' masks {how}"[:64],
-        content_label="LIDC_READERS",
-        content_creator_name="LIDC^readers",
-        **source.common("seg", 9001, "LIDC readers and consensus"),
+        content_description=(f"LIDC readers' masks {how}" if len(masks) else "the outline that was given")[:64],
+        content_label="LIDC_READERS" if len(masks) else "OUTLINE",
+        content_creator_name="LIDC^readers" if len(masks) else "lidc-xai",
+        **source.common("seg", 9001, "LIDC readers and consensus" if len(masks) else "outline"),
     )
 
 
 def _segment(
     source: Source, number: int, readers: int, algorithm: hd.AlgorithmIdentificationSequence
 ) -> hd.seg.SegmentDescription:
-    manual = number <= readers
-    label = f"{source.nodule_id} {'reader ' + str(number) if manual else 'consensus'}"
+    manual = number <= readers or not readers
+    label = f"{source.nodule_id} {'outline' if not readers else f'reader {number}' if manual else 'consensus'}"
     return hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=label[:64],
@@ -97,7 +98,7 @@ def _segment(
         tracking_id=label[:64],
         anatomic_regions=[code.LUNG],
         display_color=hd.color.CIELabColor.from_rgb(
-            *(_READER_COLOURS[(number - 1) % len(_READER_COLOURS)] if manual else (255, 255, 255))
+            *(_READER_COLOURS[(number - 1) % len(_READER_COLOURS)] if number <= readers else (255, 255, 255))
         ),
     )
 
@@ -161,74 +162,139 @@ def parametric_map(
     return found
 
 
-def structured_report(
-    source: Source,
-    seg: hd.seg.Segmentation,
-    volumes_mm3: Sequence[float],
-    votes: Sequence[Mapping[str, Any]],
-    prediction: Mapping[str, Any] | None,
-    model_name: str,
-) -> hd.sr.ComprehensiveSR:
-    """TID 1500: one group per reader (ratings, diameter, volume) and one for the model's predictions.
+@dataclass(frozen=True)
+class Session:
+    """What one reader or the model says about the nodule: a group of the report."""
 
-    ``volumes_mm3``: of every segment of ``seg``; ``votes``: one row of ``votes.csv`` per reader.
-    """
-    groups = [
-        _group(source, seg, number, f"Reader {number}", volumes_mm3[number - 1], _reader_items(vote), _diameter(vote))
+    name: str
+    evaluations: Sequence[hd.sr.QualitativeEvaluation]
+    measurements: Sequence[hd.sr.Measurement]
+    segment: int | None = None
+
+
+@dataclass(frozen=True)
+class Sphere:
+    """Where a nodule without an outline lies: its centre (LPS mm) and, where it is known, its radius (mm)."""
+
+    centre_mm: tuple[float, float, float]
+    radius_mm: float | None = None
+
+
+def reader_sessions(votes: Sequence[Mapping[str, Any]]) -> list[Session]:
+    """One session per reader: ratings and diameter. ``votes``: one row of ``votes.csv`` per reader."""
+    return [
+        Session(f"Reader {number}", _reader_items(vote), _diameter(vote), number)
         for number, vote in enumerate(votes, start=1)
     ]
-    if prediction is not None:
-        consensus = len(volumes_mm3)
-        measured = _predictions(prediction, model_name)
-        groups.append(_group(source, seg, consensus, "Model", volumes_mm3[consensus - 1], [], measured))
-    observer = hd.sr.ObserverContext(
-        observer_type=codes.DCM.Device,
-        observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
-            uid=source.uid("device"), name="lidc-xai, research use only", manufacturer_name=_MANUFACTURER
-        ),
-    )
+
+
+def model_session(prediction: Mapping[str, Any], model_name: str, segment: int | None) -> Session:
+    """What the model says: predictions with their 90 % intervals, and findings in RadElement's words."""
+    values = {name: number(prediction, name) for name in OUTPUTS}
+    findings = [hd.sr.QualitativeEvaluation(name, value) for name, value in code.radelement_findings(values)]
+    return Session("Model", findings, _predictions(prediction, model_name), segment)
+
+
+def structured_report(
+    source: Source,
+    sessions: Sequence[Session],
+    seg: hd.seg.Segmentation | None = None,
+    volumes_mm3: Sequence[float] = (),
+    place: Sphere | None = None,
+) -> hd.sr.Comprehensive3DSR:
+    """TID 1500: one group per session, at a segment of ``seg``, or at a sphere or point where there is no outline.
+
+    ``volumes_mm3``: of every segment of ``seg``. A series without a frame of reference has no place for a sphere: its
+    group names the slice.
+    """
+    groups = [_group(source, session, seg, volumes_mm3, place) for session in sessions]
     report = hd.sr.MeasurementReport(
-        observation_context=hd.sr.ObservationContext(observer_device_context=observer),
+        observation_context=hd.sr.ObservationContext(observer_device_context=_device(source)),
         procedure_reported=code.CT_CHEST,
         imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
         referenced_images=source.slices,
     )
-    return hd.sr.ComprehensiveSR(
-        evidence=[*source.slices, seg],
+    return hd.sr.Comprehensive3DSR(
+        evidence=[*source.slices, *([] if seg is None else [seg])],
         content=report,
         is_complete=True,
         is_final=False,
         is_verified=False,
-        **source.common("sr", 9002, "readers' ratings, predictions"),
+        **source.common("sr", 9002, "ratings, predictions"),
+    )
+
+
+def key_image(source: Source, place: int) -> hd.ko.KeyObjectSelectionDocument:
+    """The slice to open first: ``place`` among the source's slices."""
+    shown = source.slices[place]
+    selection = hd.ko.KeyObjectSelection(
+        document_title=codes.DCM.OfInterest,
+        referenced_objects=[shown],
+        observer_device_context=_device(source),
+        description=f"Nodule {source.nodule_id}. Research use only."[:64],
+    )
+    return hd.ko.KeyObjectSelectionDocument(
+        evidence=[shown], content=selection, **source.common("key", 9003, "key image")
+    )
+
+
+def _device(source: Source) -> hd.sr.ObserverContext:
+    return hd.sr.ObserverContext(
+        observer_type=codes.DCM.Device,
+        observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
+            uid=source.uid("device"), name="lidc-xai, research use only", manufacturer_name=_MANUFACTURER
+        ),
     )
 
 
 def _group(
     source: Source,
-    seg: hd.seg.Segmentation,
-    segment: int,
-    session: str,
-    volume_mm3: float,
-    evaluations: list[hd.sr.QualitativeEvaluation],
-    measurements: list[hd.sr.Measurement],
-) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
-    label = str(seg.SegmentSequence[segment - 1].SegmentLabel)
-    volume = hd.sr.Measurement(name=code.VOLUME, value=round(volume_mm3, 3), unit=code.CUBIC_MILLIMETRE)
-    return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
-        tracking_identifier=hd.sr.TrackingIdentifier(uid=source.uid("track", str(segment), session), identifier=label),
-        referenced_segment=hd.sr.ReferencedSegment(
-            sop_class_uid=seg.SOPClassUID,
-            sop_instance_uid=seg.SOPInstanceUID,
-            segment_number=segment,
-            source_series=hd.sr.SourceSeriesForSegmentation(str(source.slices[0].SeriesInstanceUID)),
+    session: Session,
+    seg: hd.seg.Segmentation | None,
+    volumes_mm3: Sequence[float],
+    place: Sphere | None,
+) -> Any:
+    """A group of TID 1500; which template it is follows from what is known of the place."""
+    label = f"{source.nodule_id} {session.name}"[:64]
+    common: dict[str, Any] = {
+        "tracking_identifier": hd.sr.TrackingIdentifier(
+            uid=source.uid("track", str(session.segment), session.name), identifier=label
         ),
-        finding_type=code.NODULE,
-        finding_sites=[hd.sr.FindingSite(anatomic_location=code.LUNG)],
-        session=session,
-        measurements=[volume, *measurements],
-        qualitative_evaluations=evaluations,
-    )
+        "finding_type": code.NODULE,
+        "finding_sites": [hd.sr.FindingSite(anatomic_location=code.LUNG)],
+        "session": session.name,
+        "measurements": list(session.measurements),
+        "qualitative_evaluations": list(session.evaluations),
+    }
+    if seg is not None and session.segment is not None:
+        millimetres = round(volumes_mm3[session.segment - 1], 3)
+        volume = hd.sr.Measurement(name=code.VOLUME, value=millimetres, unit=code.CUBIC_MILLIMETRE)
+        common["measurements"] = [volume, *session.measurements]
+        return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+            referenced_segment=hd.sr.ReferencedSegment(
+                sop_class_uid=seg.SOPClassUID,
+                sop_instance_uid=seg.SOPInstanceUID,
+                segment_number=session.segment,
+                source_series=hd.sr.SourceSeriesForSegmentation(str(source.slices[0].SeriesInstanceUID)),
+            ),
+            **common,
+        )
+    frame = str(source.slices[0].get("FrameOfReferenceUID", ""))
+    if place is None or not frame:
+        middle = source.slices[len(source.slices) // 2]
+        shown = hd.sr.SourceImageForMeasurementGroup(middle.SOPClassUID, middle.SOPInstanceUID)
+        return hd.sr.MeasurementsAndQualitativeEvaluations(source_images=[shown], **common)
+    centre = np.array(place.centre_mm, dtype=np.float64)
+    if place.radius_mm is None:
+        region = hd.sr.ImageRegion3D("POINT", centre[None], frame)
+        return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(referenced_region=region, **common)
+    ends = np.concatenate([centre + sign * place.radius_mm * axis[None] for axis in np.eye(3) for sign in (-1, 1)])
+    surface = hd.sr.VolumeSurface(
+        "ELLIPSOID", ends, frame,
+        source_series=hd.sr.SourceSeriesForSegmentation(str(source.slices[0].SeriesInstanceUID)),
+    )  # fmt: skip
+    return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(referenced_volume_surface=surface, **common)
 
 
 def _reader_items(vote: Mapping[str, Any]) -> list[hd.sr.QualitativeEvaluation]:
@@ -246,12 +312,26 @@ def _diameter(vote: Mapping[str, Any]) -> list[hd.sr.Measurement]:
 
 
 def _predictions(prediction: Mapping[str, Any], model_name: str) -> list[hd.sr.Measurement]:
+    """One measurement per output; a 90 % interval is its upper and lower uncertainty."""
     algorithm = hd.sr.AlgorithmIdentification(name=f"{model_name}, research use only"[:64], version=__version__)
     found = []
     for name in OUTPUTS:
-        value = number(prediction, "malignancy_probability" if name == "malignancy" else name)
+        column = {"malignancy": "malignancy_probability", "calcification": "p_calcified"}.get(name, name)
+        value = number(prediction, column)
         if value is None:
             continue
-        unit = code.RATIO if name == "malignancy" else code.MILLIMETRE if name == "diameter" else code.SCORE
-        found.append(hd.sr.Measurement(code.predicted(name), round(value, 4), unit, algorithm_id=algorithm))
+        low, high = (number(prediction, f"{name}_{end}") for end in ("low", "high"))
+        properties = None
+        if low is not None and high is not None:
+            properties = hd.sr.MeasurementProperties(
+                level_of_significance=code.INTERVAL_90,
+                upper_measurement_uncertainty=round(max(high - value, 0.0), 4),
+                lower_measurement_uncertainty=round(max(value - low, 0.0), 4),
+            )
+        unit = code.MILLIMETRE if name == "diameter" else code.RATIO if column != name else code.SCORE
+        found.append(
+            hd.sr.Measurement(
+                code.predicted(name), round(value, 4), unit, algorithm_id=algorithm, properties=properties
+            )
+        )
     return found
