@@ -28,6 +28,11 @@ ROOT = "LidcReadMessage"
 HIGHEST_CODE = 5
 """Where a scale ends earlier (internal structure: 4), LIDC still holds a 5; calcification alone goes to 6."""
 
+MOST_PIXEL = 2**15
+MOST_SESSIONS, MOST_READINGS, MOST_POINTS = 12, 300, 4000
+"""LIDC has four readers, and no scan of it more than 49 readings of 3 mm and more; readings and the points of an
+outline are compared all with all."""
+
 XML_NAMES = {name: "internalStructure" if name == "internal_structure" else name for name in READER_RATINGS}
 
 
@@ -115,7 +120,7 @@ def _xml_files(source: Path) -> list[Path]:
 def _read_message(path: Path) -> _Message | None:
     try:
         root = ET.parse(path).getroot()
-    except ET.ParseError as error:
+    except (ET.ParseError, LookupError, ValueError, RecursionError) as error:  # also an encoding that nobody knows
         raise DataError(f"{path}: damaged XML ({error}); fetch the file again from TCIA") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
@@ -132,7 +137,13 @@ def _read_message(path: Path) -> _Message | None:
 
 
 def _rated_nodules(root: ET.Element, path: Path) -> Iterator[_RawReading]:
-    for session in root.findall("readingSession"):
+    sessions = root.findall("readingSession")
+    if len(sessions) > MOST_SESSIONS:
+        raise _damaged(path, f"{len(sessions)} reading sessions, where at most {MOST_SESSIONS} belong")
+    count = sum(len(session.findall("unblindedReadNodule/characteristics")) for session in sessions)
+    if count > MOST_READINGS:
+        raise _damaged(path, f"{count} readings, where at most {MOST_READINGS} belong")
+    for session in sessions:
         for nodule in session.findall("unblindedReadNodule"):
             label = _text(nodule, "noduleID", path)
             rated = nodule.find("characteristics")
@@ -163,6 +174,10 @@ def _contour(roi: ET.Element, label: str, path: Path) -> Contour:
     inclusion = _text(roi, "inclusion", path).upper()
     if inclusion not in {"TRUE", "FALSE"}:
         raise _damaged(path, f"nodule {label!r}: inclusion is {inclusion!r}, expected TRUE or FALSE")
+    if len(points) > MOST_POINTS:
+        raise _damaged(path, f"nodule {label!r}: <roi> at z {z_mm:g} has {len(points)} points")
+    if np.abs(points).max() > MOST_PIXEL:
+        raise _damaged(path, f"nodule {label!r}: <roi> at z {z_mm:g} has a point at {max(points)}, which is no pixel")
     ij = np.array(points).astype(np.int32)
     ij.setflags(write=False)
     return Contour(z_mm, ij, inclusion == "TRUE", 0, (roi.findtext("imageSOP_UID") or "").strip() or None)

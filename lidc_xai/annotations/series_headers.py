@@ -19,7 +19,7 @@ _FIELDS = [
     "ImagePositionPatient", "ContrastBolusAgent",
 ]  # fmt: skip
 
-_Headers = list[tuple[Path, Any]]
+_Headers = list[tuple[Path, dict[str, Any]]]
 
 
 class SeriesHeaders:
@@ -53,12 +53,12 @@ class SeriesHeaders:
         positions = _with_missing(slices, np.unique(z_mm), step)
         positions.setflags(write=False)
         return Scan(
-            patient_id=str(first.PatientID),
+            patient_id=str(first["PatientID"]),
             series_uid=series_uid,
-            study_uid=study_uid or str(first.get("StudyInstanceUID", "")),
+            study_uid=study_uid or str(first["StudyInstanceUID"] or ""),
             scan_index=1,
             pixel_spacing_mm=columns_mm,
-            slice_thickness_mm=float(first.get("SliceThickness") or step),
+            slice_thickness_mm=_positive(first["SliceThickness"]) or step,
             slice_positions_mm=positions,
             is_from_initial=None,
             contrast_used=bool(first.get("ContrastBolusAgent")),
@@ -75,27 +75,37 @@ def _with_missing(slices: NDArray[np.float64], outlines: NDArray[np.float64], st
 
 
 def _by_series(paths: Iterable[Path]) -> dict[str, _Headers]:
-    from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
+    from lidc_xai.dicom_stream import read_dataset  # pydicom takes a second
 
     found: dict[str, _Headers] = defaultdict(list)
     for path in sorted(paths):
         if path.suffix.lower() == ".xml":
             continue
         try:
-            header = dcmread(path, stop_before_pixels=True, specific_tags=_FIELDS)
-        except (InvalidDicomError, EOFError):  # not DICOM: a licence, a table, a half-copied file
+            header, stream, _ = read_dataset(path, _FIELDS)
+            stream.close()
+            values = {name: header.get(name) for name in _FIELDS}  # converted here, where a damaged one is met
+        except Exception:  # not DICOM: a licence, a table, a half-copied or damaged file
             continue
-        if header.get("Modality") == "CT":
-            found[str(header.get("SeriesInstanceUID"))].append((path, header))
+        if values["Modality"] == "CT" and values["SeriesInstanceUID"]:
+            found[str(values["SeriesInstanceUID"])].append((path, values))
     return found
+
+
+def _positive(value: Any) -> float | None:
+    """A number above 0; None where it is absent or another."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if 0 < number < float("inf") else None
 
 
 def _numbers(path: Path, header: Any, field: str, count: int) -> list[float]:
     value = header.get(field)
     try:
         numbers = [float(number) for number in value]
-    except TypeError:  # absent, or one number where several belong
+    except (TypeError, ValueError):  # absent, no number, or one number where several belong
         numbers = []
     if len(numbers) != count:
         raise DataError(f"{path}: DICOM field {field} is {value!r}, expected {count} numbers; fetch the series again")

@@ -15,8 +15,8 @@ from lidc_xai.imaging.ct.formats.volume_file import read_header, read_volume
 _MOST_LABELS = 1000
 
 
-def read_label_volume(path: Path) -> tuple[Iterator[tuple[str, NDArray[np.bool_]]], VolumeHeader]:
-    """Name and mask (z, y, x) of every structure, one after the other, and the header with affine and issues.
+def read_label_volume(path: Path) -> tuple[Iterator[tuple[str, str, NDArray[np.bool_]]], VolumeHeader]:
+    """Name, label and mask (z, y, x) of every structure, one after the other, and the header with affine and issues.
 
     Structures are 3D Slicer's segments where the file names them, and every other value above 0 is ``label<value>``.
     DataError for a file that is not one volume of whole numbers, or has more than 1000 different ones.
@@ -39,7 +39,7 @@ def read_label_volume(path: Path) -> tuple[Iterator[tuple[str, NDArray[np.bool_]
 
 def _structures(
     path: Path, layers: NDArray[np.generic], segments: list[Segment]
-) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
     named = {(one.layer, one.label) for one in segments}
     unnamed = []
     for layer, values in enumerate(layers):
@@ -50,6 +50,6 @@ def _structures(
         unnamed += [(f"label{value}{suffix}", layer, value) for value in present if (layer, value) not in named]
     for number, one in enumerate(segments, start=1):
         if one.layer < len(layers):
-            yield f"segment{number}-{one.name}", layers[one.layer] == one.label
+            yield f"segment{number}-{one.name}", one.name, layers[one.layer] == one.label
     for name, layer, value in unnamed:
-        yield name, layers[layer] == value
+        yield name, name, layers[layer] == value

@@ -14,12 +14,14 @@ from pydicom.errors import InvalidDicomError
 from scipy import ndimage
 from skimage.draw import polygon2mask
 
+from lidc_xai.dicom_stream import open_dicom
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.imaging.crops.contours import GridBox
 from lidc_xai.imaging.ct.formats.volume_file import VOLUME_SUFFIXES, is_volume_file
 from lidc_xai.imaging.ct.volume import CTVolume
 from lidc_xai.imaging.label_volumes import read_label_volume
 from lidc_xai.imaging.names import path_safe
+from lidc_xai.imaging.seg_files import read_seg
 
 _SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 _LABELMAP_SEG = "1.2.840.10008.5.1.4.1.1.66.7"
@@ -63,6 +65,13 @@ def referenced_series(path: Path | str) -> str | None:
     if is_volume_file(path) or not path.is_file():
         return None
     header = _dicom(path)
+    try:
+        return _series_of(header)
+    except Exception as error:  # pydicom converts a value when it is asked for
+        raise DataError(f"{path}: cannot be read as DICOM ({error})") from error
+
+
+def _series_of(header: pydicom.Dataset) -> str | None:
     for item in header.get("ReferencedSeriesSequence") or []:
         return str(item.SeriesInstanceUID)
     for frame in header.get("ReferencedFrameOfReferenceSequence") or []:
@@ -99,7 +108,7 @@ def read_structures(path: Path | str, ct: CTVolume, components: bool = False) ->
             raise DataError(f"{path}: was drawn on series {series}, this CT is series {ct.series_uid}")
         kind = str(header.get("SOPClassUID", ""))
         if kind in (_SEG, _LABELMAP_SEG):
-            found = _read_seg(path)
+            found = _of_grids(read_seg(path))
         elif kind == _RTSTRUCT:
             found = _read_rtstruct(path, header, ct)
         else:
@@ -111,7 +120,11 @@ def read_structures(path: Path | str, ct: CTVolume, components: bool = False) ->
 
 def _dicom(path: Path) -> pydicom.Dataset:
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True)
+        stream, _ = open_dicom(path)
+        with stream:
+            return pydicom.dcmread(stream, stop_before_pixels=True)
+    except DataError:
+        raise
     except InvalidDicomError as error:
         kinds = f"DICOM SEG, RTSTRUCT or a label volume ({', '.join(VOLUME_SUFFIXES)})"
         raise DataError(f"{path}: is no mask file; give {kinds}") from error
@@ -121,35 +134,20 @@ def _dicom(path: Path) -> pydicom.Dataset:
 
 def _read_labels(path: Path) -> Structures:
     structures, header = read_label_volume(path)
-    return _of_grid([(name, name, mask) for name, mask in structures], header.affine, header.issues)
+    return _of_grids(((name, label, mask, header.affine) for name, label, mask in structures), header.issues)
 
 
-def _read_seg(path: Path) -> Structures:
-    from highdicom.seg import segread  # takes seconds to import
-
-    try:
-        segmentation = segread(path)
-        volume = segmentation.get_volume(rescale_fractional=True)
-    except Exception as error:  # highdicom's checks raise many kinds
-        raise DataError(f"{path}: SEG cannot be read as an evenly spaced volume ({error})") from error
-    # highdicom's indices are (slice, row, column), ours (column, row, slice).
-    affine = np.asarray(volume.affine, dtype=np.float64)[:, [2, 1, 0, 3]]
-    marked = np.asarray(volume.array) >= 0.5
-    names = {
-        number: segmentation.get_segment_description(number).segment_label for number in segmentation.segment_numbers
-    }
-    segments = [
-        (f"segment{number}-{name}", str(name), marked[..., place]) for place, (number, name) in enumerate(names.items())
-    ]
-    return _of_grid(segments, affine, [])
-
-
-def _of_grid(
-    named: Sequence[tuple[str, str, NDArray[np.bool_]]], affine: NDArray[np.float64], issues: Sequence[str]
+def _of_grids(
+    structures: Iterable[tuple[str, str, NDArray[np.bool_], NDArray[np.float64]]], issues: Sequence[str] = ()
 ) -> Structures:
-    """Structures (name, label, mask) of one grid; one that marks nothing cannot be used."""
-    empty = [(label, f"{label!r} marks no voxel") for _, label, mask in named if not mask.any()]
-    return Structures([_boxed(name, mask, affine, issues, label) for name, label, mask in named if mask.any()], empty)
+    """Structures (name, label, mask, affine), one whole mask in memory at a time; an empty one cannot be used."""
+    found = Structures([], [])
+    for name, label, mask, affine in structures:
+        if mask.any():
+            found.masks.append(_boxed(name, mask, affine, issues, label))
+        else:
+            found.unusable.append((label, f"{label!r} marks no voxel"))
+    return found
 
 
 def _read_rtstruct(path: Path, header: pydicom.Dataset, ct: CTVolume) -> Structures:

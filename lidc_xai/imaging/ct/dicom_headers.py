@@ -13,9 +13,9 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.multival import MultiValue
 
+from lidc_xai.dicom_stream import PixelPlace, pixel_place, read_dataset
 from lidc_xai.errors import DataError
 from lidc_xai.imaging.ct.codestreams import check_codestream
-from lidc_xai.imaging.ct.dicom_stream import PixelPlace, pixel_place, read_dataset
 
 TRAITS = {
     "ImageType": "image type",

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from lidc_xai.dicom_stream import read_dataset
 from lidc_xai.errors import DataError, UsageError
-from lidc_xai.imaging.ct.dicom_stream import read_dataset
 from lidc_xai.progress import track
 
 _BATCH = 256

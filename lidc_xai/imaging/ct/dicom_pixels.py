@@ -21,9 +21,9 @@ from pydicom.uid import MultiFrameGrayscaleByteSecondaryCaptureImageStorage as B
 from pydicom.uid import MultiFrameGrayscaleWordSecondaryCaptureImageStorage as WORDS_CLASS
 
 from lidc_xai.bounded import unpacked_limit
+from lidc_xai.dicom_stream import open_dicom
 from lidc_xai.errors import DataError
 from lidc_xai.imaging.ct.dicom_headers import SliceHeader, StoredPixels
-from lidc_xai.imaging.ct.dicom_stream import open_dicom
 from lidc_xai.imaging.ct.padding import Padding
 from lidc_xai.imaging.ct.volume import AIR_HU
 
