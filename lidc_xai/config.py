@@ -6,8 +6,10 @@ Each verb of the command line has one pydantic model whose fields are its flags 
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -45,7 +47,7 @@ class Options(BaseModel):
 
 C = TypeVar("C", bound=BaseModel)
 
-_MOST_YAML = 2**20
+_MOST_YAML = 2**17
 _MOST_VALUES = 100_000
 _DEEPEST_YAML = 50
 _SHORT = reprlib.Repr()
@@ -96,6 +98,9 @@ def _load_yaml(text: str, source: str) -> Any:
     if len(text) > _MOST_YAML:
         raise UsageError(f"{source}: is longer than {_MOST_YAML // 1024} KiB; a configuration is not")
     try:
+        brackets = (1 if mark in "[{" else -1 for mark in re.findall(r"[][{}]", text))
+        if max(accumulate(brackets, initial=0)) > _DEEPEST_YAML:
+            raise RecursionError  # the parser's time grows with the square of the depth
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is None:
             return None

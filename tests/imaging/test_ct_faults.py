@@ -16,7 +16,7 @@ import pytest
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRBigEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from lidc_xai.errors import DataError, LidcXaiError, UsageError
 from lidc_xai.imaging import crop_nodule, read_ct
@@ -288,6 +288,267 @@ def _frame_count(write, folder, tools):
     merged.save_as(folder / "all.dcm", enforce_file_format=True)
 
 
+def _second(write, folder, tools, first, second, shift=0.0):
+    """A second acquisition of the same scan, 200 HU brighter; ``first``, ``second``: change(dataset, k) of each."""
+    write(change=first)
+
+    def change(dataset, k):
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = (
+            f"{dataset.SOPInstanceUID[:-5]}777{k + 10}"
+        )
+        second(dataset, k)
+
+    tools.writer(folder)(
+        positions=np.arange(12) * 2.5 + shift,
+        name=lambda k: f"again{k:03d}.dcm",
+        change=change,
+        hu=lambda points: tools.slanted(points) + 200,
+    )
+
+
+def _numbered(number):
+    return lambda dataset, k: setattr(dataset, "AcquisitionNumber", number)
+
+
+def _two_acquisitions(write, folder, tools):
+    _second(write, folder, tools, _numbered(1), _numbered(2))
+
+
+def _two_acquisitions_between(write, folder, tools):
+    _second(write, folder, tools, _numbered(3), _numbered(10), shift=1.25)
+
+
+def _two_times(write, folder, tools):
+    def at(time):
+        return lambda dataset, k: setattr(dataset, "TemporalPositionIdentifier", time)
+
+    _second(write, folder, tools, at(1), at(2))
+
+
+def _numbered_on(write, folder, tools):
+    _second(
+        write,
+        folder,
+        tools,
+        lambda dataset, k: None,
+        lambda dataset, k: setattr(dataset, "InstanceNumber", 13 + k),
+        1.25,
+    )
+
+
+def _not_told_apart(write, folder, tools, shift=0.0):
+    _second(write, folder, tools, lambda dataset, k: None, lambda dataset, k: None, shift)
+
+
+def _not_told_apart_between(write, folder, tools):
+    _not_told_apart(write, folder, tools, shift=1.25)
+
+
+def _rising_acquisitions(write, folder, tools):
+    """As a scanner that moves the table step by step writes them: four slices a step."""
+    write(change=lambda dataset, k: setattr(dataset, "AcquisitionNumber", 1 + k // 4))
+
+
+def _derived_beside(write, folder, tools):
+    def derived(dataset, k):
+        dataset.ImageType = ["DERIVED", "SECONDARY", "MIP"]
+
+    _second(write, folder, tools, lambda dataset, k: None, derived, shift=0.7)
+
+
+def _sheet(write, folder, tools, image_type=("DERIVED", "SECONDARY", "DOSE_INFO"), sop_class=None):
+    write()
+
+    def change(dataset, k):
+        dataset.ImageType = list(image_type)
+        dataset.SOPInstanceUID = dataset.SOPInstanceUID[:-3] + "99"
+        if sop_class is not None:
+            dataset.SOPClassUID = sop_class
+        return k == 0
+
+    tools.writer(folder)(shape=(64, 64), name=lambda k: f"sheet{k}.dcm", change=change)
+
+
+def _capture(write, folder, tools):
+    _sheet(write, folder, tools, ("DERIVED", "SECONDARY"), "1.2.840.10008.5.1.4.1.1.7")
+
+
+def _colour_sheet(write, folder, tools):
+    write()
+
+    def change(dataset, k):
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PlanarConfiguration = 3, "RGB", 0
+        dataset.PixelData = dataset.PixelData * 3
+        dataset.SOPInstanceUID = dataset.SOPInstanceUID[:-3] + "99"
+        return k == 0
+
+    tools.writer(folder)(name=lambda k: f"sheet{k}.dcm", change=change)
+
+
+def _shown_inverted(write, folder, tools):
+    write(change=lambda dataset, k: setattr(dataset, "PhotometricInterpretation", "MONOCHROME1"))
+
+
+def _not_hounsfield(write, folder, tools):
+    write(change=lambda dataset, k: setattr(dataset, "RescaleType", "Z_EFF"))
+
+
+def _one_not_hounsfield(write, folder, tools):
+    write(change=lambda dataset, k: setattr(dataset, "RescaleType", "MGML" if k == 5 else "HU"))
+
+
+def _unspecified(write, folder, tools):
+    write(change=lambda dataset, k: setattr(dataset, "RescaleType", "US"))
+
+
+def _tissue_as_padding(write, folder, tools):
+    def change(dataset, k):
+        stored = np.frombuffer(dataset.PixelData, "<i2").reshape(20, 24)
+        dataset.PixelPaddingValue = int(stored[10, 12])
+        dataset["PixelPaddingValue"].VR = "SS"
+
+    write(change=change)
+
+
+def _far_slice(write, folder, tools):
+    def change(dataset, k):
+        if k == 12:
+            dataset.ImagePositionPatient = [*dataset.ImagePositionPatient[:2], 10_000]
+
+    write(positions=np.arange(13) * 2.5, change=change)
+
+
+def _stored_bits(write, folder, tools):
+    """Twelve bits are values, the other four hold an overlay."""
+
+    def change(dataset, k):
+        dataset.BitsStored, dataset.HighBit = 12, 11
+        stored = np.frombuffer(dataset.PixelData, "<i2")
+        overlay = np.random.default_rng(k).integers(0, 16, stored.size, dtype=np.uint16) << 12
+        dataset.PixelData = ((stored.view(np.uint16) & 0x0FFF) | overlay).tobytes()
+
+    write(change=change, scale=(1.0, -800.0))
+
+
+def _deflated(write, folder, tools):
+    for path in write():
+        dataset = pydicom.dcmread(path)
+        dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        dataset.save_as(path, enforce_file_format=True)
+
+
+def _syntax(path, uid):
+    """Another TransferSyntaxUID in the meta header and nothing else."""
+    content = path.read_bytes()
+    end = 144 + int.from_bytes(content[140:144], "little")
+    meta = pydicom.filereader.read_file_meta_info(path)
+    old = str(meta.TransferSyntaxUID).encode()
+    old += b"\0" * (len(old) % 2)
+    new = uid.encode() + b"\0" * (len(uid) % 2)
+    head = content[:end].replace(bytes([len(old), 0]) + old, bytes([len(new), 0]) + new)
+    size = len(head) - 144
+    path.write_bytes(head[:140] + size.to_bytes(4, "little") + head[144:] + content[end:])
+
+
+def _compressed_called_plain(write, folder, tools):
+    path = write(change=lambda dataset, k: tools.recompress(dataset, "RLE"), scale=(1.0, -1024.0))[5]
+    _syntax(path, "1.2.840.10008.1.2.1")
+
+
+def _plain_called_compressed(write, folder, tools):
+    _syntax(write()[5], "1.2.840.10008.1.2.4.70")
+
+
+def _jpeg_called_rle(write, folder, tools):
+    path = write(change=lambda dataset, k: tools.recompress(dataset, "JPEG2000"), scale=(1.0, -1024.0))[5]
+    _syntax(path, "1.2.840.10008.1.2.5")
+
+
+def _called_big_endian(write, folder, tools):
+    _syntax(write()[5], "1.2.840.10008.1.2.2")
+
+
+def _unknown_syntax(write, folder, tools):
+    _syntax(write()[5], "1.2.840.113619.5.2")
+
+
+def _compressed_size(write, folder, tools):
+    """A compressed picture that says it is another size than the header's."""
+    path = write(change=lambda dataset, k: tools.recompress(dataset, "JPEG2000"), scale=(1.0, -1024.0))[5]
+    content = path.read_bytes()
+    at = content.index(b"\xff\x4f\xff\x51") + 8
+    path.write_bytes(content[:at] + (60_000).to_bytes(4, "big") + content[at + 4 :])
+
+
+def _element(path, name, change):
+    """Change the bytes of one element: tag, VR, length and value."""
+    content = path.read_bytes()
+    tag = pydicom.datadict.tag_for_keyword(name)
+    at = content.index((tag >> 16).to_bytes(2, "little") + (tag & 0xFFFF).to_bytes(2, "little"), 140)
+    length = int.from_bytes(content[at + 6 : at + 8], "little")
+    path.write_bytes(content[:at] + change(content[at : at + 8 + length]) + content[at + 8 + length :])
+
+
+def _flipped_vr(write, folder, tools):
+    _element(write()[5], "Rows", lambda element: element[:4] + b"FD" + element[6:])
+
+
+def _instance_number_of_words(write, folder, tools):
+    for path in write():
+        _element(path, "InstanceNumber", lambda element: element[:8] + b"x" * (len(element) - 8))
+
+
+def _sign_that_is_none(write, folder, tools):
+    _element(write()[5], "PixelRepresentation", lambda element: element[:4] + b"DS\2\0x.")
+
+
+def _long_value(write, folder, tools):
+    """An element that says it has 4 GB."""
+    _element(write()[5], "SeriesInstanceUID", lambda element: element[:4] + b"UN\0\0\xf0\xff\xff\xff" + element[8:])
+
+
+def _bytes_put_in(write, folder, tools):
+    path = write()[5]
+    content = path.read_bytes()
+    path.write_bytes(content[:-400] + b"abc" + content[-400:])
+
+
+def _others_beside(write, folder, tools):
+    write()
+    for n in range(141):
+        (folder / f"thumb{n}.jpg").write_bytes(b"\xff\xd8")
+
+
+def _linked(write, folder, tools):
+    write()
+    shutil.move(folder, folder.with_name("elsewhere"))
+    folder.mkdir()
+    (folder / "study").symlink_to(folder.with_name("elsewhere"), target_is_directory=True)
+    (folder / "again").symlink_to(folder, target_is_directory=True)
+
+
+def _bare(write, folder, tools):
+    def change(dataset, k):
+        for name in ("FrameOfReferenceUID", "SliceThickness", "StudyInstanceUID", "ImageType", "InstanceNumber"):
+            delattr(dataset, name)
+
+    write(change=change)
+
+
+def _metres(write, folder, tools):
+    write(change=lambda dataset, k: setattr(dataset, "PixelSpacing", [700, 600]))
+
+
+def _odd_one_out(write, folder, tools):
+    write()
+    tools.writer(folder)(
+        positions=[12.5], shape=(20, 22), name=lambda k: "odd.dcm",
+        change=lambda dataset, k: setattr(dataset, "SOPInstanceUID", dataset.SOPInstanceUID[:-3] + "99"),
+    )  # fmt: skip
+
+
+LEFT = r"12 slice\(s\) of another {} at the same places left out"
+
 FAULTS = [
     Fault("no DICOM file", _no_files, "holds no DICOM file", UsageError),
     Fault("any names, nested folders", _nested_names),
@@ -326,6 +587,53 @@ FAULTS = [
     Fault("slice shifted sideways", _sideways, "shifted sideways against each other by up to 2", DataError),
     Fault("one slice", _one_slice, r"has 1 usable slice\(s\)", DataError),
     Fault("colour images", _colour, "is a colour image", DataError),
+    Fault("two acquisitions at the same places", _two_acquisitions, LEFT.format("acquisition number") + r" \(kept: 1"),
+    Fault("two acquisitions half a step apart", _two_acquisitions_between, LEFT.format("acquisition number")),
+    Fault("two points in time", _two_times, LEFT.format("temporal position")),
+    Fault("a second acquisition that is numbered on", _numbered_on, LEFT.format("run of instance numbers")),
+    Fault("two acquisitions that no field tells apart", _not_told_apart, "12 slices lie at the place", DataError),
+    Fault("the same, half a step apart", _not_told_apart_between, "share their InstanceNumber", DataError),
+    Fault("an acquisition number for every few slices", _rising_acquisitions),
+    Fault("derived images between the slices", _derived_beside, LEFT.format("image type")),
+    Fault("dose sheet in the series", _sheet, r"1 sheet\(s\) or screen capture\(s\) left out"),
+    Fault("screen capture in the series", _capture, r"1 sheet\(s\) or screen capture\(s\) left out"),
+    Fault("colour sheet in the series", _colour_sheet, r"sheet0\.dcm: is a colour image, not CT values: left out"),
+    Fault("a slice of another size", _odd_one_out, r"1 slice\(s\) of another size \(20x22; most: 20x24\) left out"),
+    Fault("MONOCHROME1", _shown_inverted, r"12 slice\(s\) MONOCHROME1 \(to be shown inverted\)"),
+    Fault("another quantity than HU", _not_hounsfield, "RescaleType is Z_EFF, not HU", DataError),
+    Fault("one slice of another quantity", _one_not_hounsfield, r"slice005\.dcm: RescaleType is MGML, not HU.*: left"),
+    Fault("RescaleType unspecified", _unspecified, r"12 slice\(s\) with RescaleType US \(unspecified\): taken as HU"),
+    Fault("a tissue's value declared as not measured", _tissue_as_padding, "declared padding value .* HU kept in "),
+    Fault("a slice 10 m away", _far_slice, r"1 slice\(s\) more than 100 mm away from the others left out"),
+    Fault("overlay in the unused bits", _stored_bits, tolerance=0.51),
+    Fault("deflated files", _deflated),
+    Fault(
+        "compressed pixels called uncompressed", _compressed_called_plain,
+        r"says Explicit VR Little Endian, but the pixels are compressed: left out", tolerance=0.51,
+    ),
+    Fault(
+        "uncompressed pixels called compressed", _plain_called_compressed,
+        r"says JPEG Lossless.*, but the pixels are not compressed: left out",
+    ),
+    Fault(
+        "compressed in another way than it says", _jpeg_called_rle,
+        "TransferSyntaxUID says RLE Lossless, but the pixels are JPEG 2000: left out", tolerance=0.51,
+    ),
+    Fault("little endian called big endian", _called_big_endian, "says Explicit VR Big Endian, but the file is"),
+    Fault("unknown transfer syntax", _unknown_syntax, "TransferSyntaxUID '1.2.840.113619.5.2' is no transfer syntax"),
+    Fault(
+        "compressed pixels of another size", _compressed_size,
+        r"compressed pixels are 20 x 60000, its header says 20 x 24: left out", tolerance=0.51,
+    ),
+    Fault("a value representation flipped", _flipped_vr, r"slice005\.dcm: header cannot be read .*: left out"),
+    Fault("instance numbers that are none", _instance_number_of_words),
+    Fault("pixel representation that is no number", _sign_that_is_none, r"slice005\.dcm: header cannot be read"),
+    Fault("a length of 4 GB", _long_value, r"slice005\.dcm: .*: left out"),
+    Fault("bytes put in between the pixels", _bytes_put_in, r"slice005\.dcm: is damaged \(what follows its pixels"),
+    Fault("141 other files beside", _others_beside, r"141 file\(s\) that are not DICOM passed over"),
+    Fault("folders linked, in a circle too", _linked),
+    Fault("only what a slice needs", _bare),
+    Fault("spacing in another unit", _metres, r"voxel spacing 600 x 700 x 2\.5 mm is not plausible", DataError),
     Fault("grey levels instead of HU", _grey_levels, "nothing below -300, so these may not be HU", tolerance=np.inf),
     Fault("enhanced CT, frames shuffled, own rescale", _enhanced_file),
     Fault("enhanced CT, one rescale", _enhanced_one_scale),

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pydicom.config import disable_value_validation
+
 from lidc_xai.dicom_stream import read_dataset
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.progress import track
 
 _BATCH = 256
+_LONGEST_UID = 64
 _FIRST_ELEMENTS = (
     b"\x02\x00\x00\x00",
     b"\x08\x00\x00\x00",
@@ -145,10 +148,13 @@ def _read_one(path: Path) -> _Found | None:
             head = stream.read(132)
         if not begins_like_dicom(head):
             return ("damaged", path, "is not DICOM or its head is damaged") if claims else None
-        header, stream, _ = read_dataset(path, ["SeriesInstanceUID", "Modality"])
+        with disable_value_validation():  # what is odd and no harm is not remarked on file by file
+            header, stream, _ = read_dataset(path, ["SeriesInstanceUID", "Modality"])
         stream.close()
         series_uid = str(header.get("SeriesInstanceUID", "") or "")
         modality = str(header.get("Modality", "") or "")
+        if len(series_uid) > _LONGEST_UID or not series_uid.isascii() or not series_uid.isprintable():
+            return ("damaged", path, "SeriesInstanceUID is damaged")
     except DataError as error:
         return ("damaged", path, str(error).removeprefix(f"{path.name}: "))
     except Exception as error:  # pydicom raises anything on damaged bytes; the file is named by whoever reports it

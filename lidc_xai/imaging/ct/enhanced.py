@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from pydicom.config import disable_value_validation
 
 from lidc_xai.errors import DataError
 from lidc_xai.imaging.ct.dicom_headers import (
@@ -31,8 +32,9 @@ def headers_of(path: Path) -> list[SliceHeader]:
     Every value is converted here, so that a damaged one is this file's DataError and nobody else's exception.
     """
     try:
-        header, pixels = read_header(path)
-        return _frames(path, header, pixels)
+        with disable_value_validation():  # what is odd and no harm is not remarked on slice by slice
+            header, pixels = read_header(path)
+            return _frames(path, header, pixels)
     except DataError:
         raise
     except Exception as error:  # pydicom raises anything on damaged bytes
