@@ -89,12 +89,12 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     return archive
 
 
-def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """One member of a zip. DataError naming it where it is encrypted, packed in an unknown way or damaged."""
+def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int | None = None) -> bytes:
+    """One member of a zip, or its first ``most`` bytes. DataError naming it where it is encrypted, packed in an unknown way or damaged."""
     name = f"{Path(str(archive.filename)).name}: {info.filename}"
     try:
         with archive.open(info) as stream:
-            data = read_up_to(stream.read, info.file_size)
+            data = read_up_to(stream.read, info.file_size if most is None else most)
     except RuntimeError as error:  # also NotImplementedError: a method that zipfile does not know
         words = "is encrypted" if info.flag_bits & 1 else f"is packed in a way that is not read ({error})"
         raise DataError(f"{name}: {words}; unpack the zip and give its folder") from error

@@ -168,8 +168,8 @@ def _damage_zip(folder: Path, rng: Rng) -> str:
         words.append(f"{offset} at {at}")
     if way == 4:
         with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(pick(("../../evil.dcm", "/etc/x.dcm", "bomb.dcm", "x" * 300), rng), bytes(2**25))
-        return "a member that leaves the zip, or unpacks to 32 MiB"
+            archive.writestr(pick(("../../evil.dcm", "/etc/x.dcm", "bomb.dcm", "x" * 300), rng), bytes(2**22))
+        return "a member that leaves the zip, or unpacks to 4 MiB"
     path.write_bytes(bytes(data))
     return f"{path.name}: {', '.join(words)}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +26,6 @@ from lidc_xai.imaging.seg_files import read_seg
 _SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 _LABELMAP_SEG = "1.2.840.10008.5.1.4.1.1.66.7"
 _RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
-_FARTHEST_INDEX = 20_000
 
 
 @dataclass(frozen=True)
@@ -187,8 +186,9 @@ def _read_roi(name: str, label: str, roi: pydicom.Dataset, ct: CTVolume) -> Name
         k = index[:, 2].mean()
         if np.ptp(index[:, 2]) > 0.5 or not -0.5 <= k <= len(ct.stored) - 0.5:
             raise DataError(f"a contour does not lie on a slice of the CT (slice index {k:.2f})")
-        if np.abs(index).max() > _FARTHEST_INDEX:
-            raise DataError(f"a contour lies {np.abs(index).max():.0f} pixels away from the CT")
+        size = np.array(ct.stored.shape[:0:-1])
+        if (index[:, :2] < -size / 2).any() or (index[:, :2] > size * 1.5).any():
+            raise DataError(f"a contour reaches far beyond the CT (to pixel {np.abs(index[:, :2]).max():.0f})")
         polygons[round(k)].append(index[:, :2])
     if not polygons:
         raise DataError(f"has no closed contour ({', '.join(sorted(kinds)) or 'no contour at all'})")

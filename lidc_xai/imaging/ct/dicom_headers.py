@@ -204,7 +204,7 @@ def rescale_of(path: Path, header: pydicom.Dataset) -> dict[str, Any]:
 def thickness_of(header: pydicom.Dataset) -> float:
     """SliceThickness in mm, NaN where it is absent or no number: the slices' positions count, not it."""
     try:
-        value = float(header.get("SliceThickness"))  # type: ignore[arg-type]
+        value = float(header.get("SliceThickness"))
     except (TypeError, ValueError):
         return math.nan
     return value if 0 < value < math.inf else math.nan

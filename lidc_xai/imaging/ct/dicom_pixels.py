@@ -17,6 +17,7 @@ import pydicom
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from pydicom.dataset import FileMetaDataset
+from pydicom.uid import UID
 from pydicom.uid import MultiFrameGrayscaleByteSecondaryCaptureImageStorage as BYTES_CLASS
 from pydicom.uid import MultiFrameGrayscaleWordSecondaryCaptureImageStorage as WORDS_CLASS
 
@@ -123,8 +124,10 @@ def _decompress(path: Path, pixels: StoredPixels, shape: tuple[int, int]) -> NDA
     plain = pydicom.Dataset()
     plain.file_meta = FileMetaDataset()
     plain.file_meta.TransferSyntaxUID = syntax
-    plain.SOPClassUID = plain.file_meta.MediaStorageSOPClassUID = BYTES_CLASS if allocated == 8 else WORDS_CLASS
-    plain.SOPInstanceUID = plain.file_meta.MediaStorageSOPInstanceUID = "2.25.1"
+    plain.file_meta.MediaStorageSOPClassUID = BYTES_CLASS if allocated == 8 else WORDS_CLASS
+    plain.file_meta.MediaStorageSOPInstanceUID = UID("2.25.1")
+    plain.SOPClassUID = plain.file_meta.MediaStorageSOPClassUID
+    plain.SOPInstanceUID = plain.file_meta.MediaStorageSOPInstanceUID
     plain.SamplesPerPixel, plain.PhotometricInterpretation = 1, "MONOCHROME2"
     plain.Rows, plain.Columns = shape
     plain.NumberOfFrames = pixels.frames

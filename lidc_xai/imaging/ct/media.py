@@ -72,12 +72,13 @@ def _unpack(path: Path, folder: Path) -> tuple[list[tuple[Path, str]], int]:
                 continue
             target = _target(folder, info, number)
             try:
+                wanted = target.suffix.lower() in (".dcm", ".dicom", ".ima", ".xml")
+                if not wanted and not begins_like_dicom(read_member(archive, info, 132)):
+                    others += not is_companion(target)
+                    continue
                 data = read_member(archive, info)
             except DataError as error:
                 lost.append((target, str(error)))
-                continue
-            if not begins_like_dicom(data[:132]) and target.suffix.lower() not in (".dcm", ".dicom", ".ima", ".xml"):
-                others += not is_companion(target)
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)

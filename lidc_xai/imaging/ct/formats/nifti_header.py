@@ -7,8 +7,10 @@ sform, as nibabel does; with neither, the standard's method 1 (x, y, z = voxel s
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,13 +93,14 @@ def _fields(head: bytes) -> _Fields:
         start = int(offset) or length + 4  # ValueError where it is no number
         if start < length:
             raise ValueError(f"vox_offset is {start}, inside the header")
+        sizes, (qform_code, sform_code) = dim[1 : dim[0] + 1], codes
         return _Fields(
-            dim[1 : dim[0] + 1], datatype, pixdim, start, (scale[0], scale[1]), *codes, quaternion, srow, units, magic
-        )  # fmt: skip
+            sizes, datatype, pixdim, start, (scale[0], scale[1]), qform_code, sform_code, quaternion, srow, units, magic
+        )
     raise ValueError("no NIfTI header")
 
 
-def _reader(head: bytes, order: str):  # type: ignore[no-untyped-def]
+def _reader(head: bytes, order: str) -> Callable[[str, int], tuple[Any, ...]]:
     return lambda kinds, at: struct.unpack_from(order + kinds, head, at)
 
 

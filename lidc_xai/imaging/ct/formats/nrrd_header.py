@@ -124,7 +124,7 @@ def _affine(fields: dict[str, str], sizes: tuple[int, ...], issues: list[str]) -
     if len(spatial) != 3 or len(others) > 1:
         return affine, others[0] if others else None  # not one volume: refused by whoever wants one
     if vectors:
-        affine[:3, :3] = np.column_stack([vectors[axis] for axis in spatial])  # type: ignore[arg-type]
+        affine[:3, :3] = np.column_stack([vector for vector in vectors if vector is not None])
         origin = _vectors(fields.get("space origin", ""))
         if origin and origin[0] is not None:
             affine[:3, 3] = origin[0]
