@@ -90,7 +90,10 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 
 
 def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int | None = None) -> bytes:
-    """One member of a zip, or its first ``most`` bytes. DataError naming it where it is encrypted, packed in an unknown way or damaged."""
+    """One member of a zip, or its first ``most`` bytes.
+
+    DataError naming it where it is encrypted, packed in an unknown way or damaged.
+    """
     name = f"{Path(str(archive.filename)).name}: {info.filename}"
     try:
         with archive.open(info) as stream:
