@@ -36,7 +36,8 @@ class NoduleModel(nn.Module):
     of each regression output. ``calibration``: (slope, intercept) on the logit of each binary output.
     ``training_info``: what the model learned from (patients, folds, seed, simulated or not); empty for an untrained
     one. ``initial_weights``: source, SHA-256 and licence of the weights that it started from. ``recipe``: the arguments
-    of ``build_model`` that rebuild the same architecture.
+    of ``build_model`` that rebuild the same architecture. ``adapter``: of a model fine-tuned by LoRA, what turns its
+    initial weights into its own (``models.lora``), else None.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class NoduleModel(nn.Module):
         }
         self.training_info: dict[str, Any] = {}
         self.initial_weights: dict[str, Any] = {"source": None}
+        self.adapter: dict[str, Tensor] | None = None
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) preprocessed images -> (B, width), the vector that the head reads."""

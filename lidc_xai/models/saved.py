@@ -23,6 +23,8 @@ from lidc_xai.models.weights import sha256_of
 
 FORMAT = "lidc_xai.model"
 FORMAT_VERSION = 1
+ADAPTER = "adapter.safetensors"
+"""Beside the weights of a model fine-tuned by LoRA: its update of the initial weights."""
 SHIPPED = Path(__file__).parent / "shipped"
 """Small models that come with the package, each a saved model's folder."""
 
@@ -44,6 +46,9 @@ def save_model(model: NoduleModel, folder: Path | str) -> Path:
         temporary.mkdir()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(tensors, temporary / "weights.safetensors", metadata={"format": "pt"})
+        if model.adapter is not None:
+            adapter = {name: tensor.cpu().contiguous() for name, tensor in model.adapter.items()}
+            save_file(adapter, temporary / ADAPTER, metadata={"format": "pt"})
         description = describe(model) | {"weights_sha256": sha256_of(temporary / "weights.safetensors")}
         text = json.dumps(description, indent=1, ensure_ascii=False, allow_nan=False)
         (temporary / "model.json").write_text(text + "\n", encoding="utf-8")
@@ -95,6 +100,7 @@ def load_model(path: Path | str) -> NoduleModel:
         model = build_model(**recipe, preprocess=preprocess)
         model.to(_dtype(description["dtype"]))
         model.load_state_dict(tensors)
+        model.adapter = load_file(folder / ADAPTER) if (folder / ADAPTER).is_file() else None
         model.target_scaling = _pairs(description["target_scaling"])
         model.calibration = _pairs(description["calibration"])
     except SafetensorError as error:

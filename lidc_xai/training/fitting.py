@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from lidc_xai.data.dataset import PlaneDataset, standardised
+from lidc_xai.data.trunk_cache import TrunkCache
 from lidc_xai.files import write_json
-from lidc_xai.models.inference import view_outputs
+from lidc_xai.models.lora import merge_lora
 from lidc_xai.models.nodule_model import NoduleModel, build_model
 from lidc_xai.models.saved import load_model, save_model
 from lidc_xai.training.calibration import calibrate
-from lidc_xai.training.loop.module import FitModule
+from lidc_xai.training.loop.module import FitModule, evaluated
 from lidc_xai.training.loop.optimiser import choose_trainable
 from lidc_xai.training.loop.parts import check_parts, split_off_validation
 from lidc_xai.training.loop.record import read_record, run_key, without_nan
@@ -85,9 +86,12 @@ def fit(
     rows, validation_rows = data.rows(train_ids), data.rows(validation_ids)
     check_parts(data, rows, validation_rows, options.model.outputs, patients_apart)
     model = prepare_model(options, data, rows)
-    module = FitModule(model, data, rows, validation_rows, options)
+    cache = trunk_for(model, data, options)
+    module = FitModule(model, data, rows, validation_rows, options, cache)
     history, best_epoch = train(module, options, folder)
-    outputs = view_outputs(model, model.preprocess.inputs(data.planes[validation_rows])).mean(1)
+    if options.lora.rank:
+        model.adapter = merge_lora(model)
+    outputs = evaluated(model, data, validation_rows, cache)
     _calibrate(model, outputs, data.targets[validation_rows], options)
     figures = validation_figures(model, outputs, data.targets[validation_rows])
     model.training_info = _training_info(store, data, rows, validation_rows, options, best_epoch, figures, info or {})
@@ -112,6 +116,20 @@ def planes_for(
     )  # fmt: skip
 
 
+def trunk_for(model: NoduleModel, data: PlaneDataset, options: FitOptions) -> TrunkCache | None:
+    """The cached trunk that the options ask for, built where it is not there yet."""
+    if options.trunk.folder is None or options.trainable_blocks is None:
+        return None
+    on_gpu = options.device != "cpu" and torch.cuda.is_available()
+    try:
+        return TrunkCache(
+            options.trunk.folder, model.to("cuda" if on_gpu else "cpu"), data, options.trainable_blocks,
+            options.trunk.precision,
+        )  # fmt: skip
+    finally:
+        model.cpu()
+
+
 def prepare_model(options: FitOptions, data: PlaneDataset, rows: Tensor) -> NoduleModel:
     """The network before its first step: initial weights, preprocessing and target scales from the training part."""
     model = build_model(**options.model.model_dump(), seed=options.seed)
@@ -119,7 +137,7 @@ def prepare_model(options: FitOptions, data: PlaneDataset, rows: Tensor) -> Nodu
         model.preprocess, views=tuple(options.views), slices=options.slices_averaged, channels=options.channels,
         turns=options.turns_averaged,
     )  # fmt: skip
-    model.preprocess = reads.fitted_to(data.planes[rows])
+    model.preprocess = reads if options.standardise == "fixed" else reads.fitted_to(data.planes[rows])
     for column, (name, kind) in enumerate(zip(model.output_names, model.output_kinds, strict=True)):
         if kind == "regression":
             values = data.targets[rows, column].double()

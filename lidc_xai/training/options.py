@@ -55,6 +55,12 @@ class OptimiserOptions(Options):
     warmup_epochs: float = Field(default=1.0, ge=0, description="cosine: epochs of linear warm-up.")
     final_share: float = Field(default=0.01, ge=0, le=1, description="cosine: last rate as a share of lr.")
     clip: float | None = Field(default=1.0, gt=0, description="Largest norm of the gradient (none: no limit).")
+    layer_decay: float = Field(
+        default=1.0, gt=0, le=1, description="Rate of each block of a ViT as a share of the rate of the one after it."
+    )
+    ema: float = Field(
+        default=0.0, ge=0, lt=1, description="Validate and keep a moving average of the weights (0: off; .99, .999)."
+    )
 
 
 class LossOptions(Options):
@@ -76,6 +82,20 @@ class LossOptions(Options):
     mask_weight: float = Field(
         default=0.0, ge=0, description="Of a helper task: what share of each patch the readers outlined (ViT)."
     )
+
+
+class LoraOptions(Options):
+    """Updates of low rank in place of the learning blocks' own matrices (arXiv 2106.09685)."""
+
+    rank: int = Field(default=0, ge=0, description="Rank of the update of the four matrices of a block (0: none).")
+    alpha: float = Field(default=8.0, gt=0, description="The update is scaled by alpha / rank.")
+
+
+class TrunkOptions(Options):
+    """Tokens of the frozen blocks, computed once for all folds and seeds."""
+
+    folder: str | None = Field(default=None, description="Where they are kept (none: computed at every step).")
+    precision: Literal["float16", "float32"] = Field(default="float16", description="Of the tokens on disk.")
 
 
 class MachineOptions(Options):
@@ -143,6 +163,12 @@ class FitOptions(MachineOptions):
     trainable_blocks: int | None = Field(
         default=None, ge=0, description="Only the last k blocks, final norm and head learn."
     )
+    lora: LoraOptions = LoraOptions()
+    trunk: TrunkOptions = TrunkOptions()
+    standardise: Literal["training", "fixed"] = Field(
+        default="training",
+        description="HU by mean and deviation of the training part, or by -630 and 360 in every fold.",
+    )
     patience: int | None = Field(
         default=None, ge=1, description="Stop after this many epochs without a better validation."
     )
@@ -172,4 +198,19 @@ class FitOptions(MachineOptions):
             raise ValueError("give trainable_tensors or trainable_blocks, not both")
         if self.monitor == "auc" and "malignancy" not in self.model.outputs:
             raise ValueError("monitor 'auc' needs the output malignancy")
+        if self.lora.rank and not self.trainable_blocks:
+            raise ValueError("lora.rank needs trainable_blocks, which says how many blocks get an update")
+        if self.trunk.folder is not None:
+            self._check_trunk()
         return self
+
+    def _check_trunk(self) -> None:
+        if self.trainable_blocks is None:
+            raise ValueError("trunk.folder needs trainable_blocks, which says where the trunk ends")
+        if not self.augment.turns_only:
+            fields = "rotate_degrees, shift_pixels, scale, shift_hu and scale_hu"
+            raise ValueError(f"trunk.folder keeps turns and mirrors alone: set augment.{fields} to 0")
+        if self.standardise != "fixed":
+            raise ValueError("trunk.folder needs standardise 'fixed', so that all folds read the same trunk")
+        if self.model.backbone_dropout:
+            raise ValueError("trunk.folder needs model.backbone_dropout 0: a kept token cannot be drawn anew")

@@ -12,7 +12,7 @@ from lidc_xai.training import SweepOptions
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PAPER = [f"paper_{task}_{name}" for task in ("malignancy", "biomarkers") for name in ("dino", "deit", "dinov2")]
-RUNS = ["default", "small", "lidc_png", "lidc_png_fine", *PAPER]
+RUNS = ["default", "small", "lidc_png", "lidc_png_fine", "lidc_dinov2", *PAPER]
 
 
 @pytest.mark.parametrize("name", RUNS)

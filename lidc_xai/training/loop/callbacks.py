@@ -54,9 +54,9 @@ class BestWeights(lightning.Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         value = self.sign * float(trainer.callback_metrics[self.monitor])
         if self.epoch < 0 or value < self.value:
-            model: Any = pl_module.model
+            module: Any = pl_module
             self.epoch, self.value = trainer.current_epoch, value
-            self.weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+            self.weights = {name: tensor.detach().cpu().clone() for name, tensor in module.kept_weights().items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "value": self.value, "weights": self.weights}

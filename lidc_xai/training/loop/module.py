@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import torch
@@ -10,9 +13,12 @@ from torch.utils.data import DataLoader
 
 from lidc_xai.data.dataset import PlaneDataset, TrainingPlanes, standardised, zoomed_targets
 from lidc_xai.data.transforms import MovePlanes
+from lidc_xai.data.trunk_cache import TrunkCache, TrunkPlanes
 from lidc_xai.errors import ModelError
 from lidc_xai.models.inference import view_outputs
 from lidc_xai.models.nodule_model import NoduleModel
+from lidc_xai.models.trunk import after_trunk
+from lidc_xai.training.loop.average import MovingAverage
 from lidc_xai.training.loop.epochs import EpochModule
 from lidc_xai.training.loop.losses import masked_loss
 from lidc_xai.training.loop.mask_head import MaskHead
@@ -26,16 +32,28 @@ class FitModule(EpochModule):
     options: FitOptions
 
     def __init__(
-        self, model: NoduleModel, data: PlaneDataset, train: Tensor, validation: Tensor, options: FitOptions
+        self,
+        model: NoduleModel,
+        data: PlaneDataset,
+        train: Tensor,
+        validation: Tensor,
+        options: FitOptions,
+        cache: TrunkCache | None = None,
     ) -> None:
-        channels = model.preprocess.planes_per_input
-        shown = TrainingPlanes(data, train.tolist(), options.augment, options.seed, channels)
+        channels, rows = model.preprocess.planes_per_input, train.tolist()
+        shown = (
+            TrainingPlanes(data, rows, options.augment, options.seed, channels)
+            if cache is None
+            else TrunkPlanes(cache, rows, options.augment, options.seed, channels)
+        )
         super().__init__(shown, options, options.optimiser)
+        self.cache = cache
         self.model, self.data, self.validation_rows = model, data, validation
         self.targets = standardised(data.targets, model.output_names, model.target_scaling)
         self.taught = with_soft_labels(self.targets, data, model) if options.loss.soft_labels else self.targets
         self.positive_weight = _positive_weight(data, train) if options.loss.class_weights else 1.0
         self.move = MovePlanes(model.preprocess.mean)
+        self.average = MovingAverage(model, options.optimiser.ema) if options.optimiser.ema else None
         with torch.random.fork_rng(devices=[]):  # its first weights are the run's own, whatever was drawn before
             torch.manual_seed(options.seed)
             self.mask_head = MaskHead(model) if options.loss.mask_weight else None
@@ -47,20 +65,43 @@ class FitModule(EpochModule):
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         self.seed_step(batch_index)
         rows, numbers = batch["row"].cpu(), batch["numbers"].cpu()
-        moved = self.move({**batch, "numbers": numbers})
-        image = moved["image"] if self.model.preprocess.planes_per_input > 1 else moved["image"][:, 0]
-        tokens, outputs = self.model.tokens_and_outputs(self.model.preprocess.apply(image.to(self.dtype)))
+        if self.cache is None:
+            batch = self.move({**batch, "numbers": numbers})
+            image = batch["image"] if self.model.preprocess.planes_per_input > 1 else batch["image"][:, 0]
+            tokens, outputs = self.model.tokens_and_outputs(self.model.preprocess.apply(image.to(self.dtype)))
+        else:
+            tokens, outputs = after_trunk(self.model, batch["tokens"].to(self.dtype), self.cache.depth)
         scaling = self.model.target_scaling
         targets = zoomed_targets(self.taught[rows], numbers, self.model.output_names, scaling).to(outputs)
         loss = masked_loss(outputs, targets, self.model.output_kinds, self.options.loss, self.positive_weight)
         if self.mask_head is not None:
-            loss = loss + self.options.loss.mask_weight * self.mask_head(tokens, moved["mask"])
+            loss = loss + self.options.loss.mask_weight * self.mask_head(tokens, batch["mask"].to(outputs))
         return self.checked(loss, len(rows))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+        if self.average is not None:
+            self.average.update(self.model, self.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.average is not None:
+            checkpoint["average"] = self.average.weights
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.average is not None:
+            self.average.weights = checkpoint["average"]
+
+    def kept_weights(self) -> dict[str, Tensor]:
+        """What an epoch is judged by and leaves: the model's own weights, or their moving average."""
+        return {**self.model.state_dict(), **(self.average.weights if self.average is not None else {})}
+
+    def evaluated(self, rows: Tensor) -> Tensor:
+        """(n, outputs) raw outputs of these rows, averaged as the model averages, from the cache where there is one."""
+        return evaluated(self.model, self.data, rows, self.cache, self.options.batch_size)
 
     def validation_step(self, batch: Tensor, batch_index: int) -> None:
         rows = self.validation_rows
-        inputs = self.model.preprocess.inputs(self.data.planes[rows])
-        outputs = view_outputs(self.model, inputs, inputs.shape[1] * self.options.batch_size).mean(1)
+        with self.average.in_place(self.model) if self.average is not None else nullcontext():
+            outputs = self.evaluated(rows)
         targets = self.targets[rows]
         plain = self.options.loss.model_copy(update={"label_smoothing": 0.0})
         loss = masked_loss(outputs, targets, self.model.output_kinds, plain)
@@ -74,6 +115,16 @@ class FitModule(EpochModule):
             present = torch.isfinite(targets[:, column])
             value = auc(targets[present, column].numpy(), outputs[present, column].numpy())
             self.log("val_auc", float(value), batch_size=1, prog_bar=True)
+
+
+def evaluated(
+    model: NoduleModel, data: PlaneDataset, rows: Tensor, cache: TrunkCache | None = None, batch_size: int = 32
+) -> Tensor:
+    """(n, outputs) raw outputs of rows of ``data``, averaged over what the model averages over."""
+    if cache is not None:
+        return cache.outputs(model, rows.tolist()).mean(1)
+    inputs = model.preprocess.inputs(data.planes[rows])
+    return view_outputs(model, inputs, inputs.shape[1] * batch_size).mean(1)
 
 
 def with_soft_labels(targets: Tensor, data: PlaneDataset, model: NoduleModel) -> Tensor:

@@ -11,12 +11,15 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler
 
 from lidc_xai.errors import UsageError
+from lidc_xai.models.lora import add_lora
 from lidc_xai.models.nodule_model import NoduleModel
 from lidc_xai.training.options import FitOptions, OptimiserOptions
 
 
 def choose_trainable(model: NoduleModel, options: FitOptions) -> int:
     """Freeze what is not to learn; returns the number of parameter tensors that do. The head always learns.
+
+    With LoRA the blocks keep their matrices and learn an update of low rank.
 
     ``trainable_tensors`` counts back from the model's last parameter tensor, head included (the paper's unit);
     ``trainable_blocks`` counts a ViT's transformer blocks and takes everything after them along.
@@ -26,7 +29,12 @@ def choose_trainable(model: NoduleModel, options: FitOptions) -> int:
         open_from = max(len(parameters) - options.trainable_tensors, 0)
         learning = set(map(id, parameters[open_from:]))
     elif options.trainable_blocks is not None:
-        learning = set(map(id, _after_blocks(model, options.trainable_blocks)))
+        own = 0 if options.lora.rank else options.trainable_blocks
+        learning = set(map(id, _after_blocks(model, own)))
+        if options.lora.rank:
+            updates = add_lora(model, options.trainable_blocks, options.lora.rank, options.lora.alpha, options.seed)
+            learning |= set(map(id, updates))
+            parameters = list(model.parameters())
     else:
         learning = set(map(id, parameters))
     learning |= set(map(id, model.head.parameters()))
@@ -46,7 +54,7 @@ def _after_blocks(model: NoduleModel, count: int) -> list[nn.Parameter]:
     for name, parameter in model.backbone.named_parameters():
         stem, _, rest = name.partition(".")
         in_open_block = stem == "blocks" and int(rest.split(".")[0]) >= len(blocks) - count
-        before_blocks = stem in ("cls_token", "reg_token", "dist_token", "pos_embed", "patch_embed", "norm_pre")
+        before_blocks = stem in _BEFORE_BLOCKS
         if before_blocks or (stem == "blocks" and not in_open_block):
             frozen.add(id(parameter))
     return [parameter for parameter in model.backbone.parameters() if id(parameter) not in frozen]
@@ -57,30 +65,45 @@ def build_optimiser(model: nn.Module, options: OptimiserOptions) -> Optimizer:
 
     Muon (Jordan et al. 2024) moves the matrices of a ViT's blocks by the orthogonalised momentum, at ``muon_lr`` scaled
     to the size of an AdamW step; everything else learns by AdamW at ``lr``, both with Nesterov's look ahead.
+    ``layer_decay`` d: block k of n learns at d^(n - k) of the rate, what comes before the blocks at d^(n + 1).
     """
-    matrices: list[nn.Parameter] = []
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    muon = options.name == "muon"
+    groups: dict[tuple[bool, bool, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if options.name == "muon" and parameter.ndim == 2 and ".blocks." in f".{name}":
-            matrices.append(parameter)
-        else:
-            spared = parameter.ndim <= 1 or name.endswith(("_token", "pos_embed"))
-            (kept if spared else decayed).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": options.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
-    ]
-    if options.name != "muon":
+        matrix = muon and parameter.ndim == 2 and ".blocks." in f".{name}"
+        spared = not matrix and (parameter.ndim <= 1 or name.endswith(("_token", "pos_embed")))
+        share = options.layer_decay ** _layers_after(model, name) if options.layer_decay < 1 else 1.0
+        group = groups.setdefault((not matrix, spared, share), {"params": []})
+        group["params"].append(parameter)
+        group["weight_decay"] = 0.0 if spared else options.weight_decay
+        group["lr"] = (options.muon_lr if matrix else options.lr) * share
+        if muon and not matrix:
+            group["use_fallback"] = True
+    ordered = [groups[key] for key in sorted(groups)]
+    if not muon:
         kind = AdamW if options.name == "adamw" else Adam
-        return kind([group for group in groups if group["params"]], lr=options.lr)
-    if not matrices:
+        return kind(ordered, lr=options.lr)
+    if not any(not fallback for fallback, _, _ in groups):
         raise UsageError("optimiser.name 'muon' needs matrices of transformer blocks that learn; use adamw")
-    groups = [group | {"use_fallback": True, "lr": options.lr} for group in groups if group["params"]]
-    groups.insert(0, {"params": matrices, "weight_decay": options.weight_decay})
-    return Muon(groups, lr=options.muon_lr, betas=(0.9, 0.999), nesterov=True, adjust_lr_fn="match_rms_adamw")
+    return Muon(ordered, lr=options.muon_lr, betas=(0.9, 0.999), nesterov=True, adjust_lr_fn="match_rms_adamw")
+
+
+_BEFORE_BLOCKS = ("cls_token", "reg_token", "dist_token", "pos_embed", "patch_embed", "norm_pre")
+
+
+def _layers_after(model: nn.Module, name: str) -> int:
+    """Layers between a parameter and the head: 1 for the last block, n + 1 before the first, 0 after the blocks."""
+    parts = name.split(".")
+    found = [place for place, part in enumerate(parts[:-1]) if part == "blocks"]
+    if found:
+        blocks: Any = model.get_submodule(".".join(parts[: found[0] + 1]))
+        return len(blocks) - int(parts[found[0] + 1])
+    if any(part in _BEFORE_BLOCKS for part in parts):
+        owner = ".".join(parts[: next(place for place, part in enumerate(parts) if part in _BEFORE_BLOCKS)])
+        return len(getattr(model.get_submodule(owner), "blocks", ())) + 1
+    return 0
 
 
 def build_schedule(optimiser: Optimizer, options: OptimiserOptions, steps_per_epoch: int, epochs: int) -> LRScheduler:

@@ -13,17 +13,23 @@ from lidc_xai.training.options import MachineOptions
 if TYPE_CHECKING:
     from lidc_xai.imaging.store.crop_store import CropStore
 
-_PLACE = {"device", "devices", "nodes", "logs"}
+_PLACE = {"device", "devices", "nodes", "logs", "trunk"}
 """Where and how fast a run runs does not count."""
 
 
 def run_key(store: CropStore, parts: list[list[str]], options: MachineOptions) -> dict[str, Any]:
     """Options, nodules and store of a run as plain values."""
     return {
-        "options": options.model_dump(mode="json", exclude=_PLACE),
+        "options": options.model_dump(mode="json", exclude=_PLACE) | _kept_tokens(options),
         "nodules_sha256": hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
         "store_sha256": store.fingerprint.get("sha256"),
     }
+
+
+def _kept_tokens(options: MachineOptions) -> dict[str, Any]:
+    """Where tokens of a trunk are kept does not count; that they are does, since they are rounded."""
+    trunk = getattr(options, "trunk", None)
+    return {} if trunk is None else {"trunk": None if trunk.folder is None else trunk.precision}
 
 
 def read_record(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
