@@ -1,4 +1,5 @@
-"""The one way to write CSV: a cell that a spreadsheet would run as a formula becomes plain text, numbers stay numbers.
+"""The one way to write CSV: a cell that a spreadsheet would run as a formula becomes plain text, numbers stay numbers;
+and the one way to read such a table back.
 
 A patient called ``=HYPERLINK(…)`` is a formula to Excel and LibreOffice, quoted or not. A text that begins with one of
 = + - @, a tab or a carriage return, and is no number, gets an apostrophe before it, which they show as text.
@@ -8,10 +9,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lidc_xai.errors import DataError
 from lidc_xai.files import write_text
 
 if TYPE_CHECKING:
@@ -49,6 +51,37 @@ def csv_text(table: pd.DataFrame, index: bool = False) -> str:
 def write_csv(path: Path | str, table: pd.DataFrame, index: bool = False) -> None:
     """Write :func:`csv_text` atomically."""
     write_text(path, csv_text(table, index))
+
+
+def read_table(
+    path: Path | str, needed: Sequence[str] = (), numbers: Callable[[str], bool] | None = None
+) -> pd.DataFrame:
+    """A CSV table; DataError where it is no CSV, lacks a column of ``needed`` or names a nodule twice.
+
+    ``nodule_id`` and ``patient_id`` are text, whatever they look like; columns for which ``numbers`` is true are
+    numbers, else DataError says which cell is none.
+    """
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path, dtype={"nodule_id": str, "patient_id": str}, keep_default_na=True)
+    except (OSError, ValueError, OverflowError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as CSV ({str(error).splitlines()[0]})") from error
+    missing = [name for name in needed if name not in table]
+    if missing:
+        raise DataError(f"{path}: has no column {missing[0]!r}")
+    if "nodule_id" in needed and table["nodule_id"].isna().any():
+        raise DataError(f"{path}: row {int(table['nodule_id'].isna().to_numpy().argmax()) + 1} has no nodule_id")
+    twice = table["nodule_id"][table["nodule_id"].duplicated()] if "nodule_id" in needed else []
+    if len(twice):
+        raise DataError(f"{path}: nodule {twice.iloc[0]!r} is there twice")
+    for name in table if numbers else ():
+        if numbers(str(name)) and not pd.api.types.is_numeric_dtype(table[name]):
+            bad = table[name][pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()]
+            if len(bad):
+                raise DataError(f"{path}: column {name!r} has {bad.iloc[0]!r}, which is no number")
+            table[name] = pd.to_numeric(table[name])
+    return table
 
 
 def rows_text(rows: Iterable[Sequence[Any]]) -> str:

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 import lidc_xai
-from lidc_xai.csv_files import csv_text, defused, rows_text, write_csv
+from lidc_xai.csv_files import csv_text, defused, read_table, rows_text, write_csv
+from lidc_xai.errors import DataError
 from lidc_xai.skipped import Skipped, write_skipped
 
 EVIL = '=HYPERLINK("http://x";"y")'
@@ -71,3 +72,21 @@ def test_nothing_writes_csv_any_other_way():
         path.name for path in places if re.search(r"\.to_csv\(|csv\.(writer|DictWriter)\(", path.read_text("utf-8"))
     ]
     assert other == ["csv_files.py"]
+
+
+def test_a_table_is_read_back_as_it_was_meant(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("nodule_id,patient_id,value,words\na,0012,1.5,x\nb,0013,,y\n")
+    table = read_table(path, ("nodule_id",), lambda name: name == "value")
+    assert table["patient_id"].tolist() == ["0012", "0013"]
+    for text, words in (
+        ("nodule_id,value\na,1\na,2\n", "nodule 'a' is there twice"),
+        ("nodule_id,value\na,1.5x\n", "column 'value' has '1.5x', which is no number"),
+        ("nodule_id,value\n,1\n", "row 1 has no nodule_id"),
+        ("id,value\na,1\n", "has no column 'nodule_id'"),
+        ("", "cannot be read as CSV"),
+        ('"', "cannot be read as CSV"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError, match=re.escape(words)):
+            read_table(path, ("nodule_id",), lambda name: name == "value")

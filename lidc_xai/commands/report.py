@@ -99,18 +99,17 @@ def report(config: ReportConfig, run: Run) -> None:
 def _cohort_report(
     config: ReportConfig, store: CropStore, out: Path, predicted: pd.DataFrame, shared: dict[str, Any]
 ) -> ReportResult:
-    import pandas as pd
-
     from lidc_xai.annotations import cohort_exclusions
     from lidc_xai.nodules.explained import with_spread
     from lidc_xai.reporting import cohort_report
     from lidc_xai.training import evaluate_predictions
+    from lidc_xai.training.loop.run_files import read_predictions_table
 
     path = need_path(config.predictions, "--predictions")
     metrics = evaluate_predictions(path, seed=config.seed)
     exclusions = cohort_exclusions(config.cohort) if config.cohort else None
     benchmark = need_path(config.benchmark, "--benchmark") if config.benchmark else None
-    table = with_spread(pd.read_csv(path), predicted)
+    table = with_spread(read_predictions_table(path), predicted)
     return cohort_report(store, out, table, metrics, exclusions=exclusions, benchmark=benchmark, **shared)
 
 

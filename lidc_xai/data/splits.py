@@ -7,7 +7,6 @@ test nodules have a patient that is also trained on: for like-for-like rows alon
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from lidc_xai.errors import DataError, UsageError
-from lidc_xai.files import write_json
+from lidc_xai.files import read_json, write_json
 
 if TYPE_CHECKING:
     import pandas
@@ -151,10 +150,11 @@ def load_splits(path: Path | str) -> Splits:
     if not path.is_file():
         raise UsageError(f"{path}: does not exist; make splits with: lidc-xai split --store STORE")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         folds = [FoldIds(**{part: [str(key) for key in fold[part]] for part in PARTS}) for fold in values["folds"]]
         splits = Splits(**{**values, "folds": folds})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        hash((splits.kind, splits.by))
+    except (DataError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path}: not a file of splits ({error!r}); make it again with lidc-xai split") from error
     _check_loaded(splits, path)
     return splits

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import numpy as np
 
+from lidc_xai.csv_files import read_table
 from lidc_xai.files import write_json
 from lidc_xai.nodules._predict import known_patients
 from lidc_xai.nodules.maps import RANDOM_WEIGHTS, NoduleMaps, explain_store, load_maps, weights_digest
@@ -175,12 +176,10 @@ def shared_info(models: Sequence[NoduleModel]) -> dict[str, Any]:
 
 def with_baselines(predictions: pd.DataFrame, run: Path) -> pd.DataFrame:
     """``predictions`` with the baselines' columns of ``run/predictions.csv``, where that run has predicted them."""
-    import pandas as pd
-
     path = run / "predictions.csv"
     if not path.is_file():
         return predictions
-    table = pd.read_csv(path)
+    table = read_table(path, ("nodule_id",))
     columns = [name for name in map(str, table) if name.startswith("baseline.") and name not in predictions]
     return predictions.merge(table[["nodule_id", *columns]], on="nodule_id", how="left") if columns else predictions
 

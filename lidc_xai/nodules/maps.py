@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from lidc_xai.errors import DataError, UsageError
-from lidc_xai.files import atomic_path, write_json
+from lidc_xai.files import atomic_path, read_json, write_json
 from lidc_xai.imaging.planes import crop_plane, planes_of
+from lidc_xai.npz import read_npz
 from lidc_xai.progress import track
 
 if TYPE_CHECKING:
@@ -74,16 +75,16 @@ def load_maps(folder: Path | str, nodule_id: str, method: str) -> NoduleMaps:
     """Read what ``NoduleMaps.save`` wrote; ``DataError`` where the file is absent or not such a file."""
     path = Path(folder) / nodule_id / f"{method}.npz"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            meta = json.loads(str(file["meta"]))
-            relevance, values = file["relevance"], file["values"]
+        found = read_npz(path, ("meta", "relevance", "values"))
+        meta = json.loads(str(found.pop("meta")))
+        for name in ("views", "indices", "output_names", "token_mm"):
+            meta[name] = tuple(meta[name])
+        return NoduleMaps(**found, **meta)
     except FileNotFoundError:
         raise DataError(f"{path}: no such map; run lidc-xai explain --method {method} first") from None
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: is not a map of lidc-xai explain ({error})") from None
-    for name in ("views", "indices", "output_names", "token_mm"):
-        meta[name] = tuple(meta[name])
-    return NoduleMaps(relevance=relevance, values=values, **meta)
+    except (DataError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise DataError(f"{path}: is not a map of lidc-xai explain ({reason}); delete it and explain again") from None
 
 
 def nodule_images(
@@ -223,7 +224,7 @@ def _check_same(path: Path, made_with: dict[str, Any]) -> None:
     text = json.dumps(made_with, default=str, sort_keys=True)
     if not path.exists():
         write_json(path, json.loads(text))
-    elif json.loads(path.read_text(encoding="utf-8")) != json.loads(text):
+    elif read_json(path) != json.loads(text):
         raise UsageError(f"{path.parent}: holds maps of another model, store or options; choose another --out")
 
 

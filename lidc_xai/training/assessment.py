@@ -18,6 +18,7 @@ from lidc_xai.evaluation.statistics import DIAMETER_STRATA, diameter_stratum, ho
 from lidc_xai.files import write_json
 from lidc_xai.ratings import BIOMARKERS
 from lidc_xai.training.bootstrap import mcnemar, metric_difference, metric_interval, patient_weights
+from lidc_xai.training.loop.run_files import read_predictions_table
 from lidc_xai.training.metrics import (
     CLASSIFICATION,
     ECE_BINS,
@@ -86,10 +87,7 @@ def _read(predictions: pd.DataFrame | Path | str) -> pd.DataFrame:
         where = str(predictions)
         if not Path(predictions).is_file():
             raise UsageError(f"{where}: no such file; give the predictions.csv of a cross-validated run")
-        try:
-            table = pd.read_csv(predictions)
-        except (ValueError, OSError) as error:
-            raise DataError(f"{where}: cannot be read as CSV ({error})") from error
+        table = read_predictions_table(predictions)
     missing = [name for name in _NEEDED if name not in table]
     if missing:
         raise DataError(f"{where}: has no column {missing[0]!r}; it is not the predictions.csv of a cross-validation")

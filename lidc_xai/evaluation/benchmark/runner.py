@@ -11,7 +11,6 @@ written atomically when its case is done: the same command goes on after a kill.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from lidc_xai.evaluation.benchmark.metrics import SIMPLE, measure_box, measure_f
 from lidc_xai.evaluation.benchmark.options import DISC, MODEL, READERS, BenchmarkOptions
 from lidc_xai.evaluation.cases import Case, LazyCase, Sample, cases_of
 from lidc_xai.evaluation.map_functions import MapFunction, check_names, fingerprint_of
-from lidc_xai.files import atomic_path, remove_half_written, write_json
+from lidc_xai.files import atomic_path, read_json, remove_half_written, write_json
 from lidc_xai.progress import track
 from lidc_xai.skipped import Skipped
 
@@ -222,8 +221,8 @@ def prepare_benchmark(
     path = folder / "benchmark.json"
     if path.exists():
         try:
-            known = json.loads(path.read_text(encoding="utf-8")).get("fingerprint")
-        except (OSError, ValueError) as error:
+            known = read_json(path).get("fingerprint")
+        except (DataError, AttributeError) as error:
             raise DataError(f"{path}: cannot be read ({error}); remove it or choose another --out") from None
         if known != fingerprint:
             raise UsageError(

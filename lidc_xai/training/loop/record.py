@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lidc_xai.errors import LidcXaiError, UsageError
+from lidc_xai.errors import DataError, LidcXaiError, UsageError
+from lidc_xai.files import read_json
 from lidc_xai.training.options import MachineOptions
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def read_record(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        record = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        record = dict(read_json(path))
+    except (DataError, ValueError, TypeError) as error:
         raise LidcXaiError(f"{path}: cannot be read ({error}); delete {path.parent} and start again") from error
     if record.get("key") != key:
         differing = _first_difference(record.get("key", {}), key)

@@ -1,0 +1,179 @@
+"""Kill -9 at random moments and run the same command again: the same bytes as from a run that nobody killed.
+
+    python benchmarks/kill_and_resume.py --out runs/kills --kills 21
+
+A few simulated patients take the way of real ones; prepare, train, cross-validate, benchmark, explain, report and
+export each run once in peace, then again and again with a kill of the whole process group at a moment drawn by
+``--seed``.
+``run.json`` (times, memory) is left out of the comparison, and of DICOM objects the date and time of their making.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pydicom
+
+from lidc_xai.annotations import load_nodules, select_cohort
+from lidc_xai.annotations.nodule import Nodule
+from lidc_xai.errors import LidcXaiError
+from lidc_xai.files import write_json
+from lidc_xai.simulate import simulate_ct, simulate_store, write_dicom
+
+VERBS = ("prepare", "train", "cross-validate", "benchmark", "explain", "report", "export")
+_MADE_AT = (
+    "ContentDate", "ContentTime", "InstanceCreationDate", "InstanceCreationTime", "SeriesDate", "SeriesTime",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One verb: how often it was killed before its end, how often it had ended already, files that differed after."""
+
+    verb: str
+    seconds: float
+    kills: int
+    in_time: int
+    files: int
+    differing: tuple[str, ...]
+
+
+def make_study(folder: Path, patients: int = 2, crops: int = 24) -> None:
+    """Simulated DICOM of ``patients``, and a store of ``crops`` further nodules to learn from."""
+    rated = set(select_cohort("all862")["nodule_id"])
+    by_patient: dict[str, list[Nodule]] = {}
+    for nodule in load_nodules():
+        by_patient.setdefault(nodule.patient_id, []).append(nodule)
+    short = [found for found in by_patient.values() if len(found) == 1 and found[0].nodule_id in rated]
+    if not (folder / "dicom").is_dir():
+        for found in short[:patients]:
+            write_dicom(simulate_ct(found, 0), folder / "dicom")
+    simulate_store(folder / "crops", [found[0] for found in short[patients : patients + crops]], 0)
+
+
+def command(verb: str, study: Path, out: Path) -> list[str]:
+    """The command line of ``verb`` into ``out``, after the peaceful runs of those before it in ``study``."""
+    crops, store, model, dicom = (str(study / name) for name in ("crops", "prepare", "train", "dicom"))
+    small = ["--set", "fit.model.backbone=vit_small64_p8", "--set", "fit.epochs=3", "--set", "fit.batch_size=8"]
+    explained = ["--store", store, "--model", model]
+    options = {
+        "prepare": ["--dicom", dicom],
+        "train": ["--store", crops, *small],
+        "cross-validate": ["--store", crops, "--folds", "2", *small],
+        "benchmark": [
+            *explained, "--set", "pdf=false", "--set", "options.methods=[cdam, attention]", "--set",
+            "options.metrics=[fidelity]",
+        ],
+        "explain": [*explained, "--method", "cdam,attention", "--format", "npz,nifti,png"],
+        "report": [*explained, "--set", "pdf=false"],
+        "export": [*explained, "--format", "nifti,dicom", "--dicom", dicom],
+    }  # fmt: skip
+    start = [sys.executable, "-c", "from lidc_xai.cli import main; main()"]
+    return [*start, verb, *options[verb], "--out", str(out), "--device", "cpu", "--quiet"]
+
+
+def run(words: Sequence[str]) -> float:
+    """Run to the end; returns the seconds. LidcXaiError where it fails."""
+    start = time.perf_counter()
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if done.returncode not in (0, 3):
+        raise LidcXaiError(f"{words[3]} ended with {done.returncode}: {done.stderr[-2000:]}")
+    return time.perf_counter() - start
+
+
+def run_and_kill(words: Sequence[str], after_s: float) -> bool:
+    """Run and kill -9 the process and all of its workers after ``after_s``; whether it was still running then."""
+    process = subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        process.wait(after_s)
+        return False
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return True
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """File -> hash of what it holds."""
+    return {
+        path.relative_to(folder).as_posix(): _hash(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "run.json"
+    }
+
+
+def _hash(path: Path) -> str:
+    if path.suffix != ".dcm":
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    dataset = pydicom.dcmread(path)
+    for element in list(dataset.iterall()):
+        if element.keyword in _MADE_AT:
+            element.value = ""
+    return hashlib.sha256(json.dumps(dataset.to_json_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def try_verb(verb: str, study: Path, kills: int, random: Random) -> Outcome:
+    """Run ``verb`` in peace into ``study/<verb>``, then ``kills`` times with a kill, and compare."""
+    peaceful = study / verb
+    seconds = run(command(verb, study, peaceful))
+    wanted = contents(peaceful)
+    in_time, differing = 0, set()
+    for _ in range(kills):
+        with tempfile.TemporaryDirectory(dir=study) as folder:
+            # the same base name: it is part of what some files say
+            words = command(verb, study, Path(folder) / verb)
+            in_time += run_and_kill(words, random.uniform(0.1, 0.95) * seconds)
+            run(words)
+            found = contents(Path(folder) / verb)
+        differing |= {name for name in {*wanted, *found} if wanted.get(name) != found.get(name)}
+    return Outcome(verb, round(seconds, 1), kills, in_time, len(wanted), tuple(sorted(differing)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; 1 where any file differs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--kills", type=int, default=21, help="kills in all, dealt out evenly")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default=",".join(VERBS), help="verbs to kill, separated by commas")
+    options = parser.parse_args(arguments)
+    chosen = options.only.split(",")
+    study = options.out.resolve()
+    study.mkdir(parents=True, exist_ok=True)
+    make_study(study)
+    random, outcomes = Random(options.seed), list[dict[str, Any]]()
+    for place, verb in enumerate(VERBS):
+        share = (
+            options.kills // len(chosen) + (chosen.index(verb) < options.kills % len(chosen)) if verb in chosen else 0
+        )
+        if verb not in chosen and place > VERBS.index(chosen[-1]):
+            break
+        outcome = try_verb(verb, study, share, random)
+        outcomes.append(vars(outcome))
+        print(
+            f"{verb:15} {outcome.seconds:6.1f} s  {outcome.kills} runs, {outcome.in_time} killed before their end, "
+            f"{outcome.files} files, {len(outcome.differing)} differ {' '.join(outcome.differing[:5])}",
+            flush=True,
+        )
+        write_json(study / "kills.json", outcomes)
+    return int(any(row["differing"] for row in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
