@@ -13,9 +13,12 @@ from pathlib import Path
 from time import perf_counter
 
 from fuzzing.kinds import KINDS
+from fuzzing.results import RESULTS
 from fuzzing.watch import run
 
 from lidc_xai.files import write_json
+
+KINDS.update(RESULTS)
 
 
 def main() -> int:

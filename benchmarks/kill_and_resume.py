@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,8 +24,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import highdicom  # noqa: F401  (imported before the forks, as the next ones)
+import lightning  # noqa: F401
+import matplotlib.pyplot  # noqa: F401
+import monai  # noqa: F401
 import pydicom
+import torch
 
+from lidc_xai import cli
 from lidc_xai.annotations import load_nodules, select_cohort
 from lidc_xai.annotations.nodule import Nodule
 from lidc_xai.errors import LidcXaiError
@@ -41,12 +46,11 @@ _MADE_AT = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """One verb: how often it was killed before its end, how often it had ended already, files that differed after."""
+    """One verb: seconds of a run in peace, how often it was killed, its files, those that differed afterwards."""
 
     verb: str
     seconds: float
     kills: int
-    in_time: int
     files: int
     differing: tuple[str, ...]
 
@@ -64,10 +68,13 @@ def make_study(folder: Path, patients: int = 2, crops: int = 24) -> None:
     simulate_store(folder / "crops", [found[0] for found in short[patients : patients + crops]], 0)
 
 
-def command(verb: str, study: Path, out: Path) -> list[str]:
+def arguments_of(verb: str, study: Path, out: Path) -> list[str]:
     """The command line of ``verb`` into ``out``, after the peaceful runs of those before it in ``study``."""
     crops, store, model, dicom = (str(study / name) for name in ("crops", "prepare", "train", "dicom"))
-    small = ["--set", "fit.model.backbone=vit_small64_p8", "--set", "fit.epochs=3", "--set", "fit.batch_size=8"]
+    small = [
+        "--set", "fit.model.backbone=vit_small64_p8", "--set", "fit.epochs=3", "--set", "fit.batch_size=8",
+        "--set", "fit.logs=false",  # whose names are times
+    ]  # fmt: skip
     explained = ["--store", store, "--model", model]
     options = {
         "prepare": ["--dicom", dicom],
@@ -81,32 +88,53 @@ def command(verb: str, study: Path, out: Path) -> list[str]:
         "report": [*explained, "--set", "pdf=false"],
         "export": [*explained, "--format", "nifti,dicom", "--dicom", dicom],
     }  # fmt: skip
-    start = [sys.executable, "-c", "from lidc_xai.cli import main; main()"]
-    return [*start, verb, *options[verb], "--out", str(out), "--device", "cpu", "--quiet"]
+    return ["lidc-xai", verb, *options[verb], "--out", str(out), "--device", "cpu", "--quiet"]
 
 
-def run(words: Sequence[str]) -> float:
-    """Run to the end; returns the seconds. LidcXaiError where it fails."""
-    start = time.perf_counter()
-    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    if done.returncode not in (0, 3):
-        raise LidcXaiError(f"{words[3]} ended with {done.returncode}: {done.stderr[-2000:]}")
-    return time.perf_counter() - start
-
-
-def run_and_kill(words: Sequence[str], after_s: float) -> bool:
-    """Run and kill -9 the process and all of its workers after ``after_s``; whether it was still running then."""
-    process = subprocess.Popen(
-        words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+def start(arguments: Sequence[str], log: Path) -> int:
+    """Run the command line in a forked process of its own session, which needs not import anything; its number."""
+    process = os.fork()
+    if process:
+        return process
+    os.setsid()
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    sys.argv = list(arguments)
+    code = 1
     try:
-        process.wait(after_s)
+        cli.main()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    finally:
+        os._exit(code)
+
+
+def run(arguments: Sequence[str], log: Path) -> float:
+    """Run to the end; returns the seconds. LidcXaiError where it fails."""
+    clock = time.perf_counter()
+    _, status = os.waitpid(start(arguments, log), 0)
+    if os.waitstatus_to_exitcode(status) not in (0, 3):
+        raise LidcXaiError(f"{arguments[1]} ended with {os.waitstatus_to_exitcode(status)}: {log.read_text()[-2000:]}")
+    return time.perf_counter() - clock
+
+
+def run_and_kill(arguments: Sequence[str], log: Path, files: int, delay_s: float) -> bool:
+    """Run, and kill -9 all of it ``delay_s`` after its folder holds ``files`` files; whether it was still running."""
+    out, process = Path(arguments[arguments.index("--out") + 1]), start(arguments, log)
+    while sum(path.is_file() for path in out.rglob("*")) < files and not _ended(process):
+        time.sleep(0.005)
+    time.sleep(delay_s)
+    if _ended(process):
         return False
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return True
+    os.killpg(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return True
+
+
+def _ended(process: int) -> bool:
+    """Whether it has ended; its status stays to be asked for."""
+    return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -129,20 +157,24 @@ def _hash(path: Path) -> str:
 
 
 def try_verb(verb: str, study: Path, kills: int, random: Random) -> Outcome:
-    """Run ``verb`` in peace into ``study/<verb>``, then ``kills`` times with a kill, and compare."""
-    peaceful = study / verb
-    seconds = run(command(verb, study, peaceful))
+    """Run ``verb`` in peace into ``study/<verb>``, then until it was killed ``kills`` times, and compare each time."""
+    peaceful, log = study / verb, study / f"{verb}.log"
+    seconds = run(arguments_of(verb, study, peaceful), log)
     wanted = contents(peaceful)
-    in_time, differing = 0, set()
-    for _ in range(kills):
+    killed, tries, differing = 0, 0, set()
+    while killed < kills and tries < 5 * kills:
+        tries += 1
         with tempfile.TemporaryDirectory(dir=study) as folder:
             # the same base name: it is part of what some files say
-            words = command(verb, study, Path(folder) / verb)
-            in_time += run_and_kill(words, random.uniform(0.1, 0.95) * seconds)
-            run(words)
+            arguments = arguments_of(verb, study, Path(folder) / verb)
+            # from 0 files (in the middle of reading) to all but one, and a moment more
+            if not run_and_kill(arguments, log, random.randrange(len(wanted)), random.uniform(0, 0.1 * seconds)):
+                continue
+            killed += 1
+            run(arguments, log)
             found = contents(Path(folder) / verb)
         differing |= {name for name in {*wanted, *found} if wanted.get(name) != found.get(name)}
-    return Outcome(verb, round(seconds, 1), kills, in_time, len(wanted), tuple(sorted(differing)))
+    return Outcome(verb, round(seconds, 1), killed, len(wanted), tuple(sorted(differing)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -153,6 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default=",".join(VERBS), help="verbs to kill, separated by commas")
     options = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # a pool of threads does not live through a fork
     chosen = options.only.split(",")
     study = options.out.resolve()
     study.mkdir(parents=True, exist_ok=True)
@@ -167,8 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outcome = try_verb(verb, study, share, random)
         outcomes.append(vars(outcome))
         print(
-            f"{verb:15} {outcome.seconds:6.1f} s  {outcome.kills} runs, {outcome.in_time} killed before their end, "
-            f"{outcome.files} files, {len(outcome.differing)} differ {' '.join(outcome.differing[:5])}",
+            f"{verb:15} {outcome.seconds:6.1f} s  killed {outcome.kills} times, {outcome.files} files, "
+            f"{len(outcome.differing)} differ {' '.join(outcome.differing[:5])}",
             flush=True,
         )
         write_json(study / "kills.json", outcomes)

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
 from fuzzing.mutators import Rng, damage_bytes, damage_text, pick
 from fuzzing.watch import Kind
-
 from lidc_xai.csv_files import write_csv
 from lidc_xai.data import load_splits, make_splits
 from lidc_xai.files import write_json

@@ -12,9 +12,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = ("dicom", "zip", "png", "nifti", "nifti-gz", "nrrd", "mhd", "mha", "labels", "rtstruct", "csv", "yaml", "bomb")
+OWN = ("store", "model", "maps", "run", "splits")
 
 
-@pytest.mark.parametrize(("kinds", "cases"), [(FAST, 25), (("xml", "prepare", "seg"), 12)], ids=["files", "programs"])
+@pytest.mark.parametrize(
+    ("kinds", "cases"), [(FAST, 25), (("xml", "prepare", "seg"), 12), (OWN, 25)], ids=["files", "programs", "results"]
+)
 def test_no_kind_of_damage_does_more_than_refuse_one_input(kinds, cases, tmp_path):
     chosen = [word for kind in kinds for word in ("--kind", kind)]
     command = [sys.executable, str(ROOT / "benchmarks" / "fuzz.py"), "--cases", str(cases), *chosen]

@@ -96,7 +96,7 @@ def test_one_bad_region_is_a_row_and_the_others_are_read(planning, ct):
     assert reasons["no contour"] == "rt.dcm: no contour: has no closed contour (no contour at all)"
     assert reasons["a point"].endswith("has no closed contour (POINT)")
     assert "does not lie on a slice of the CT (slice index 450.00)" in reasons["another scan"]
-    assert "pixels away from the CT" in reasons["far away"]
+    assert "reaches far beyond the CT" in reasons["far away"]
     assert "cannot be read" in reasons["no numbers"]
     assert len(read_masks(planning, ct)) == 6
 
