@@ -123,3 +123,9 @@ def _lives(process: int) -> bool:
     except OSError:  # somebody else's
         return True
     return True
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -27,7 +27,7 @@ from lidc_xai.config import Config
 from lidc_xai.errors import DataError
 from lidc_xai.files import write_json
 from lidc_xai.imaging import read_ct
-from lidc_xai.imaging.png.hu import calibrate
+from lidc_xai.imaging.png.learned import hu_of_pictures
 from lidc_xai.imaging.png.match import match_nodule
 from lidc_xai.imaging.png.source import PngEdition, PngNodule
 from lidc_xai.run import Run
@@ -72,7 +72,7 @@ def _errors(true: NDArray, grey: NDArray, slope: float, intercept: float) -> dic
 
 
 def _row(png: PngNodule, k: int, true: NDArray, grey: NDArray) -> dict:
-    calibration = calibrate(png.images)
+    calibration = hu_of_pictures(png.images, {})
     estimated = _errors(true, grey, calibration.slope[k], calibration.intercept[k])
     return {"nodule": png.name, "slice": k, "estimated": estimated, "fixed": _errors(true, grey, *FIXED)}
 

@@ -27,7 +27,10 @@ class PrepareConfig(Config):
     """
 
     dicom: Path | None = Field(None, description="Folder of LIDC-IDRI's DICOM series, in any layout.")
-    slices: Path | None = Field(None, description="Or the PNG edition of LIDC-IDRI: its zip or folder (HU estimated).")
+    slices: Path | None = Field(None, description="Or the PNG edition of LIDC-IDRI: its zip or folder.")
+    hu: Path | None = Field(
+        None, description="With --slices: CSV of known HU lines (patient_id, nodule, slice, slope, intercept, rmse_hu)."
+    )
     ct: Path | None = Field(None, description="Or one CT of your own: a DICOM folder, NIfTI, NRRD or MHD file.")
     points: Path | None = Field(
         None, description="With --ct: CSV of points in LPS mm, RAS mm or voxels (its header says)."
@@ -51,6 +54,8 @@ def prepare(config: PrepareConfig, run: Run) -> None:
     given = [name for name in ("dicom", "slices", "ct") if getattr(config, name)]
     if len(given) != 1:
         raise UsageError("give one of --dicom DIR (LIDC-IDRI), --slices ZIP (PNG edition), --ct PATH (your own)")
+    if config.hu and not config.slices:
+        raise UsageError("--hu goes with --slices: DICOM and own CT have their HU")
     result = {"dicom": _from_lidc, "slices": _from_slices, "ct": _from_own_ct}[given[0]](config, out)
     run.skipped = result.skipped
     run.results = {"written": len(result.written), "already_done": len(result.kept), "skipped": len(result.skipped)}
@@ -78,7 +83,8 @@ def _from_slices(config: PrepareConfig, out: Path) -> PrepareResult:
     from lidc_xai.imaging import prepare_png
 
     source = need_path(config.slices, "--slices")
-    return prepare_png(source, out, config.cohort, config.size_mm, config.spacing_mm, config.jobs)
+    lines = need_path(config.hu, "--hu") if config.hu else None
+    return prepare_png(source, out, config.cohort, config.size_mm, config.spacing_mm, config.jobs, hu=lines)
 
 
 def _from_own_ct(config: PrepareConfig, out: Path) -> PrepareResult:

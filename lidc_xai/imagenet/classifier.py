@@ -14,12 +14,13 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from lidc_xai.errors import UsageError
+from lidc_xai.files import sha256_of
 from lidc_xai.imagenet.class_names import ClassNames
 from lidc_xai.imagenet.classifier_weights import fetch_published, insert_weights, pretrained_tag, state_dict
 from lidc_xai.imagenet.photographs import InputSpec
 from lidc_xai.models.backbones import BACKBONES
 from lidc_xai.models.nodule_model import build_backbone
-from lidc_xai.models.weights import read_tensors, sha256_of
+from lidc_xai.models.weights import read_tensors
 
 RANDOM = "random weights: these maps say nothing about any photograph"
 

@@ -14,12 +14,11 @@ from safetensors.torch import load_file, save_file
 
 import lidc_xai
 from lidc_xai.errors import DataError, LidcXaiError, ModelError, UsageError
-from lidc_xai.files import atomic_path, read_json
+from lidc_xai.files import atomic_path, read_json, sha256_of
 from lidc_xai.models.backbones import BACKBONES
 from lidc_xai.models.card import licence_notice, model_card
 from lidc_xai.models.nodule_model import RECIPE_FIELDS, NoduleModel, build_model
 from lidc_xai.models.preprocess import Preprocess
-from lidc_xai.models.weights import sha256_of
 
 FORMAT = "lidc_xai.model"
 FORMAT_VERSION = 1

@@ -1,7 +1,8 @@
 """The publishers' key layouts, turned into timm's.
 
 DINO and DeiT already use timm's keys. DINOv2 adds a mask token, which is dropped, and with registers keeps a position
-for CLS, which timm adds to the CLS token itself. torchvision's ViT, VGG and ResNet have their own names.
+for CLS, which timm adds to the CLS token itself; DINOv3 calls its registers storage tokens. torchvision's ViT, VGG and
+ResNet and transformers' ViTs have their own names.
 """
 
 from __future__ import annotations
@@ -14,8 +15,12 @@ from typing import Any
 from torch import Tensor
 
 from lidc_xai.errors import ModelError
+from lidc_xai.models.transformers_layout import from_transformers, is_transformers
 
-_WRAPPERS = ("teacher", "state_dict", "model", "model_state", "student")
+_WRAPPERS = (
+    "teacher", "state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model", "model_state", "student",
+)  # fmt: skip
+"""What training code calls the tensors in its checkpoints; averaged weights come first."""
 _ANCHORS = (
     "patch_embed.proj.weight", "patch_embed.proj.0.weight", "conv_proj.weight", "features.0.weight", "conv1.weight",
 )  # fmt: skip
@@ -41,24 +46,31 @@ _TORCHVISION_VGG = (
 )
 
 
-def to_timm_layout(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """State dict with timm's keys from what a file holds; ``ModelError`` where no known layout is found."""
-    tensors = _without_prefix(_unwrapped(content), path)
+def to_timm_layout(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """State dict with timm's keys from a file's tensors; ``ModelError`` where no known layout is found."""
+    if is_transformers(tensors):
+        return from_transformers(tensors)
+    tensors = _without_prefix(tensors, path)
     if "class_token" in tensors:
         return _renamed(tensors, _TORCHVISION_VIT)
     if "features.0.weight" in tensors and "classifier.0.weight" in tensors:
         return _vgg(tensors)
+    if "storage_tokens" in tensors:
+        return _dinov3(tensors)
     if "mask_token" in tensors or "register_tokens" in tensors:
         return _dinov2(tensors)
     return tensors
 
 
-def _unwrapped(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The dictionary of tensors inside what training code saves around it."""
+def unwrapped(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors inside what training code saves around them, and the entry that they were taken from (None: the
+    file holds nothing else).
+    """
     for name in _WRAPPERS:
         if isinstance(content.get(name), Mapping):
-            return _unwrapped(content[name])
-    return {key: value for key, value in content.items() if isinstance(value, Tensor)}
+            tensors, inner = unwrapped(content[name])
+            return tensors, name if inner is None else f"{name}.{inner}"
+    return {key: value for key, value in content.items() if isinstance(value, Tensor)}, None
 
 
 def _without_prefix(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -97,13 +109,35 @@ def _vgg(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _dinov2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Also undoes the chunks that full training checkpoints put around the blocks (blocks.0.3. -> blocks.3.)."""
     converted = {
-        re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", key): value
+        re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", key).replace(".mlp.w12.", ".mlp.fc1."): value
         for key, value in tensors.items()
         if key != "mask_token"
     }
+    converted = {key.replace(".mlp.w3.", ".mlp.fc2."): value for key, value in converted.items()}
     if "register_tokens" in converted:
         positions = converted["pos_embed"]
         converted["reg_token"] = converted.pop("register_tokens")
         converted["cls_token"] = converted["cls_token"] + positions[:, :1]
         converted["pos_embed"] = positions[:, 1:]
+    return converted
+
+
+_DINOV3 = (
+    (r"^storage_tokens$", "reg_token"),
+    (r"\.ls([12])\.gamma$", r".gamma_\1"),
+    (r"\.mlp\.w1\.", ".mlp.fc1_g."),
+    (r"\.mlp\.w2\.", ".mlp.fc1_x."),
+    (r"\.mlp\.w3\.", ".mlp.fc2."),
+)
+
+
+def _dinov3(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Positions are computed, the key's bias is zero by definition: neither is taken over."""
+    converted: dict[str, Tensor] = {}
+    for key, value in _renamed(tensors, _DINOV3).items():
+        if key.endswith(".attn.qkv.bias"):
+            place = key.removesuffix("qkv.bias")
+            converted[f"{place}q_bias"], _, converted[f"{place}v_bias"] = value.chunk(3)
+        elif not key.startswith(("mask_token", "rope_embed", "local_cls_norm")) and not key.endswith(".bias_mask"):
+            converted[key] = value
     return converted

@@ -28,10 +28,9 @@ from torch.utils.data import Dataset
 from lidc_xai.data.augmentation import mixed_seed
 from lidc_xai.data.dataset import PlaneDataset
 from lidc_xai.errors import UsageError
-from lidc_xai.files import atomic_path, write_json
+from lidc_xai.files import atomic_path, sha256_of, write_json
 from lidc_xai.models.nodule_model import build_backbone
 from lidc_xai.models.preprocess import Preprocess
-from lidc_xai.models.weights import sha256_of
 from lidc_xai.training.loop.callbacks import History
 from lidc_xai.training.loop.epochs import EpochModule
 from lidc_xai.training.loop.record import read_record, run_key, without_nan

@@ -16,6 +16,8 @@ from lidc_xai.imaging import CTVolume, crop_nodule, read_ct
 from lidc_xai.imaging.crops.contours import contours_box, contours_mask
 from lidc_xai.imaging.png.edition import png_crop, prepare_png
 from lidc_xai.imaging.png.hu import calibrate
+from lidc_xai.imaging.png.learned import BoostedTrees, corrected, hu_of_pictures, picture_features, trees
+from lidc_xai.imaging.png.lines import HuLines
 from lidc_xai.imaging.png.match import match_nodule
 from lidc_xai.imaging.png.source import PngEdition, PngNodule
 from lidc_xai.simulate import simulate_ct
@@ -277,3 +279,109 @@ def test_a_replaced_edition_is_read_anew(tmp_path):
     assert open_edition(tmp_path / "edition.zip") is first
     write("LIDC-IDRI-0002")
     assert list(open_edition(tmp_path / "edition.zip").patients) == ["LIDC-IDRI-0002"]
+
+
+def write_lines(path: Path, *rows: tuple) -> Path:
+    lines = ["patient_id,nodule,slice,slope,intercept,rmse_hu", *(",".join(map(str, row)) for row in rows)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def true_lines(png: PngNodule, true: np.ndarray) -> list[tuple]:
+    """The lines that the pictures were made with."""
+    low, high = true.min(axis=(1, 2)), true.max(axis=(1, 2))
+    return [(png.patient_id, png.group, k, (high[k] - low[k]) / 255, low[k], 2.5) for k in range(len(low))]
+
+
+class TestLines:
+    def test_known_lines_give_the_true_hu(self, made: Callable, tmp_path: Path) -> None:
+        (png, true, _), (other, *_) = made(FIRST), made("LIDC-IDRI-0003-s1-n2")
+        archive = write_zip(tmp_path / "slices.zip", png, other)
+        rows = true_lines(png, true)
+        store_path = tmp_path / "store"
+        prepare_png(archive, store_path, hu=write_lines(tmp_path / "hu.csv", *rows))
+        from lidc_xai.imaging import CropStore
+
+        store = CropStore(store_path)
+        rows_by_id = store.manifest.set_index("nodule_id")
+        known, guessed = rows_by_id.loc[FIRST], rows_by_id.loc["LIDC-IDRI-0003-s1-n2"]
+        assert (known["hu_calibrated"], known["hu_source"], known["hu_rmse"]) == (True, "calibrated", 2.5)
+        assert (guessed["hu_calibrated"], guessed["hu_source"]) == (False, "estimated")
+        assert 5 < guessed["hu_rmse"] < 200
+        assert not any("estimated" in issue for issue in store.load(FIRST).issues)
+        calibration = hu_of_pictures(png.images, HuLines(tmp_path / "hu.csv", {(png.patient_id, 0)}).of(*rows[0][:2]))
+        assert np.abs(calibration.to_hu(png.images) - true).max() <= max(row[3] for row in rows) / 2 + 1e-3
+        with pytest.raises(UsageError, match="was made with rule"):
+            prepare_png(archive, store_path)
+
+    def test_a_slice_without_a_line_follows_its_neighbours(self, made: Callable, tmp_path: Path) -> None:
+        png, true, _ = made(FIRST)
+        rows = true_lines(png, true)
+        file = HuLines(write_lines(tmp_path / "hu.csv", *rows[:3], *rows[4:]), {(png.patient_id, 0)})
+        found = hu_of_pictures(png.images, file.of(png.patient_id, 0))
+        assert found.calibrated
+        lung = (true[3] > -960) & (true[3] < -700)
+        assert abs(np.median((found.to_hu(png.images) - true)[3][lung])) < 15
+
+    @pytest.mark.parametrize(
+        ("row", "words"),
+        [
+            (
+                ("LIDC-IDRI-0001", 0, 0, 0, -1000, 2),
+                r"line 2 \(LIDC-IDRI-0001, nodule 0, slice 0\): slope is",
+            ),
+            (("LIDC-IDRI-0001", 0, 0, "nan", -1000, 2), "slope is no number"),
+            (("LIDC-IDRI-0001", 0, 0, 8, "", 2), "intercept is no number"),
+            (("LIDC-IDRI-0001", 0, 1.5, 8, -1000, 2), "slice is no whole number"),
+            (("LIDC-IDRI-9999", 0, 0, 8, -1000, 2), "no such nodule"),
+            (("LIDC-IDRI-0001", 77, 0, 8, -1000, 2), "no such nodule"),
+        ],
+    )
+    def test_a_wrong_row_is_one_line(self, row: tuple, words: str, tmp_path: Path) -> None:
+        path = write_lines(tmp_path / "hu.csv", row)
+        with pytest.raises(DataError, match=words) as caught:
+            HuLines(path, {("LIDC-IDRI-0001", 0)})
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_wrong_files_are_one_line(self, made: Callable, tmp_path: Path) -> None:
+        row = ("LIDC-IDRI-0001", 0, 0, 8, -1000, 2)
+        with pytest.raises(DataError, match="stands there twice"):
+            HuLines(write_lines(tmp_path / "twice.csv", row, row), {row[:2]})
+        (tmp_path / "lacking.csv").write_text("patient_id,nodule,slice,slope\nLIDC-IDRI-0001,0,0,8\n")
+        with pytest.raises(DataError, match="has no column 'intercept'"):
+            HuLines(tmp_path / "lacking.csv", {row[:2]})
+        with pytest.raises(DataError, match="holds no line"):
+            HuLines(write_lines(tmp_path / "empty.csv"), {row[:2]})
+        with pytest.raises(UsageError, match="no such file"):
+            HuLines(tmp_path / "absent.csv", {row[:2]})
+        archive = write_zip(tmp_path / "slices.zip", made(FIRST)[0])
+        elsewhere = write_lines(tmp_path / "elsewhere.csv", ("LIDC-IDRI-0003", 1, 0, 8, -1000, 2))
+        with pytest.raises(DataError, match="no line of any nodule of this edition"):
+            prepare_png(archive, tmp_path / "store", hu=elsewhere)
+        beyond = write_lines(tmp_path / "beyond.csv", ("LIDC-IDRI-0001", 0, 99, 8, -1000, 2))
+        result = prepare_png(archive, tmp_path / "other", hu=beyond)
+        assert "the calibration has slice 99" in result.skipped[0].reason
+
+
+class TestLearned:
+    def test_trees_are_summed(self) -> None:
+        stump = [[1, 0.5, 1, 2, 0], [-1, 0, -1, -1, 10], [-1, 0, -1, -1, 20]]
+        deep = [[0, 0.0, 1, 2, 0], [-1, 0, -1, -1, 1], [1, 0.5, 3, 4, 0], [-1, 0, -1, -1, 2], [-1, 0, -1, -1, 3]]
+        trees = BoostedTrees.from_json({"baseline": 0.5, "trees": [stump, deep]})
+        x = np.array([[-1.0, 0.0], [1.0, 0.5], [1.0, 0.75]])
+        np.testing.assert_allclose(trees.predict(x), [0.5 + 10 + 1, 0.5 + 10 + 2, 0.5 + 20 + 3])
+
+    def test_the_table_fits_the_features(self, made: Callable) -> None:
+        png, *_ = made(FIRST)
+        estimate = calibrate(png.images)
+        features = picture_features(png.images, estimate, [-1024.0, -1024.0])
+        used = max(int(tree[:, 0].max()) for side in (trees().lung, trees().soft) for tree in side.nodes)
+        assert used < features.shape[1]
+        assert np.isfinite(features).all()
+        assert not np.allclose(features, picture_features(png.images, estimate, []))
+        assert (corrected(png.images, estimate, []).slope > 0).all()
+
+    @pytest.mark.parametrize("images", [np.zeros((2, 16, 16), np.uint8), np.full((1, 16, 16), 255, np.uint8)])
+    def test_empty_pictures_give_numbers(self, images: np.ndarray) -> None:
+        assert np.isfinite(hu_of_pictures(images, {}).to_hu(images)).all()

@@ -1,16 +1,17 @@
-"""``prepare_png``: the PNG edition of LIDC-IDRI in, the same store of nodule crops out, with ``hu_calibrated`` false.
+"""``prepare_png``: the PNG edition of LIDC-IDRI in, the same store of nodule crops out.
 
 The edition has 128 x 128 grey pictures of the slices that the readers marked, and their masks. Patient and group join
 it to the annotations (:mod:`lidc_xai.imaging.png.match`), from which spacing, slice positions, outlines and ratings
-come; grey levels become estimated HU (:mod:`lidc_xai.imaging.png.hu`). What it cannot have: slices above and below the
-nodule (the crop is padded with air there) and patient coordinates (x and y count in mm from the scan's first pixel, z
-is the scan's own).
+come; grey levels become true HU where a calibration file has the nodule's lines (:mod:`lidc_xai.imaging.png.lines`),
+else estimated HU (:mod:`lidc_xai.imaging.png.learned`); ``hu_source`` in the manifest says which. What it cannot have:
+slices above and below the nodule (the crop is padded with air there) and patient coordinates (x and y count in mm from
+the scan's first pixel, z is the scan's own).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -23,21 +24,21 @@ from lidc_xai.annotations.cohort import cohorts_of
 from lidc_xai.annotations.nodule import Nodule
 from lidc_xai.annotations.tables import nodule_row, nodule_votes
 from lidc_xai.errors import DataError, UsageError, reason_of
+from lidc_xai.files import sha256_of
 from lidc_xai.imaging.crops.contours import GridBox, consensus_mask
 from lidc_xai.imaging.crops.crop import consensus_centre, crop_marked, voxels_per_side
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 from lidc_xai.imaging.ct.slices import axial_volume
 from lidc_xai.imaging.ct.volume import AIR_HU, CTVolume
-from lidc_xai.imaging.png.hu import Calibration, calibrate
+from lidc_xai.imaging.png.hu import Calibration
+from lidc_xai.imaging.png.learned import hu_of_pictures
+from lidc_xai.imaging.png.lines import HuLines, Lines
 from lidc_xai.imaging.png.match import PngMatch, match_nodule, place
 from lidc_xai.imaging.png.source import PngNodule, open_edition
 from lidc_xai.imaging.prepare import PrepareResult
 from lidc_xai.imaging.store.crop_store import StoreWriter
 from lidc_xai.progress import say, track
 from lidc_xai.skipped import ABSENT, Skipped
-
-DOUBTFUL_HU = 30.0
-"""An estimate whose SD at soft tissue is larger is called doubtful in the manifest."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class _Patient:
     wanted: frozenset[str] | None
     size_mm: float
     spacing_mm: float
+    lines: dict[int, Lines]
+
+    def intercepts(self, group: int) -> list[float]:
+        """Of the known lines of the patient's other nodules."""
+        return [line.intercept for other, lines in self.lines.items() if other != group for line in lines.values()]
 
 
 def prepare_png(
@@ -60,13 +66,16 @@ def prepare_png(
     size_mm: float = 32.0,
     spacing_mm: float = 1.0,
     jobs: int = 1,
+    hu: Path | str | None = None,
 ) -> PrepareResult:
     """Turn the nodules of the PNG edition (a zip or a folder) into the store ``out``.
 
-    ``cohort``: a name of :data:`~lidc_xai.annotations.COHORTS`, or ``None`` for all. ``jobs``: worker processes. Every
+    ``cohort``: a name of :data:`~lidc_xai.annotations.COHORTS`, or ``None`` for all. ``jobs``: worker processes.
+    ``hu``: a calibration file (:class:`~lidc_xai.imaging.png.lines.HuLines`) whose nodules get their true HU. Every
     nodule of the edition is written, or is a row of ``skipped.csv`` with its reason. The manifest's ``issues`` say
-    where masks and annotations disagree, and where the HU are in doubt. Raises UsageError for a path that is not the
-    edition, an unknown cohort, or a store made by another rule.
+    where masks and annotations disagree, and where the HU are in doubt; ``hu_source`` is "calibrated" or "estimated"
+    and ``hu_rmse`` the error in HU, of the fit or expected of the estimate. Raises UsageError for a path that is not
+    the edition, an unknown cohort, or a store made by another rule; DataError for a wrong calibration file.
     """
     voxels_per_side(size_mm, spacing_mm)
     if jobs == 0 or jobs < -1:
@@ -74,13 +83,16 @@ def prepare_png(
     source = Path(source).resolve()
     edition = open_edition(source)
     wanted = None if cohort is None else frozenset(select_cohort(cohort)["nodule_id"])
-    rule = {"source": "png", "cohort": cohort or "all nodules of the edition", "hu": "estimated per picture"}
-    writer = StoreWriter(Path(out).resolve(), size_mm=size_mm, spacing_mm=spacing_mm, rule=rule)
     known: dict[str, list[Nodule]] = defaultdict(list)
     for nodule in load_nodules():
         known[nodule.patient_id].append(nodule)
+    lines = {} if hu is None else _lines_of(Path(hu), edition.patients, known)
+    rule = {"source": "png", "cohort": cohort or "all nodules of the edition", "hu": "estimated per picture"}
+    if hu is not None:
+        rule["hu"] = f"lines of {Path(hu).name}, SHA-256 {sha256_of(Path(hu))}; else estimated per picture"
+    writer = StoreWriter(Path(out).resolve(), size_mm=size_mm, spacing_mm=spacing_mm, rule=rule)
     units = [
-        _Patient(source, patient, groups, known[patient], wanted, size_mm, spacing_mm)
+        _Patient(source, patient, groups, known[patient], wanted, size_mm, spacing_mm, lines.get(patient, {}))
         for patient, groups in edition.patients.items()
         if wanted is None or any(nodule.nodule_id in wanted for nodule in known[patient])
     ]
@@ -101,6 +113,19 @@ def prepare_png(
     result.written.sort()
     result.skipped = sorted(set(result.skipped))
     return result
+
+
+def _lines_of(
+    path: Path, groups: Mapping[str, list[int]], known: Mapping[str, list[Nodule]]
+) -> dict[str, dict[int, Lines]]:
+    """The lines of a calibration file by patient and group of the edition."""
+    exist = {(patient, nodule.cluster_index) for patient, nodules in known.items() for nodule in nodules}
+    here = {(patient, group) for patient, numbers in groups.items() for group in numbers}
+    file = HuLines(path, exist | here)
+    if not any(file.of(*key) for key in here):
+        raise DataError(f"{path}: has no line of any nodule of this edition; give the calibration of these pictures")
+    say(f"{sum(bool(file.of(*key)) for key in here)} nodules have calibrated HU in {path.name}")
+    return {patient: {group: file.of(patient, group) for group in numbers} for patient, numbers in groups.items()}
 
 
 def _run(writer: StoreWriter, units: list[_Patient], jobs: int) -> Iterator[PrepareResult]:
@@ -133,9 +158,12 @@ def _prepare_patient(writer: StoreWriter, unit: _Patient) -> PrepareResult:
             if writer.done(nodule_id):
                 done.kept.append(nodule_id)
                 continue
-            crop = png_crop(png, match, unit.size_mm, unit.spacing_mm)
+            calibration = hu_of_pictures(png.images, unit.lines.get(group, {}), unit.intercepts(group), png.name)
+            crop = png_crop(png, match, unit.size_mm, unit.spacing_mm, calibration)
             middle = perf_counter()
-            row = nodule_row(match.nodule) | {"hu_calibrated": False, "cohorts": " ".join(cohorts_of(match.nodule))}
+            row = nodule_row(match.nodule) | {"cohorts": " ".join(cohorts_of(match.nodule))}
+            row |= {"hu_calibrated": calibration.calibrated, "hu_rmse": calibration.rmse}
+            row["hu_source"] = "calibrated" if calibration.calibrated else "estimated"
             writer.write(crop, row, nodule_votes(match.nodule))
         except Exception as error:  # whatever it is, it concerns this nodule alone
             if unit.wanted is None or name in unit.wanted:
@@ -147,9 +175,17 @@ def _prepare_patient(writer: StoreWriter, unit: _Patient) -> PrepareResult:
     return done
 
 
-def png_crop(png: PngNodule, match: PngMatch, size_mm: float = 32.0, spacing_mm: float = 1.0) -> NoduleCrop:
-    """One nodule of the edition as a crop in estimated HU, with the outlines of the annotations as masks."""
-    calibration = calibrate(png.images)
+def png_crop(
+    png: PngNodule,
+    match: PngMatch,
+    size_mm: float = 32.0,
+    spacing_mm: float = 1.0,
+    calibration: Calibration | None = None,
+) -> NoduleCrop:
+    """One nodule of the edition as a crop in HU (estimated without a ``calibration``), with the outlines of the
+    annotations as masks.
+    """
+    calibration = calibration or hu_of_pictures(png.images, {}, name=png.name)
     ct = _as_volume(png, match, calibration)
     shape = np.array(png.images.shape)[::-1]
     low = np.array(match.box.low) - match.offset
@@ -179,9 +215,7 @@ def _as_volume(png: PngNodule, match: PngMatch, calibration: Calibration) -> CTV
     if (np.diff(heights) <= 0).any():
         raise DataError(f"{png.name}: the scan of {nodule.nodule_id} has several slices at one z position here")
     spacing = nodule.pixel_spacing_mm
-    hu = "HU estimated from grey levels"
-    if calibration.soft_sd > DOUBTFUL_HU:
-        hu += f", in doubt at soft tissue (SD {calibration.soft_sd:.0f} HU under the model)"
+    hu = [] if calibration.calibrated else [f"HU estimated from grey levels, to about {calibration.rmse:.0f} HU"]
     return axial_volume(
         calibration.to_hu(png.images),
         heights,
@@ -191,5 +225,5 @@ def _as_volume(png: PngNodule, match: PngMatch, calibration: Calibration) -> CTV
         series_uid=nodule.series_uid,
         patient_id=nodule.patient_id,
         slice_thickness_mm=nodule.slice_thickness_mm,
-        issues=[*match.issues, hu],
+        issues=[*match.issues, *hu],
     )

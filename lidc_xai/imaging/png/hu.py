@@ -41,7 +41,8 @@ LUNG_HU, SOFT_HU = -860.0, 45.0
 class Calibration:
     """HU of picture k = ``slope[k]`` · grey + ``intercept[k]``. ``padded[k]``: grey 0 means nothing was measured.
 
-    ``lung_sd``, ``soft_sd``: standard deviation of the estimate at lung and at soft tissue, in HU, under the model.
+    ``lung_sd``, ``soft_sd``: expected error at lung and at soft tissue in HU (of :func:`calibrate`: the standard
+    deviation under its model). ``calibrated``: by known lines, not estimated.
     """
 
     slope: Floats
@@ -49,6 +50,12 @@ class Calibration:
     padded: NDArray[np.bool_]
     lung_sd: float
     soft_sd: float
+    calibrated: bool = False
+
+    @property
+    def rmse(self) -> float:
+        """Expected root mean square error over lung and soft tissue, in HU."""
+        return float(np.sqrt((self.lung_sd**2 + self.soft_sd**2) / 2))
 
     def to_hu(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """HU (n, rows, columns); padding becomes air."""

@@ -29,7 +29,8 @@ from lidc_xai.skipped import Skipped, write_skipped
 
 CROP_COLUMNS = (
     "size_mm", "spacing_mm", "centre_x_mm", "centre_y_mm", "centre_z_mm", "n_readers_masked", "padded",
-    "padded_share", "larger_than_box", "hu_calibrated", "simulated", "scanner", "ct_mean_hu", "cohorts", "issues",
+    "padded_share", "larger_than_box", "hu_calibrated", "hu_source", "hu_rmse", "simulated", "scanner", "ct_mean_hu",
+    "cohorts", "issues",
 )  # fmt: skip
 MANIFEST_COLUMNS = (*ROW_COLUMNS, *CROP_COLUMNS)
 """Columns of ``manifest.parquet``: those of a cohort, then what is known of the crop."""
@@ -37,12 +38,12 @@ MANIFEST_COLUMNS = (*ROW_COLUMNS, *CROP_COLUMNS)
 LONGEST_ID = 120
 """Bytes of a nodule id: file names of maps, pages and exports are made of it, and a file name has 255 at most."""
 _ID = re.compile(r"[^\W.-][^/\\\x00-\x1f]*")
-_ADDED_LATER = ("padded_share",)
+_ADDED_LATER = ("padded_share", "hu_source", "hu_rmse")
 """Columns that a store of an earlier version lacks."""
 KEPT_CROPS = 32
 """Crops that a store keeps in memory, those read last (some 300 KiB each): a report asks for one several times."""
 
-_TEXT = {"nodule_id", "patient_id", "series_uid", "study_uid", "scanner", "cohorts", "issues"}
+_TEXT = {"nodule_id", "patient_id", "series_uid", "study_uid", "scanner", "hu_source", "cohorts", "issues"}
 _WHOLE = {"scan_index", "cluster_index", "n_readers", "n_readers_masked", "label"}
 _FLAGS = {"ambiguous", "padded", "larger_than_box", "hu_calibrated", "simulated"}
 _FLAGS_OR_UNKNOWN = {"is_from_initial", "contrast_used"}
@@ -181,6 +182,7 @@ class StoreWriter:
         """Write one nodule atomically.
 
         ``row``: columns of ``nodule_row`` as far as known (an absent rating is NaN), ``hu_calibrated`` (default True),
+        ``hu_source`` and ``hu_rmse`` (the PNG edition's: "calibrated" or "estimated", and the error in HU),
         ``simulated`` (default False) and ``cohorts`` (names with spaces between; default none); everything about
         the crop itself is taken from ``crop``. DataError, and nothing written, for a crop that no model could read.
         """
@@ -260,7 +262,8 @@ def _checked(manifest: pd.DataFrame) -> pd.DataFrame:
     twice = manifest["nodule_id"][manifest["nodule_id"].duplicated()]
     if len(twice):
         raise ValueError(f"manifest.parquet has nodule {twice.iloc[0]!r} twice")
-    return manifest.assign(**{name: np.nan for name in _ADDED_LATER if name not in manifest})
+    absent = [name for name in _ADDED_LATER if name not in manifest]
+    return manifest.assign(**{name: "" if name in _TEXT else np.nan for name in absent})
 
 
 def _read_settings(path: Path) -> dict[str, Any] | None:
