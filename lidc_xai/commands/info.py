@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes.util
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import typer
@@ -12,6 +13,7 @@ from pydantic import Field
 
 from lidc_xai.commands.common import add_verb, print_table
 from lidc_xai.config import Config
+from lidc_xai.errors import DataError, UsageError
 from lidc_xai.ratings import RESEARCH_USE_ONLY
 from lidc_xai.run import Run, git_revision, versions
 
@@ -19,15 +21,22 @@ Topic = Literal["system", "backbones", "methods", "cohorts"]
 
 
 class InfoConfig(Config):
-    """Print versions and system libraries, or a table of names: backbones, methods, cohorts."""
+    """Print versions and system libraries, or a table of names: backbones, methods (of a model: what it can do and why
+    not the rest), cohorts.
+    """
 
     topic: Topic = Field("system", description="system, backbones, methods or cohorts.")
     json_: bool = Field(False, alias="json", description="Print JSON.")
+    model: str | None = Field(
+        None, description="With methods: a saved nodule model, a timm or torchvision name, or a transformers folder."
+    )
 
 
 def info(config: InfoConfig, run: Run) -> None:
     """Collect and print."""
-    found = _TOPICS[config.topic]()
+    if config.model is not None and config.topic != "methods":
+        raise UsageError(f"--model goes with info methods, not with info {config.topic}")
+    found = _TOPICS[config.topic]() if config.model is None else _methods_of(config.model)
     if config.json_:
         print(json.dumps(found, indent=1, ensure_ascii=False))
         return
@@ -66,6 +75,48 @@ def _methods() -> list[dict[str, Any]]:
         }
         for spec in METHODS.values()
     ]
+
+
+def _methods_of(name: str) -> list[dict[str, Any]]:
+    """Every method, whether the model can do it, and why not."""
+    from lidc_xai.explain import list_methods, refusals
+
+    no = refusals(_model(name))
+    return [
+        {"name": method, "works": "no" if method in no else "yes", "why not": no.get(method, "")}
+        for method in list_methods()
+    ]
+
+
+def _model(name: str) -> Any:
+    """A saved model with its weights; of a mere name the architecture, whose weights do not matter here."""
+    if (Path(name) / "config.json").is_file() and not (Path(name) / "model.json").is_file():
+        return _transformers_model(Path(name))
+    if Path(name).exists() or "/" in name:
+        from lidc_xai.models import load_model
+
+        return load_model(name)
+    import torch
+
+    from lidc_xai.imagenet import load_classifier
+
+    model = load_classifier(name, "random").model
+    for parameter in model.parameters():
+        if not parameter.detach().any():  # a head that begins at zero reads nothing
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+def _transformers_model(folder: Path) -> Any:
+    try:
+        from transformers import AutoModelForImageClassification  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise UsageError(f"{folder} is a transformers model; install transformers to read it") from None
+    try:
+        return AutoModelForImageClassification.from_pretrained(folder, local_files_only=True).eval()
+    except (OSError, ValueError) as error:
+        words = " ".join(str(error).split())
+        raise DataError(f"{folder} cannot be read as an image classifier of transformers: {words[:200]}") from error
 
 
 def _cohorts() -> list[dict[str, Any]]:

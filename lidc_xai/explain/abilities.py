@@ -12,11 +12,13 @@ from lidc_xai.errors import LidcXaiError, ModelError
 from lidc_xai.explain.checks import check_outputs
 from lidc_xai.explain.networks.alterations import quantised
 from lidc_xai.explain.networks.attention_layer import AttentionLayer
-from lidc_xai.explain.networks.context import Pass
+from lidc_xai.explain.networks.changed_backward import LIBRA, Rules, with_backward
+from lidc_xai.explain.networks.context import NO_OTHER_BLOCK, Pass
 from lidc_xai.explain.networks.embedding import tokens_before_positions
 from lidc_xai.explain.networks.families import find_anatomy
 from lidc_xai.explain.networks.manners import borrowed, in_float32, one_line
 from lidc_xai.explain.networks.parts import Parts
+from lidc_xai.explain.networks.plain_model import plain_forward
 from lidc_xai.explain.networks.wrappers import unwrapped
 from lidc_xai.explain.pixels.cnn import find_map_layer
 from lidc_xai.explain.pixels.fullgrad import why_no_fullgrad
@@ -62,9 +64,21 @@ def refusals(model: nn.Module) -> dict[str, str]:
             reasons = {name: why_not(method, run) for name, method in METHODS.items()}
             if reasons["fullgrad"] is None and run.parts is None:
                 reasons["fullgrad"] = why_no_fullgrad(run)
+            for name, rules in (("attn_lrp", Rules(detach=False)), ("libragrad", LIBRA)):
+                reasons[name] = reasons[name] or _why_no_rules(run, rules)
     except LidcXaiError as error:
         return {name: str(error) for name in METHODS if name != "random"}
     return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def _why_no_rules(run: Pass, rules: Rules) -> str | None:
+    """Why some operation of the model has no rule of a changed backward pass, or None."""
+    image = run.images[:1].clone().requires_grad_()
+    try:
+        with_backward(rules, lambda: plain_forward(run.model, image))
+    except ModelError as error:
+        return str(error)
+    return None
 
 
 def _trial(model: nn.Module) -> Pass:
@@ -135,6 +149,8 @@ def _why_not(method: Method, run: Pass) -> str | None:
     if method.needs == "attention":
         return why_no_matrix(run, vit.depth - 1)
     if method.needs == "all_attention":
+        if method.name == "legrad" and run.parts is None and not run.skips:
+            return NO_OTHER_BLOCK
         return next(filter(None, (why_no_matrix(run, layer) for layer in range(vit.depth))), None)
     if method.needs == "ablation":
         return why_no_ablation(run)

@@ -49,6 +49,9 @@ TOKENS = Option("norm1", ("norm1", "block_input"), "tokens: normalised (the pape
 PER_HEAD = Option(False, "flag", "give every head's share as well, in extras")
 START = Option(0, "integer", "first block of the product")
 DISCARD = Option(0.0, "number", "share of the lowest attention entries set to 0 (CLS to CLS is kept)")
+STABILISER = Option(
+    0.1, "number", "levels the shares of two terms of a sum out where they cancel; 0: a/(a + b), as the papers have it"
+)
 SAMPLES = Option(50, "count", "noisy copies")
 STEPS = Option(50, "count", "points of the integral")
 BACKWARD = Option("plain", ("plain", "libra"), "the gradient, or LibraGrad's: gates and norms are constants")
@@ -162,7 +165,7 @@ _METHODS = (
         "attention gradients times LRP relevance of the attention, multiplied over blocks (CVPR 2021)",
         "lrp",
         "tokens.transformer_attribution:transformer_attribution",
-        {"start_layer": START, "max_batch": MATRICES},
+        {"start_layer": START, "stabiliser": STABILISER, "max_batch": MATRICES},
     ),
     Method(
         "partial_lrp",
@@ -170,7 +173,12 @@ _METHODS = (
         "LRP (α = 1, β = 0) from the output to the last block's attention matrix",
         "lrp_last",
         "tokens.partial_lrp:partial_lrp",
-        {"rule": Option("joint", ("joint", "separate"), "one denominator, which conserves, or the public code's two")},
+        {
+            "rule": Option(
+                "joint", ("joint", "separate"), "one denominator, which conserves, or the public code's two"
+            ),
+            "stabiliser": STABILISER,
+        },
         per_image=False,
     ),
     Method(

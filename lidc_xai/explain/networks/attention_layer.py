@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
+
+from lidc_xai.explain.networks.wrappers import is_class
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,12 @@ class AttentionLayer:
         return weight, bias
 
 
+_TIMM = ("timm.layers.attention", "Attention")
+
+
 def as_attention(module: nn.Module) -> AttentionLayer | str:
     """The layer as softmax attention, or the reason why it cannot be read as one."""
-    if type(module) is Attention:
+    if is_class(module, *_TIMM):
         return _from_timm(module)
     if isinstance(module, nn.MultiheadAttention):
         return _from_torch(module)

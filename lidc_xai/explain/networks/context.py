@@ -34,6 +34,8 @@ from lidc_xai.explain.networks.wrappers import unwrapped
 from lidc_xai.explain.targets import TargetSet
 from lidc_xai.explain.tokens.last_block import LastBlock
 
+NO_OTHER_BLOCK = "its head cannot be given another block's output: its blocks are not called one after the other alone"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -140,17 +142,17 @@ class Pass:
         layer = self.vit.layer(layer)
         if probe is None and self.parts is not None:
             return self.parts.finish(layer, z, t)
-        return own_modules.finish(self.vit, self.images, layer, z, t, skip=self._skips, probe=probe)
+        return own_modules.finish(self.vit, self.images, layer, z, t, skip=self.skips, probe=probe)
 
     def read_block(self, layer: int, z: Tensor, t: Tensor, probe: AttentionProbe) -> Outputs:
         """What the head makes of block ``layer``'s output, by the model's own modules; blocks behind pass it on."""
         assert self.vit is not None
-        if not self._skips:
-            raise ModelError("its head reads more than the last block's output, so that no other block can stand there")
+        if not self.skips:
+            raise ModelError(NO_OTHER_BLOCK)
         return own_modules.finish(self.vit, self.images, layer, z, t, alone=True, probe=probe)
 
     @property
-    def _skips(self) -> bool:
+    def skips(self) -> bool:
         """Whether blocks before the one that is asked for can pass their input on: tried once, on the last block."""
         assert self.vit is not None
         if self.facts.skips is None:
@@ -169,7 +171,7 @@ class Pass:
             if self.parts is not None:
                 self.facts.read = self.parts.tokens_read(self.vit.tokens(self.images), self.images.device)
             else:
-                skip_to = self.tokens(-1)[:1] if self._skips else None
+                skip_to = self.tokens(-1)[:1] if self.skips else None
                 self.facts.read = own_modules.tokens_read(self.vit, self.images[:1], skip_to=skip_to)
         return self.facts.read
 

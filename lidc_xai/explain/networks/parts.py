@@ -15,16 +15,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block as TimmBlock
-from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import Tensor, nn
 
 from lidc_xai.errors import ModelError
 from lidc_xai.explain.networks.anatomy import Anatomy
 from lidc_xai.explain.networks.attention_layer import AttentionLayer, as_attention
 from lidc_xai.explain.networks.outputs import Outputs
-from lidc_xai.explain.networks.wrappers import unwrapped
+from lidc_xai.explain.networks.wrappers import base_class, is_class, unwrapped
 
 
 class Block:
@@ -35,7 +32,7 @@ class Block:
         self.not_plain: str | None = None
         self.attention: AttentionLayer | str
         identity = nn.Identity()
-        if type(module) is TimmBlock:
+        if is_class(module, "timm.models.vision_transformer", "Block"):
             self.norm1, self.norm2, self.mlp = module.norm1, module.norm2, module.mlp
             self.scale1 = getattr(module, "ls1", identity)
             self.scale2 = getattr(module, "ls2", identity)
@@ -168,16 +165,18 @@ def parts_of(anatomy: Anatomy) -> Parts | str:
     head = None
     if hasattr(body, "output_names") and isinstance(getattr(body, "backbone", None), nn.Module):
         body, head = unwrapped(body.backbone), body.head
-    if isinstance(body, TimmViT):
-        return _from_timm(body, head)
+    known = base_class(body, "timm.models.vision_transformer", "VisionTransformer")
+    if known is not None:
+        return _from_timm(body, head, known)
     if type(body).__module__.startswith("torchvision.") and type(body).__name__ == "VisionTransformer":
         return _from_torchvision(body)
     return f"the forward pass of {type(body).__name__} is not known part by part"
 
 
-def _from_timm(body: Any, own_head: nn.Module | None) -> Parts | str:
-    distilled = isinstance(body, VisionTransformerDistilled)
-    known = VisionTransformerDistilled if distilled else TimmViT
+def _from_timm(body: Any, own_head: nn.Module | None, known: type) -> Parts | str:
+    distilled_class = base_class(body, "timm.models.deit", "VisionTransformerDistilled")
+    distilled = distilled_class is not None
+    known = distilled_class or known
     for name in ("forward", "forward_features", "forward_head", "pool", "_pos_embed"):
         if getattr(type(body), name, None) is not getattr(known, name, None) or name in vars(body):
             return f"{type(body).__name__} replaces VisionTransformer.{name}: its tokens are not known here"
@@ -214,7 +213,7 @@ def _from_timm(body: Any, own_head: nn.Module | None) -> Parts | str:
     )
 
 
-def _timm_reads(body: TimmViT) -> str:
+def _timm_reads(body: Any) -> str:
     if getattr(body, "attn_pool", None) is None and body.global_pool == "token":
         return "cls"
     return "all" if getattr(body, "pool_include_prefix", False) else "patches"

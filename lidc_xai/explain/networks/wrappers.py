@@ -30,6 +30,16 @@ def unwrapped(model: Any) -> nn.Module:
     return model
 
 
+def base_class(model: Any, module: str, name: str) -> type | None:
+    """The class ``module.name`` among ``model``'s own class and its bases, or None; nothing is imported."""
+    return next((base for base in type(model).__mro__ if (base.__module__, base.__name__) == (module, name)), None)
+
+
+def is_class(model: Any, module: str, name: str) -> bool:
+    """Whether ``model`` is of the class ``module.name`` itself, not of a subclass."""
+    return (type(model).__module__, type(model).__name__) == (module, name)
+
+
 def _inside(model: Any) -> nn.Module | None:
     for base in type(model).__mro__:
         for (package, name), attribute in _INSIDE.items():

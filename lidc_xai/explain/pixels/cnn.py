@@ -12,6 +12,7 @@ A stem or a patch embedding, a grid of one cell and an output on no grid are ref
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from math import ceil, log
 from typing import Any
@@ -130,7 +131,8 @@ def _defaults(run: Pass, modules: dict[str, nn.Module]) -> Defaults:
 
 def _search(model: nn.Module, modules: dict[str, nn.Module], image: Tensor) -> Defaults:
     steps = _executed(model, modules, image)
-    useful = [i for i, step in enumerate(steps) if step.grid is not None and step.felt and not is_stem(step.name)]
+    runs = Counter(step.name for step in steps)
+    useful = [i for i, s in enumerate(steps) if s.grid and s.felt and runs[s.name] == 1 and not is_stem(s.name)]
     spatial = [i for i, s in enumerate(steps) if isinstance(s.module, nn.Conv2d) and s.grid and len(s.shape) == 4]
     convolutions = tuple(steps[i].name for i in spatial)
     place = _place(model, modules, image, steps, [i for i in spatial if not is_stem(steps[i].name)], useful)

@@ -3,6 +3,7 @@
     linear        R_in = x⁺ ⊙ (S W⁺) + x⁻ ⊙ (S W⁻),  S = R / (x⁺ W⁺ᵀ + x⁻ W⁻ᵀ)       one joint denominator: conserves
                   "separate": S₁ = R / x⁺W⁺ᵀ and S₂ = R / x⁻W⁻ᵀ, as Chefer's layers_lrp      does not
     a + b         R_a = a R / (a + b),  R_b = b R / (a + b)                           conserves
+                  stabilised: R_a, R_b = R/2 (1 ± (a − b)(a + b) / ((a + b)² + ε² (m² − (a + b)²))),  m = |a| + |b|
     A v           S = R / (A v),  R_A = ½ A ⊙ (S vᵀ),  R_v = ½ v ⊙ (Aᵀ S)               conserves
     GELU, softmax, norms, dropout: R passes unchanged; biases take no part. A layer scale counts as part of the weights
     of the linear layer before it, so that it does not matter whether it was folded into them.
@@ -15,10 +16,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from timm.layers import Mlp
 from torch import Tensor, nn
 
 from lidc_xai.errors import ModelError
+from lidc_xai.explain.networks.wrappers import is_class
 from lidc_xai.models.heads import BottleneckHead
 
 
@@ -46,10 +47,15 @@ class LinearRule:
         return at_positive + self.negative * (shares[-1] @ self.weight.clamp(max=0))
 
 
-def sum_rule(a: Tensor, b: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-    """R of the two terms of a + b."""
-    share = quotient(r, a + b)
-    return a * share, b * share
+def sum_rule(a: Tensor, b: Tensor, r: Tensor, stabiliser: float = 0.0) -> tuple[Tensor, Tensor]:
+    """R of the two terms of a + b; where they cancel, ``stabiliser`` levels their shares out."""
+    if stabiliser == 0:
+        share = quotient(r, a + b)
+        return a * share, b * share
+    total, mass = (a + b).square(), (a.abs() + b.abs()).square()
+    tilt = (a - b) * (a + b) / (total + stabiliser**2 * (mass - total)).masked_fill(mass == 0, 1)
+    half = (r / 2).masked_fill(mass == 0, 0)
+    return half * (1 + tilt), half * (1 - tilt)
 
 
 def product_rule(a: Tensor, v: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,7 +111,7 @@ def chain_refusal(module: nn.Module) -> str | None:
 
 def _layers(module: nn.Module) -> list[nn.Module]:
     """The layers of a sequence, in order; a module that is no known sequence stands for itself."""
-    if isinstance(module, nn.Sequential) or type(module) is Mlp:
+    if isinstance(module, nn.Sequential) or is_class(module, "timm.layers.mlp", "Mlp"):
         return [layer for child in module.children() for layer in _layers(child)]
     return [module]
 

@@ -25,7 +25,7 @@ from lidc_xai.explain.tokens.lrp_rules import (
 )
 
 
-def partial_lrp(context: Context, *, rule: str = "joint") -> Result:
+def partial_lrp(context: Context, *, rule: str = "joint", stabiliser: float = 0.1) -> Result:
     """extras, each (B, T): ``start``, R at the outputs, and ``conserved``, what arrives at the last block's attention
     matrix, values and residual together. With ``rule="joint"`` they are equal; with "separate" they are not."""
     vit, parts = context.vit, context.run.parts
@@ -47,9 +47,9 @@ def partial_lrp(context: Context, *, rule: str = "joint") -> Result:
         features = parts.final_norm(middle + grown)[:, 0]
         start = start_at_outputs(context.targets, context.run.outputs.values)
         r = head_rule(parts.readout, features, start, joint=joint).unsqueeze(-2)
-        r_middle, r_grown = sum_rule(middle, grown, r)
+        r_middle, r_grown = sum_rule(middle, grown, r, stabiliser)
         r_middle = r_middle + mlp.relevance(r_grown)
-        r_residual, r_branch = sum_rule(z[:, :1], branch, r_middle)
+        r_residual, r_branch = sum_rule(z[:, :1], branch, r_middle, stabiliser)
         r_joined = LinearRule(attention.proj.weight, joined, scale=block.scale1, joint=joint).relevance(r_branch)
         r_a, r_v = product_rule(a, v, r_joined.unflatten(-1, o.shape[1:2] + o.shape[3:]).transpose(-2, -3))
     arrived = r_a.flatten(2).sum(-1) + r_v.flatten(2).sum(-1) + r_residual.flatten(2).sum(-1)

@@ -20,7 +20,7 @@ from lidc_xai.explain.tokens.partial_lrp import start_at_outputs
 from lidc_xai.explain.tokens.recorded import attention_gradients, attention_pass, first_row, row_times
 
 
-def transformer_attribution(context: Context, *, start_layer: int = 0) -> Result:
+def transformer_attribution(context: Context, *, start_layer: int = 0, stabiliser: float = 0.1) -> Result:
     """The rollout product is not normalised by rows. Target after target: only one has its matrices in memory."""
     vit, parts = context.vit, context.run.parts
     assert vit is not None
@@ -39,7 +39,7 @@ def transformer_attribution(context: Context, *, start_layer: int = 0) -> Result
             r, row = torch.zeros_like(z), first_row(context, matrices)
             r[:, 0] = at_cls[t]
             for number in reversed(range(start, len(matrices))):
-                r, r_a = _block_rule(parts.blocks[number], seen[number], r)
+                r, r_a = _block_rule(parts.blocks[number], seen[number], r, stabiliser)
                 row = row + row_times(row, (weights[number] * r_a).clamp(min=0).mean(1))
         maps.append(vit.to_grid(row, context.images))
     return Result(torch.stack(maps, dim=1), "autograd")
@@ -97,12 +97,12 @@ def _run_block(block: Block, z: Tensor) -> _Seen:
     )
 
 
-def _block_rule(block: Block, seen: _Seen, r: Tensor) -> tuple[Tensor, Tensor]:
+def _block_rule(block: Block, seen: _Seen, r: Tensor, stabiliser: float) -> tuple[Tensor, Tensor]:
     """(R at the block's input, R at its attention matrix) from R at its output (B, T, D)."""
     attention = block.softmax
-    r_middle, r_grown = _balanced_sum_rule(seen.middle, seen.grown, r)
+    r_middle, r_grown = _balanced_sum_rule(seen.middle, seen.grown, r, stabiliser)
     r_middle = r_middle + seen.mlp.relevance(r_grown)
-    r_z, r_branch = _balanced_sum_rule(seen.z, seen.branch, r_middle)
+    r_z, r_branch = _balanced_sum_rule(seen.z, seen.branch, r_middle, stabiliser)
     r_o = seen.proj.relevance(r_branch).unflatten(-1, (attention.heads, attention.head_dim)).transpose(-2, -3)
     r_a, r_v = product_rule(seen.a, seen.v, r_o)
     r_q, r_k = product_rule(seen.q, seen.k.transpose(-1, -2), r_a)
@@ -110,14 +110,14 @@ def _block_rule(block: Block, seen: _Seen, r: Tensor) -> tuple[Tensor, Tensor]:
     return r_z + seen.qkv.relevance(r_qkv), r_a
 
 
-def _balanced_sum_rule(a: Tensor, b: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+def _balanced_sum_rule(a: Tensor, b: Tensor, r: Tensor, stabiliser: float) -> tuple[Tensor, Tensor]:
     """The sum rule, then both parts rescaled so that image by image each holds the share of the total that its
     absolute mass has: Σ R_a = |Σ R_a| / (|Σ R_a| + |Σ R_b|) Σ R."""
 
     def total(x: Tensor) -> Tensor:
         return x.sum((-2, -1), keepdim=True)
 
-    r_a, r_b = sum_rule(a, b, r)
+    r_a, r_b = sum_rule(a, b, r, stabiliser)
     mass_a, mass_b, mass = total(r_a).abs(), total(r_b).abs(), total(r)
     share_a, share_b = quotient(mass_a, mass_a + mass_b) * mass, quotient(mass_b, mass_a + mass_b) * mass
     return r_a * quotient(share_a, total(r_a)), r_b * quotient(share_b, total(r_b))

@@ -123,7 +123,7 @@ def test_partial_lrp_equals_whole_model_lrp(
     kind: str, rule: str, build: Callable[[str], nn.Module], images_of: Callable[[str], Tensor]
 ) -> None:
     model, x = build(kind), images_of(kind)
-    found = explain(model, x, list(TARGETS.values()), "partial_lrp", rule=rule)
+    found = explain(model, x, list(TARGETS.values()), "partial_lrp", rule=rule, stabiliser=0.0)
     grid, prefix = found.relevance.shape[-2:], model.num_prefix_tokens
     for b in range(2):
         y = model(x[b : b + 1])[0].detach()
@@ -146,7 +146,7 @@ def test_transformer_attribution_equals_whole_model_lrp(
     scores: dict[str, Any],
 ) -> None:
     model, x = build(kind), images_of(kind)
-    found = explain(model, x, [1, LogOdds(1)], "transformer_attribution", start_layer=start_layer)
+    found = explain(model, x, [1, LogOdds(1)], "transformer_attribution", start_layer=start_layer, stabiliser=0.0)
     other = naive(deepcopy(model), x)
     for b in range(2):
         y = model(x[b : b + 1])[0].detach()
@@ -169,9 +169,32 @@ def test_rules_conserve_relevance() -> None:
     a, b = x[:, :5], w[:4, :5]
     parts = sum_rule(a, b, r)
     assert torch.allclose(parts[0] + parts[1], r, atol=1e-6)
+    level = sum_rule(a, b, r, 0.1)
+    assert torch.allclose(level[0] + level[1], r, atol=1e-12)
+    alike = (a * b > 0).expand_as(r)
+    assert torch.allclose(level[0][alike], parts[0][alike], atol=1e-6), "what does not cancel is split as ever"
+    cancelled = sum_rule(a, -a * (1 + 1e-9), r, 0.1)
+    assert torch.allclose(cancelled[0], r / 2, rtol=1e-6), "what cancels is shared evenly, whatever its rounding"
     factors = product_rule(a, b.T.contiguous(), torch.randn(2, 4, 4, generator=generator, dtype=torch.float64))
     assert torch.allclose(factors[0].sum((1, 2)), factors[1].sum((1, 2)), atol=1e-6)
     assert not LinearRule(torch.zeros(5, 7, dtype=torch.float64), x).relevance(r).any(), "0/0 is 0"
+
+
+@pytest.mark.parametrize("method", ["partial_lrp", "transformer_attribution"])
+def test_rounding_the_weights_moves_no_relevance_about(
+    method: str, build: Callable[[str], nn.Module], images_of: Callable[[str], Tensor]
+) -> None:
+    """By the papers' split, sums that cancel decide the map: float16's rounding moves it by more than its size."""
+    moved: dict[float, list[float]] = {0.0: [], 0.1: []}
+    for kind in KINDS:
+        model, x = build(kind).float(), images_of(kind).float()
+        for stabiliser, found in moved.items():
+            whole, rounded = (
+                explain(m, x, 1, method, stabiliser=stabiliser).relevance for m in (model, deepcopy(model).half())
+            )
+            found.append(float((rounded - whole).norm() / whole.norm()))
+    assert sorted(moved[0.1])[-2] < 0.05, "of q/k-norm, a logit near 0 still divides"
+    assert max(moved[0.0]) > max(moved[0.1])
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "torchvision"])
