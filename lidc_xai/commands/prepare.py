@@ -26,12 +26,14 @@ class PrepareConfig(Config):
     killed run continues with the same command.
     """
 
-    dicom: Path | None = Field(None, description="Folder of LIDC-IDRI's DICOM series, in any layout.")
+    dicom: Path | None = Field(None, description="Folder (or zip) of LIDC-IDRI's DICOM series, in any layout.")
     slices: Path | None = Field(None, description="Or the PNG edition of LIDC-IDRI: its zip or folder.")
     hu: Path | None = Field(
         None, description="With --slices: CSV of known HU lines (patient_id, nodule, slice, slope, intercept, rmse_hu)."
     )
-    ct: Path | None = Field(None, description="Or one CT of your own: a DICOM folder, NIfTI, NRRD or MHD file.")
+    ct: Path | None = Field(
+        None, description="Or one CT of your own: a DICOM folder, zip or DICOMDIR, NIfTI, NRRD or MHD."
+    )
     points: Path | None = Field(
         None, description="With --ct: CSV of points in LPS mm, RAS mm or voxels (its header says)."
     )
@@ -110,7 +112,7 @@ class CheckConfig(Config):
     where a target cannot be cut.
     """
 
-    path: Path | None = Field(None, description="A CT: DICOM folder, NIfTI, NRRD or MHD.")
+    path: Path | None = Field(None, description="A CT: DICOM folder, zip or DICOMDIR, NIfTI, NRRD or MHD.")
     point: str | None = Field(None, description="x,y,z in --system.")
     points: Path | None = Field(None, description="CSV of points.")
     mask: Path | None = Field(None, description="DICOM SEG, RTSTRUCT or label volume.")

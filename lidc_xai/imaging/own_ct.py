@@ -17,6 +17,7 @@ from lidc_xai.errors import DataError, reason_of
 from lidc_xai.imaging.crops.crop import crop_nodule
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 from lidc_xai.imaging.crops.resample import CropGrid, resample_mask
+from lidc_xai.imaging.ct.media import is_medium
 from lidc_xai.imaging.ct.reading import read_ct
 from lidc_xai.imaging.ct.volume import AIR_HU, CTVolume
 from lidc_xai.imaging.mask_files import NamedMask, read_structures, referenced_series
@@ -176,5 +177,5 @@ def _row(ct: CTVolume, who: Identity) -> dict[str, Any]:
 
 
 def _series_in(ct_path: Path | str, series_uid: str | None) -> str | None:
-    """The series a mask names matters only where there is a choice: in a folder."""
-    return series_uid if Path(ct_path).is_dir() else None
+    """The series a mask names matters only where there is a choice: in a folder or a zip."""
+    return series_uid if is_medium(Path(ct_path)) else None

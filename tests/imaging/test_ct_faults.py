@@ -349,6 +349,40 @@ def _rising_acquisitions(write, folder, tools):
     write(change=lambda dataset, k: setattr(dataset, "AcquisitionNumber", 1 + k // 4))
 
 
+def _times_in_no_order(write, folder, tools):
+    """A field that differs from slice to slice, in another order than the slices."""
+    order = np.random.default_rng(2).permutation(12)
+
+    def change(dataset, k):
+        dataset.ContentTime = f"1010{order[k] + 10}"
+        dataset.AcquisitionTime = f"1010{order[k] // 2 + 10}"
+
+    write(change=change)
+
+
+def _two_of_two_sizes(write, folder, tools):
+    """A repeated scan of the upper half alone: the whole one is the larger."""
+    _second(write, folder, tools, _numbered(2), _numbered(1))
+    for k in range(6):
+        (folder / f"again{k:03d}.dcm").unlink()
+
+
+def _enhanced_times(write, folder, tools):
+    """Two points in time, six slices each, in one enhanced file; the second is 200 HU brighter."""
+    merged = _enhanced(write, folder, tools)
+    content = []
+    for frame in merged.PerFrameFunctionalGroupsSequence:
+        place = frame.PlanePositionSequence[0]
+        k = round((place.ImagePositionPatient[2] + 14) / 2.5)
+        what = Dataset()
+        what.TemporalPositionIndex = 1 + k // 6
+        if k >= 6:
+            place.ImagePositionPatient = [*place.ImagePositionPatient[:2], -14 + 2.5 * (k - 6)]
+        content.append(what)
+        frame.FrameContentSequence = Sequence([what])
+    merged.save_as(folder / "all.dcm", enforce_file_format=True)
+
+
 def _derived_beside(write, folder, tools):
     def derived(dataset, k):
         dataset.ImageType = ["DERIVED", "SECONDARY", "MIP"]
@@ -594,6 +628,9 @@ FAULTS = [
     Fault("two acquisitions that no field tells apart", _not_told_apart, "12 slices lie at the place", DataError),
     Fault("the same, half a step apart", _not_told_apart_between, "share their InstanceNumber", DataError),
     Fault("an acquisition number for every few slices", _rising_acquisitions),
+    Fault("times of slices in no order", _times_in_no_order),
+    Fault("a part of the scan repeated", _two_of_two_sizes, r"6 slice\(s\) of another acq.*kept: 2; left: 1"),
+    Fault("enhanced CT, two points in time", _enhanced_times, r"6 slice\(s\) of another temporal position"),
     Fault("derived images between the slices", _derived_beside, LEFT.format("image type")),
     Fault("dose sheet in the series", _sheet, r"1 sheet\(s\) or screen capture\(s\) left out"),
     Fault("screen capture in the series", _capture, r"1 sheet\(s\) or screen capture\(s\) left out"),

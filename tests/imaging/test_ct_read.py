@@ -137,6 +137,27 @@ def test_pixels_are_decoded_once(write_series, tmp_path, monkeypatch):
     assert len(seen) == len(set(seen)) == 12
 
 
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", [(16, 16, 15), (16, 12, 11), (8, 8, 7)])
+@pytest.mark.parametrize("scale", [(1, -1024), (1, 0), (2, -1000.5), (0.037, -800)])
+def test_values_are_those_of_gdcm(signed, bits, scale, write_series, tmp_path):
+    """Random stored bytes, the bits that are no value included: GDCM (through ITK) is the reference."""
+
+    def change(dataset, k):
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits
+        dataset.PixelRepresentation = int(signed)
+        dataset.RescaleSlope, dataset.RescaleIntercept = map(str, scale)
+        values = np.random.default_rng(k).integers(0, 2 ** bits[1], 480)
+        dataset.PixelData = values.astype("u1" if bits[0] == 8 else "<u2").tobytes()
+        dataset["PixelData"].VR = "OB" if bits[0] == 8 else "OW"
+
+    paths = write_series(change=change, positions=[0, 1, 2])
+    ct = read_ct(tmp_path / "ct")
+    for path, values in zip(paths, ct.stored, strict=True):
+        theirs = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))[0].astype(np.float32)
+        np.testing.assert_allclose(values, np.maximum(theirs, -1024), rtol=1e-6)
+
+
 def test_real_series(shared):
     ct = read_ct(shared / "lidc" / "dicom" / "LIDC-IDRI-0001")
     assert ct.array.shape == (16, 512, 512)

@@ -15,6 +15,7 @@ from lidc_xai.errors import DataError, UsageError
 from lidc_xai.imaging.check.target import Target
 from lidc_xai.imaging.crops.crop import crop_nodule
 from lidc_xai.imaging.crops.resample import CropGrid, resample_mask
+from lidc_xai.imaging.ct.media import is_medium
 from lidc_xai.imaging.ct.reading import read_ct
 from lidc_xai.imaging.ct.volume import CTVolume
 from lidc_xai.imaging.mask_files import read_structures, referenced_series
@@ -94,7 +95,7 @@ def describe(ct: CTVolume) -> list[str]:
 
 def _series_of(path: Path | str, nodule: str | Nodule | None, mask: Path | str | None) -> str | None:
     """The series that the target itself names, where ``path`` may hold several."""
-    if not Path(path).is_dir():
+    if not is_medium(Path(path)):
         return None
     if nodule is not None:
         return _as_nodule(nodule).series_uid

@@ -16,6 +16,8 @@ from lidc_xai.imaging.ct.dicom_headers import TRAITS, SliceHeader
 SAME_PLACE_MM = 1e-3
 CONTEST = 0.75
 """Two volumes contest a place where their slices lie closer than this many steps of the larger one."""
+MOST_INTERLEAVED = 4.5
+"""So many acquisitions (and a half) are told apart by a field where their slices lie between each other."""
 _DIRECTION = 1e-3
 _SCOUTS = ("LOCALIZER", "SCOUT", "TOPOGRAM")
 _SHEETS = ("SCREEN", "DOSE", "REPORT", "PROTOCOL")
@@ -48,7 +50,7 @@ def choose_volume(slices: Sequence[SliceHeader], name: str, issues: list[str]) -
 def _without_pictures(slices: Sequence[SliceHeader], issues: list[str]) -> list[SliceHeader]:
     """Without localizers, sheets and screen captures; a series of secondary captures alone is left as it is."""
     scouts = [one for one in slices if _has_word(one, _SCOUTS)]
-    sheets = [one for one in slices if one not in scouts and _has_word(one, _SHEETS)]
+    sheets = [one for one in slices if not _has_word(one, _SCOUTS) and _has_word(one, _SHEETS)]
     lost = {id(one) for one in (*scouts, *sheets)}
     kept = [one for one in slices if id(one) not in lost]
     captures = [one for one in kept if one.sop_class.startswith(_SECONDARY_CAPTURE)]
@@ -123,10 +125,13 @@ def _uncontested(
         parts[value].append(one)
     largest = max(map(len, parts.values()))
     order = sorted(parts, key=lambda value: _rank(value, len(parts[value]), largest))
+    step, usual = _step(parts[order[0]], normal), _step(slices, normal)
+    if not 0 < step <= MOST_INTERLEAVED * usual:  # single slices far from each other: no volume of their own
+        return slices
     kept: list[SliceHeader] = []
     chosen, lost = order[0], []
     for value in order:
-        contested = _contested(kept, parts[value], normal)
+        contested = _contested(kept, parts[value], normal, step)
         if np.count_nonzero(contested) * 2 >= len(contested):
             lost.append(value)
             continue
@@ -142,21 +147,31 @@ def _uncontested(
 
 def _rank(value: str, count: int, largest: int) -> tuple[Any, ...]:
     """Original images before derived ones, then larger parts before smaller, then lower values before higher."""
-    number = float(value) if value.replace(".", "", 1).isdigit() else math.inf
+    number = float(value) if value.replace(".", "", 1).isdecimal() else math.inf
     return (count * 2 < largest, not value.startswith("ORIGINAL"), -count, number, value)
 
 
+def _places(slices: Sequence[SliceHeader], normal: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.unique(np.round([float(one.position @ normal) for one in slices], 3))
+
+
+def _step(slices: Sequence[SliceHeader], normal: NDArray[np.float64]) -> float:
+    """The usual distance of two places in mm; 0 where there is one place."""
+    places = _places(slices, normal)
+    return float(np.median(np.diff(places))) if len(places) > 1 else 0.0
+
+
 def _contested(
-    kept: Sequence[SliceHeader], others: Sequence[SliceHeader], normal: NDArray[np.float64]
+    kept: Sequence[SliceHeader], others: Sequence[SliceHeader], normal: NDArray[np.float64], step: float
 ) -> NDArray[np.bool_]:
-    """Which of ``others`` lie at the places of ``kept`` or between them."""
-    places = np.unique(np.round([float(one.position @ normal) for one in kept], 3))
+    """Which of ``others`` lie at the places of ``kept``, ``step`` mm apart, or between them."""
     at = np.array([float(one.position @ normal) for one in others])
-    if len(places) < 2:
+    places = _places(kept, normal)
+    if not len(places):
         return np.zeros(len(at), dtype=bool)
-    after = np.clip(np.searchsorted(places, at), 1, len(places) - 1)
-    nearest = np.minimum(np.abs(at - places[after - 1]), np.abs(at - places[after]))
-    return nearest < CONTEST * np.median(np.diff(places))
+    after = np.searchsorted(places, at)
+    below, above = places[np.maximum(after - 1, 0)], places[np.minimum(after, len(places) - 1)]
+    return np.minimum(np.abs(at - below), np.abs(at - above)) < CONTEST * step
 
 
 def _instance_runs(slices: Sequence[SliceHeader], normal: NDArray[np.float64]) -> list[str] | None:
