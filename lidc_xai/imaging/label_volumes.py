@@ -49,7 +49,7 @@ def _structures(
         suffix = f"-layer{layer}" if len(layers) > 1 else ""
         unnamed += [(f"label{value}{suffix}", layer, value) for value in present if (layer, value) not in named]
     for number, one in enumerate(segments, start=1):
-        if one.layer < len(layers):
+        if 0 <= one.layer < len(layers):
             yield f"segment{number}-{one.name}", one.name, layers[one.layer] == one.label
     for name, layer, value in unnamed:
         yield name, name, layers[layer] == value
