@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lidc_xai.imaging import CropStore
+    from lidc_xai.models import NoduleModel
     from lidc_xai.reporting import ReportResult
 
 
@@ -36,6 +37,7 @@ class ReportConfig(Config):
     controls: bool = Field(True, description="Show maps of the same model with random weights; off with --set.")
     spread: bool = Field(True, description="Of several folds: how far their maps agree; off with --set.")
     curves: list[str] = Field(["malignancy"], description="Outputs with a deletion curve; none with --set curves=[].")
+    similar: Path | None = Field(None, description="A store of rated nodules: the five most like each, beside it.")
     maps: Path | None = Field(None, description="The folder that explain wrote to.")
     nodule: list[str] = Field([], description="Nodule ids; repeat it or separate by commas. All by default.")
     method: list[str] = Field(["cdam", "attention"], description="Methods to show, separated by commas.")
@@ -71,7 +73,9 @@ def report(config: ReportConfig, run: Run) -> None:
     anchors = {**recorded_anchors(models[0].training_info), **cohort_anchors(models, store, found.maps)}
     if config.predictions and Path(str(config.model)).is_dir():
         save_anchors(Path(str(config.model)), anchors)  # a nodule of one's own has no cohort to be held against
+    similar = _similar(config, models, store, ids, predictions, device)
     shared: dict[str, Any] = {
+        "similar": similar,
         "anchors": anchors,
         "summary": config.format == "summary",
         "keep_ids": config.keep_ids,
@@ -94,6 +98,27 @@ def report(config: ReportConfig, run: Run) -> None:
     run.skipped += [*found.skipped, *result.skipped]
     run.results = {"pages": len(result.paths)}
     print(result.index)
+
+
+def _similar(
+    config: ReportConfig,
+    models: list[NoduleModel],
+    store: CropStore,
+    ids: list[str],
+    predictions: pd.DataFrame,
+    device: str,
+) -> dict[str, list[dict[str, Any]]]:
+    """Rated nodules like each of those shown, with their pictures, from the user's own store of them."""
+    if config.similar is None:
+        return {}
+    from lidc_xai.imaging import CropStore
+    from lidc_xai.nodules.similar import similar_nodules
+    from lidc_xai.reporting.nodule.neighbours import drawn_neighbours
+
+    path = need_path(config.similar, "--similar")
+    reference = store if path.resolve() == store.path.resolve() else CropStore(path)
+    found = similar_nodules(models[0], store, ids, reference, predictions=predictions, device=device)
+    return drawn_neighbours(found, reference)
 
 
 def _cohort_report(

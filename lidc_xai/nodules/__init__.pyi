@@ -9,3 +9,6 @@ from .maps import explain_store as explain_store
 from .maps import load_maps as load_maps
 from .maps import maps_of_store as maps_of_store
 from .maps import nodule_images as nodule_images
+from .similar import SimilarNodule as SimilarNodule
+from .similar import similar_nodules as similar_nodules
+from .similar import similarity_gain as similarity_gain

@@ -19,7 +19,7 @@ from lidc_xai.reporting.pictures import (
     READER_DASHES,
     signed_gradient_css,
 )
-from lidc_xai.reporting.values import show, show_figure, show_score, summary
+from lidc_xai.reporting.values import show, show_figure, show_probability, show_score, summary
 
 # Unicode controls that turn or hide text: a field that holds one would misplace what is printed after it.
 _CONTROLS = dict.fromkeys((*range(8234, 8239), *range(8294, 8298), 8206, 8207, 1564), "�")
@@ -47,6 +47,7 @@ def environment() -> Environment:
     env.filters.update(
         show=show,
         score=show_score,
+        chance=show_probability,
         strip=rating_strip,
         probability=probability_strip,
         figure=show_figure,

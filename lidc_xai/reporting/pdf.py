@@ -50,8 +50,26 @@ def check_paper(paper: str) -> str:
     return paper
 
 
-def write_pdf(html: str, path: Path | str, paper: str = "A4", pictures: Mapping[str, str] | None = None) -> Path:
+TIGHTER = (
+    ".research { font-size: 6.5pt; padding: .6mm } .simulated { font-size: 7.5pt; padding: .6mm }",
+    ".head { grid-template-columns: 36mm 1fr } .head .key img.row { width: 36mm !important; height: auto !important }",
+    "ul.flags li { font-size: 6.5pt } ul.flags b { font-size: 7pt; display: inline; margin-right: 1mm }",
+    ".onepage, .numbers td { font-size: 7pt } th[scope=row] { font-size: 8pt } .numbers td small { font-size: 6.5pt }",
+    "ul.flags li { padding: .2mm 1.5mm } .onepage p, .onepage li { line-height: 1.15 } .box { font-size: 7pt }",
+)
+"""Style sheets that are added one after the other until a page of its own fits."""
+
+
+def write_pdf(
+    html: str,
+    path: Path | str,
+    paper: str = "A4",
+    pictures: Mapping[str, str] | None = None,
+    one_page: bool = False,
+) -> Path:
     """Write ``html`` (self-contained) as a tagged PDF with bookmarks of its headings, atomically.
+
+    ``one_page``: draw it tighter, step by step, until it fits on one page.
 
     ``pictures``: see ``Pictures``. The text shows one as ``picture:<name>``, many times if it wants; it is held once.
     """
@@ -60,7 +78,13 @@ def write_pdf(html: str, path: Path | str, paper: str = "A4", pictures: Mapping[
     document = weasyprint.HTML(string=html, url_fetcher=_fetcher(weasyprint, pictures or {}))
     with atomic_path(path) as temporary:
         size = weasyprint.CSS(string=f"@page {{ size: {check_paper(paper)} }}")
-        document.write_pdf(temporary, pdf_variant="pdf/ua-1", stylesheets=[size])
+        steps = TIGHTER if one_page else ()
+        for count in range(len(steps) + 1):
+            tighter = weasyprint.CSS(string="@media print {" + " ".join(steps[:count]) + "}")
+            rendered = document.render(pdf_variant="pdf/ua-1", stylesheets=[size, tighter])
+            if len(rendered.pages) == 1:
+                break
+        rendered.write_pdf(temporary, pdf_variant="pdf/ua-1")
     return path
 
 

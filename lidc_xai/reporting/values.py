@@ -51,6 +51,17 @@ def show(value: Any, digits: int = 1, signed: bool = False) -> str:
     return text.replace("-", MINUS)
 
 
+def show_probability(value: float | None) -> str:
+    """A probability with two digits; one that would round to certainty is said to lie beyond .99 or .01.
+
+    >>> show_probability(0.998), show_probability(0.5)
+    ('>0.99', '0.50')
+    """
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    return ">0.99" if value > 0.995 else "<0.01" if value < 0.005 else f"{value:.2f}"
+
+
 def show_score(value: float | None) -> str:
     """A relevance score with two significant digits and its sign."""
     if value is None or not math.isfinite(value):

@@ -240,6 +240,34 @@ def test_pdf_is_tagged_with_embedded_fonts(study, tmp_path):
     assert "Why: CDAM map of every output" in bookmarks
 
 
+def test_the_summary_is_one_page(made, tmp_path):
+    try:
+        pdf_module.load_weasyprint()
+    except DependencyError as error:
+        pytest.skip(str(error))
+    if not shutil.which("pdfinfo"):
+        pytest.skip("needs pdfinfo and pdftotext (Debian: poppler-utils)")
+    store = made.store(tmp_path / "store", n=1)
+    ends = {f"{name}_{end}": value for name in BIOMARKERS for end, value in (("low", 1.5), ("high", 4.5))}
+    predictions = made.predictions(store.nodule_ids).assign(p_calcified=0.1, malignancy_set="low,high", **ends)
+    maps = {name: [made.maps(store.nodule_ids[0], name)] for name in ("cdam", "attention")}
+    nodule_report(store, store.nodule_ids[0], tmp_path, predictions=predictions, maps=maps, summary=True)
+    path = tmp_path / f"{store.nodule_ids[0]}.pdf"
+    assert re.search(
+        r"Pages:\s+1\b", subprocess.run(["pdfinfo", path], capture_output=True, text=True, check=True).stdout
+    )
+    text = subprocess.run(["pdftotext", "-layout", path, "-"], capture_output=True, text=True, check=True).stdout
+    for phrase in (
+        RESEARCH_USE_ONLY,
+        "90 % set: low or high",
+        "Models disagree",
+        "Diameter",
+        "1.5 to 4.5",
+        "LIDC-IDRI",
+    ):
+        assert phrase in " ".join(text.split()), phrase
+
+
 def test_letter_paper(study, tmp_path):
     if not shutil.which("pdfinfo"):
         pytest.skip("needs pdfinfo (Debian: poppler-utils)")

@@ -82,7 +82,7 @@ def _write_pdf(path: Path, values: dict[str, Any], parts: NoduleParts) -> Path:
     pictures = _printed(values)
     template = "summary.html.j2" if parts.summary else "nodule.html.j2"
     text = render(template, **values, links={}, interactive=False, payload="", keep=pictures.keep)
-    return write_pdf(text, path, parts.paper, pictures)
+    return write_pdf(text, path, parts.paper, pictures, one_page=parts.summary)
 
 
 def _page_values(crop: NoduleCrop, parts: NoduleParts, facts: NoduleFacts) -> dict[str, Any]:

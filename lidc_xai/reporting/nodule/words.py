@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lidc_xai.reporting.values import show
+from lidc_xai.reporting.values import show, show_probability
 
 if TYPE_CHECKING:
     from lidc_xai.reporting.nodule.fact_types import MapFacts, NoduleFacts, Output, Trust
@@ -96,9 +96,9 @@ def _drove(malignancy: Output, facts: NoduleFacts) -> str:
     prediction = malignancy["prediction"]
     if prediction is None:
         return ""
-    head = f"The probability of a high rating is {prediction['value']:.2f}"
+    head = f"The probability of a high rating is {show_probability(prediction['value'])}"
     if prediction["diameter_only"] is not None:
-        head += f" ({prediction['diameter_only']:.2f} from the diameter alone)"
+        head += f" ({show_probability(prediction['diameter_only'])} from the diameter alone)"
     if shown is None or "malignancy" not in shown["strength"]:
         return f"{head}; what drove it was not explained."
     strength = shown["strength"]["malignancy"]
@@ -132,7 +132,10 @@ def _belief(facts: NoduleFacts) -> str:
     if malignancy["disagree_by"] is not None:
         parts.append(f"models and views disagree by {malignancy['disagree_by']:.2f}")
     elif malignancy["least"] is not None and malignancy["greatest"] is not None:
-        parts.append(f"single views and models give {malignancy['least']:.2f} to {malignancy['greatest']:.2f}")
+        ends = [show_probability(malignancy[end]) for end in ("least", "greatest")]
+        parts.append(
+            f"single planes and models give {' to '.join(ends)}" if ends[0] != ends[1] else "planes and models agree"
+        )
     agreement = facts["map_spread"].get("malignancy")
     parts.append(
         "how far another training would draw the same map was not measured" if agreement is None

@@ -22,12 +22,12 @@
   };
   const state = {
     volume: "crop", window: "lung", method: methods[0] ?? null, output: "none", scale: "shared", smooth: true,
-    opacity: 1, consensus: true, readers: Array(nReaders).fill(true), slices: {},
+    opacity: 1, consensus: true, readers: Array(nReaders).fill(true), slices: {}, drag: "slices", zoom: 1, ruler: null,
   };
   const home = () => {
     for (const view of VIEWS) {
       const middle = Math.floor(count(state.volume, view) / 2);
-      state.slices[view] = state.volume === "crop" ? (explained(view)?.index ?? middle) : middle;
+      state.slices[view] = state.volume === "crop" ? (header.home[view] ?? explained(view)?.index ?? middle) : middle;
     }
   };
   home();
@@ -49,6 +49,23 @@
     const method = header.methods[state.method];
     return method[state.scale === "shared" ? "limits" : "own"][method.outputs.indexOf(output)];
   };
+  // Where the crop lies in the volume that is shown: shares of its picture's left, top, width, height.
+  function cropBox(view) {
+    if (state.volume === "crop") return [0, 0, 1, 1];
+    const [inner, outer] = [header.volumes.crop, header.volumes[state.volume]];
+    const [, rowAxis, columnAxis] = AXES[view];
+    const side = (axis, flipped) => {
+      const column = 2 - axis; // of the affine: i, j, k
+      const along = inner.affine.slice(0, 3).map((row) => Math.abs(row[column]));
+      const mm = along.indexOf(Math.max(...along));
+      const at = (edge) => (inner.affine[mm][3] + inner.affine[mm][column] * edge - outer.affine[mm][3]) / outer.affine[mm][column] + 0.5;
+      const ends = [at(-0.5), at(volumes.crop.shape[axis] - 0.5)].map((place) => place / volumes[state.volume].shape[axis]).sort((a, b) => a - b);
+      return flipped ? [1 - ends[1], ends[1] - ends[0]] : [ends[0], ends[1] - ends[0]];
+    };
+    const { flip } = outer.views[view];
+    const [[top, height], [left, width]] = [side(rowAxis, flip[0]), side(columnAxis, flip[1])];
+    return [left, top, width, height];
+  }
   function paintMap(canvas, output, view, pixels) {
     const grid = scores(output, view);
     if (!grid) return false;
@@ -58,9 +75,27 @@
     return true;
   }
 
-  function position(view, index) {
-    const { affine } = header.volumes[state.volume];
-    const { shape } = volumes[state.volume];
+  // Zoom about the point where the planes cross: the frame stays, what is in it grows.
+  const crossing = (view) => {
+    const { flip } = header.volumes[state.volume].views[view];
+    return [AXES[view][2], AXES[view][1]].map((axis, place) => {
+      const share = (state.slices[VIEWS[axis]] + 0.5) / count(state.volume, VIEWS[axis]);
+      return flip[1 - place] ? 1 - share : share;
+    });
+  };
+  function zoom(view, frame) {
+    const [x, y] = crossing(view);
+    for (const part of frame.querySelectorAll("canvas, svg.outlines, svg.ruler")) {
+      const own = part.classList.contains("map") ? cropBox(view) : [0, 0, 1, 1];
+      part.style.transformOrigin = `${(100 * (x - own[0])) / own[2]}% ${(100 * (y - own[1])) / own[3]}%`;
+      part.style.transform = state.zoom === 1 ? "" : `scale(${state.zoom})`;
+    }
+    frame.querySelector("svg.marks .bar").style.visibility = state.zoom === 1 ? "" : "hidden";
+  }
+
+  function position(view, index, volume = state.volume) {
+    const { affine } = header.volumes[volume];
+    const { shape } = volumes[volume];
     const ijk = [(shape[2] - 1) / 2, (shape[1] - 1) / 2, (shape[0] - 1) / 2];
     ijk[2 - AXES[view][0]] = index;
     const normal = affine.slice(0, 3).map((row) => Math.abs(row[2 - AXES[view][0]]));
@@ -110,8 +145,9 @@
     paint(figure.querySelector("canvas.ct"), resize(plane, height, width, cubic, 2), greys(header.windows[state.window]));
     const map = figure.querySelector("canvas.map");
     const here = explained(view);
-    const mapped = state.output !== "none" && state.volume === "crop" && here?.index === index;
-    map.hidden = !(mapped && paintMap(map, state.output, view, 320));
+    map.hidden = !(state.output !== "none" && here && paintMap(map, state.output, view, 320));
+    const [left, top, wide, high] = cropBox(view).map((share) => `${100 * share}%`);
+    Object.assign(map.style, { left, top, width: wide, height: high });
     drawOutlines(figure.querySelector("svg.outlines"), shown.slices[index], shown.size_mm);
     drawMarks(figure.querySelector("svg.marks"), view, shown.size_mm);
     const slider = figure.querySelector("input[type=range]");
@@ -119,12 +155,9 @@
     slider.value = index;
     slider.setAttribute("aria-valuetext", position(view, index));
     figure.querySelector("[data-position]").textContent = position(view, index);
-    let note = "";
-    if (state.output !== "none" && here) {
-      if (state.volume !== "crop") note = "the map belongs to the crop";
-      else if (here.index !== index) note = `the map belongs to ${position(view, here.index)}`;
-    }
-    figure.querySelector("[data-note]").textContent = note;
+    const away = state.output !== "none" && here && (state.volume !== "crop" || here.index !== index);
+    figure.querySelector("[data-note]").textContent = away ? `map of ${position(view, here.index, "crop")}` : "";
+    zoom(view, figure.querySelector(".frame"));
   }
 
   function drawScale() {
@@ -170,9 +203,12 @@
     if (tool("consensus")) tool("consensus").checked = state.consensus;
     if (tool("smooth")) tool("smooth").checked = !state.smooth;
     if (tool("opacity")) tool("opacity").value = state.opacity;
+    for (const button of root.querySelectorAll('[data-tool="drag"]')) {
+      button.setAttribute("aria-pressed", String(button.value === state.drag));
+    }
     document.documentElement.style.setProperty("--map-opacity", state.opacity);
     root.querySelector("[data-window-words]").textContent =
-      `Window: ${state.window}, ${header.windows[state.window].join(" to ").replaceAll("-", "−")} HU`;
+      `Window: ${state.window}, ${header.windows[state.window].map(Math.round).join(" to ").replaceAll("-", "−")} HU`;
   }
   function draw({ cards = false } = {}) {
     drawTools();
@@ -211,7 +247,16 @@
   tool("consensus")?.addEventListener("change", (event) => change({ consensus: event.target.checked }));
   tool("smooth")?.addEventListener("change", (event) => change({ smooth: !event.target.checked }));
   tool("opacity")?.addEventListener("input", (event) => change({ opacity: Number(event.target.value) }));
-  tool("home")?.addEventListener("click", () => { home(); change({}, "back to the explained slices"); });
+  tool("home")?.addEventListener("click", () => { home(); change({ zoom: 1 }, "back to the first slices"); });
+  for (const button of root.querySelectorAll('[data-tool="drag"]')) {
+    button.addEventListener("click", () => change({ drag: button.value }, `dragging: ${button.textContent}`));
+  }
+  const nearer = (by) => change({ zoom: Math.min(Math.max(state.zoom * by, 1), 8) }, "zoom");
+  tool("nearer")?.addEventListener("click", () => nearer(2));
+  tool("farther")?.addEventListener("click", () => nearer(0.5));
+  const fill = () => (document.fullscreenElement ? document.exitFullscreen() : root.requestFullscreen?.());
+  tool("full")?.addEventListener("click", fill);
+  const go = (where) => { const link = document.querySelector(`[data-go="${where}"]`); if (link) location.href = link.href; };
   for (const card of document.querySelectorAll("#maps .card[data-output]")) {
     card.querySelector("[data-show]")?.addEventListener("click", () => {
       state.volume = "crop";
@@ -222,8 +267,13 @@
   }
 
   // Planes: wheel, arrow keys, dragging across; a click brings the other two planes to that point.
-  function voxelAt(view, event) {
+  function shareAt(view, event) {
     const frame = figures[view].querySelector(".frame").getBoundingClientRect();
+    const seen = [(event.clientX - frame.left) / frame.width, (event.clientY - frame.top) / frame.height];
+    return crossing(view).map((middle, place) => middle + (seen[place] - middle) / state.zoom);
+  }
+  function voxelAt(view, event) {
+    const [across, down] = shareAt(view, event);
     const [, rowAxis, columnAxis] = AXES[view];
     const { flip } = header.volumes[state.volume].views[view];
     const { shape } = volumes[state.volume];
@@ -233,8 +283,8 @@
     };
     const voxel = [0, 0, 0];
     voxel[AXES[view][0]] = state.slices[view];
-    voxel[rowAxis] = along((event.clientY - frame.top) / frame.height, rowAxis, flip[0]);
-    voxel[columnAxis] = along((event.clientX - frame.left) / frame.width, columnAxis, flip[1]);
+    voxel[rowAxis] = along(down, rowAxis, flip[0]);
+    voxel[columnAxis] = along(across, columnAxis, flip[1]);
     return voxel;
   }
   for (const view of VIEWS) {
@@ -242,6 +292,19 @@
     const frame = figure.querySelector(".frame");
     const [ct, map] = ["ct", "map"].map((kind) => Object.assign(document.createElement("canvas"), { className: kind }));
     frame.prepend(ct, map);
+    const ruler = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    ruler.setAttribute("class", "ruler");
+    frame.append(ruler);
+    // A line between two points of the picture and its length, in mm of the plane.
+    function measure(from, to) {
+      const [height, width] = header.volumes[state.volume].views[view].size_mm;
+      const [[x0, y0], [x1, y1]] = [from, to].map(([across, down]) => [across * width, down * height]);
+      const length = Math.hypot(x1 - x0, y1 - y0).toFixed(1);
+      ruler.setAttribute("viewBox", `0 0 ${width} ${height}`);
+      const line = Math.max(width, height) / 160;
+      ruler.innerHTML = `<path d="M${x0} ${y0}L${x1} ${y1}" stroke="#000" stroke-width="${2 * line}"/><path d="M${x0} ${y0}L${x1} ${y1}" stroke="#ffe08a" stroke-width="${line}"/>`;
+      figure.querySelector("[data-hu]").textContent = `${length} mm`;
+    }
     frame.tabIndex = 0;
     let drag = null;
     figure.querySelector("input[type=range]").addEventListener("input", (event) => {
@@ -259,7 +322,11 @@
       step(view, by);
     });
     frame.addEventListener("pointerdown", (event) => {
-      drag = { x: event.clientX, from: state.slices[view], moved: false };
+      drag = {
+        x: event.clientX, y: event.clientY, from: state.slices[view], moved: false,
+        start: shareAt(view, event), window: [...header.windows[state.window]],
+      };
+      ruler.replaceChildren();
       frame.setPointerCapture(event.pointerId);
     });
     frame.addEventListener("pointermove", (event) => {
@@ -268,6 +335,20 @@
       figure.querySelector("[data-hu]").textContent =
         `${Math.round(values[(z * shape[1] + y) * shape[2] + x])} HU`.replace("-", "−");
       if (!drag) return;
+      if (state.drag === "ruler") {
+        drag.moved = true;
+        measure(drag.start, shareAt(view, event));
+        return;
+      }
+      if (state.drag === "window") {
+        const [low, high] = drag.window;
+        const width = Math.max((high - low) * Math.exp((event.clientX - drag.x) / 150), 2);
+        const level = (low + high) / 2 + (event.clientY - drag.y) * 3;
+        header.windows.free = [level - width / 2, level + width / 2];
+        drag.moved ||= Math.hypot(event.clientX - drag.x, event.clientY - drag.y) > 2;
+        if (drag.moved) change({ window: "free" });
+        return;
+      }
       const by = Math.round((event.clientX - drag.x) / 8);
       drag.moved ||= by !== 0;
       if (drag.moved) step(view, drag.from + by - state.slices[view]);
@@ -295,7 +376,14 @@
     s: () => change({ scale: state.scale === "shared" ? "own" : "shared" }),
     t: () => change({ smooth: !state.smooth }),
     v: () => change({ volume: cycle(Object.keys(volumes), state.volume) }),
-    h: () => { home(); change({}); },
+    h: () => { home(); change({ zoom: 1 }); },
+    d: () => change({ drag: cycle(["slices", "window", "ruler"], state.drag) }),
+    l: () => change({ drag: state.drag === "ruler" ? "slices" : "ruler" }),
+    "+": () => nearer(2),
+    "-": () => nearer(0.5),
+    f: () => fill(),
+    n: () => go("next"),
+    p: () => go("previous"),
     "[": () => change({ opacity: Math.max(0, Math.round(10 * state.opacity - 1) / 10) }),
     "]": () => change({ opacity: Math.min(1, Math.round(10 * state.opacity + 1) / 10) }),
   };

@@ -1,0 +1,215 @@
+"""Rated nodules that a model sees as like a given one, and whether they are closer in ratings than those of its size.
+
+A nodule's features are what the model's head reads, averaged over the views that it reads, each feature standardised
+over the reference store; nearness is the cosine of the angle between them. Neighbours are always of other patients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
+
+import numpy as np
+import pandas as pd
+
+from lidc_xai.errors import DataError, UsageError
+from lidc_xai.progress import track
+from lidc_xai.ratings import BIOMARKERS, CALCIFICATION_ABSENT, SCALES
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from lidc_xai.evaluation.statistics import Interval
+    from lidc_xai.imaging.store.crop_store import CropStore
+    from lidc_xai.models.nodule_model import NoduleModel
+
+COMPARED = ("malignancy", *(name for name in BIOMARKERS if name != "calcification"))
+"""Ratings with an order; of calcification the share of readers who saw any is compared."""
+_DIFFERS = 1.0
+"""Standard deviations of the cohort's ratings from which on a property is said to differ."""
+
+
+class SimilarNodule(TypedDict):
+    """A neighbour: ``similarity`` (cosine, −1 to 1), the readers' means, and in which properties it differs how far
+    (neighbour minus nodule, in the property's own unit) from what the model predicts for the nodule.
+    """
+
+    nodule_id: str
+    patient_id: str
+    similarity: float
+    ratings: dict[str, float]
+    calcified: float | None
+    label: float | None
+    differs: dict[str, float]
+
+
+def nodule_features(
+    model: NoduleModel, store: CropStore, nodule_ids: Sequence[str], device: str = "cpu"
+) -> NDArray[np.float32]:
+    """(N, width): what the model's head reads of each nodule, the mean over its views."""
+    import torch
+
+    from lidc_xai.nodules.maps import nodule_images
+
+    model = model.to(device).eval()
+    rows = []
+    with torch.inference_mode():
+        for name in track(nodule_ids, "features", len(nodule_ids)):
+            images = nodule_images(model, store.load(name)).to(device)
+            rows.append(model.features(images).float().mean(0).cpu().numpy())
+    return np.stack(rows)
+
+
+def similar_nodules(
+    model: NoduleModel,
+    store: CropStore,
+    nodule_ids: Sequence[str] | None = None,
+    reference: CropStore | None = None,
+    *,
+    count: int = 5,
+    predictions: pd.DataFrame | None = None,
+    device: str = "cpu",
+) -> dict[str, list[SimilarNodule]]:
+    """Nodule id -> the ``count`` nearest rated nodules of other patients, nearest first.
+
+    ``reference``: the store that they are taken from (the same by default); only nodules with votes count as rated.
+    ``predictions``: of ``predict``; with them it is said in what a neighbour differs. Raises ``UsageError`` where the
+    reference holds no rated nodule of another patient.
+    """
+    ids, reference = list(store.nodule_ids if nodule_ids is None else nodule_ids), reference or store
+    ratings = mean_ratings(reference)
+    names = [name for name in reference.nodule_ids if name in ratings.index]
+    if len(names) < 2 or count < 1:
+        raise UsageError(f"{reference.path}: holds {len(names)} rated nodules; similar ones need at least 2, count 1")
+    pool = nodule_features(model, reference, names, device)
+    own = dict(zip(names, pool, strict=True)) if reference is store else {}
+    missing = [name for name in ids if name not in own]
+    own |= dict(zip(missing, nodule_features(model, store, missing, device), strict=True)) if missing else {}
+    standard = _Standard.of(pool)
+    near = standard(np.stack([own[name] for name in ids])) @ standard(pool).T
+    patients = reference.manifest.set_index("nodule_id")["patient_id"].astype(str)
+    others = patients[names].to_numpy()
+    labels = pd.to_numeric(reference.manifest.set_index("nodule_id")["label"], errors="coerce")
+    table = None if predictions is None else predictions.set_index("nodule_id")
+    found = {}
+    for row, name in enumerate(ids):
+        order = [k for k in np.argsort(-near[row], kind="stable") if others[k] != str(store.row(name)["patient_id"])]
+        said = None if table is None or name not in table.index else table.loc[name]
+        found[name] = [_entry(names[k], others[k], float(near[row, k]), ratings, labels, said) for k in order[:count]]
+    return found
+
+
+@dataclass(frozen=True)
+class _Standard:
+    """Features to unit vectors about the reference's mean, each feature on its own scale."""
+
+    mean: NDArray[np.float64]
+    sd: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, pool: NDArray) -> _Standard:
+        sd = pool.std(axis=0, dtype=np.float64)
+        return cls(pool.mean(axis=0, dtype=np.float64), np.where(sd > 0, sd, 1.0))
+
+    def __call__(self, features: NDArray) -> NDArray[np.float64]:
+        scaled = (features - self.mean) / self.sd
+        length = np.linalg.norm(scaled, axis=1, keepdims=True)
+        return np.asarray(scaled / np.where(length > 0, length, 1.0))
+
+
+def mean_ratings(store: CropStore) -> pd.DataFrame:
+    """Readers' means by nodule id: ``COMPARED`` (diameter in mm) and ``calcified``, the share who saw any."""
+    votes = store.votes.rename(columns={"diameter_mm": "diameter"})
+    calcified = (votes["calcification"] < CALCIFICATION_ABSENT).where(votes["calcification"].notna())
+    table = votes.assign(calcified=calcified.astype(float)).groupby("nodule_id")[[*COMPARED, "calcified"]].mean()
+    return table.dropna(subset=["malignancy"])
+
+
+def _entry(
+    name: str, patient: str, similarity: float, ratings: pd.DataFrame, labels: pd.Series, said: pd.Series | None
+) -> SimilarNodule:
+    own, sd = ratings.loc[name], ratings.std(ddof=0)
+    differs = {}
+    for output in BIOMARKERS:
+        column = "calcified" if output == "calcification" else output
+        asked = "p_calcified" if output == "calcification" else output
+        value = None if said is None or asked not in said.index else pd.to_numeric(said[asked], errors="coerce")
+        if value is None or pd.isna(value) or pd.isna(own[column]):
+            continue
+        if abs(own[column] - value) >= _DIFFERS * max(float(sd[column]), 1e-9):
+            differs[output] = float(own[column] - value)
+    label = labels.get(name)
+    return {
+        "nodule_id": name,
+        "patient_id": patient,
+        "similarity": similarity,
+        "ratings": {output: float(own[output]) for output in COMPARED if pd.notna(own[output])},
+        "calcified": None if pd.isna(own["calcified"]) else float(own["calcified"]),
+        "label": None if label is None or pd.isna(label) else float(label),
+        "differs": differs,
+    }
+
+
+class SimilarityGain(TypedDict):
+    """Mean distance in ratings (standard deviations, mean over ratings) of a nodule to its neighbours: the model's,
+    those of the same size, and the paired difference (model minus size; below 0: the model's are closer), each with a
+    95 % interval over patients.
+    """
+
+    by_model: Interval
+    by_size: Interval
+    difference: Interval
+    nodules: int
+
+
+def similarity_gain(store: CropStore, similar: dict[str, list[SimilarNodule]], seed: int = 0) -> SimilarityGain:
+    """Whether a model's neighbours are closer in ratings than as many nodules of the nearest diameter.
+
+    Diameter itself is left out of the distance. Nodules that the model learned from flatter it: give those it never
+    saw. Raises ``DataError`` where no nodule of ``similar`` is rated.
+    """
+    from lidc_xai.evaluation.statistics import bootstrap_mean
+
+    ratings = mean_ratings(store)
+    scaled = (ratings - ratings.mean()) / ratings.std(ddof=0).replace(0, 1)
+    scaled = scaled.drop(columns="diameter")
+    patients = store.manifest.set_index("nodule_id")["patient_id"].astype(str)
+    ids = [name for name in similar if name in ratings.index]
+    if not ids:
+        raise DataError(f"{store.path}: none of the nodules is rated, so nothing can be compared")
+    by_model, by_size = [], []
+    for name in ids:
+        others = ratings.index[patients[ratings.index].to_numpy() != patients[name]]
+        count = len(similar[name])
+        gap = (ratings.loc[others, "diameter"] - ratings.loc[name, "diameter"]).abs()
+        matched = gap.sort_values(kind="stable").index[:count]
+        near = [one["nodule_id"] for one in similar[name]]
+        by_model.append(_distance(scaled, name, near))
+        by_size.append(_distance(scaled, name, list(matched)))
+    clusters = patients[ids].tolist()
+    first, second = np.array(by_model), np.array(by_size)
+    draw = {"seed": seed}
+    return {
+        "by_model": bootstrap_mean(first, clusters, **draw),
+        "by_size": bootstrap_mean(second, clusters, **draw),
+        "difference": bootstrap_mean(first - second, clusters, **draw),
+        "nodules": len(ids),
+    }
+
+
+def _distance(scaled: pd.DataFrame, name: str, others: list[str]) -> float:
+    return float(np.nanmean(np.abs(scaled.loc[others].to_numpy() - scaled.loc[name].to_numpy())))
+
+
+def differs_in_words(entry: SimilarNodule) -> str:
+    """What is different about a neighbour: "larger by 6 mm, more spiculated"."""
+    parts = []
+    for name, by in entry["differs"].items():
+        if name == "diameter":
+            parts.append(f"{'larger' if by > 0 else 'smaller'} by {abs(by):.0f} mm")
+        elif name == "calcification":
+            parts.append("calcified for more readers" if by > 0 else "calcified for fewer readers")
+        else:
+            parts.append(f"more {SCALES[name].high_words if by > 0 else SCALES[name].low_words}")
+    return ", ".join(parts)
