@@ -52,6 +52,20 @@ class DemoPlan:
         """Enough to see every step work, too little to learn from: for tests."""
         return replace(self, dicom_patients=2, held_out=14, validation=12, training=24, epochs=1)
 
+    def limited(self, epochs: int | None, limit: int | None) -> DemoPlan:
+        """With so many epochs, and at most ``limit`` training nodules and DICOM patients.
+
+        >>> DemoPlan().limited(epochs=3, limit=100).training
+        100
+        """
+        most = limit or self.training
+        return replace(
+            self,
+            epochs=epochs or self.epochs,
+            training=min(self.training, most),
+            dicom_patients=min(self.dicom_patients, most),
+        )
+
 
 @dataclass(frozen=True)
 class Parts:

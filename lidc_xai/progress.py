@@ -33,6 +33,16 @@ def say(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
+def stop_workers() -> None:
+    """Let joblib's worker processes go, where there are any: those that outlive the command warn at its end."""
+    if "joblib" in sys.modules:
+        from joblib.externals.loky import reusable_executor
+
+        executor = reusable_executor._executor
+        if executor is not None:
+            executor.shutdown(wait=True)
+
+
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """Iterate with a bar (done, total, items per minute, time left) where progress is shown."""
     if not _enabled.get():

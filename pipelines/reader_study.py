@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import pandas as pd
 from pydantic import Field
 
 from lidc_xai.commands.common import need_out, need_path
@@ -31,6 +32,8 @@ class Options(Config):
     store: Path = Field(description="The store of the nodules.")
     maps: Path | None = Field(None, description="export: the folder that lidc-xai explain wrote to.")
     method: str = Field("cdam", description="export: whose maps are shown.")
+    predictions: Path | None = Field(None, description="export: predictions.csv; then the AI's rating is shown.")
+    wrong_share: float = Field(0.0, ge=0, le=1, description="export: share of cases with a deliberately wrong AI.")
     study: Path | None = Field(None, description="score: the folder that export wrote.")
     sheet: list[str] = Field([], description="score: READER=CSV, once per reader and session.")
 
@@ -41,7 +44,10 @@ def work(options: Options, run: Run) -> None:
     if options.step == "export":
         folder = need_path(options.maps, "--maps") / "maps"
         maps = {name: load_maps(folder, name, options.method) for name in store.nodule_ids}
-        paths = export_reader_study(store, out, maps, seed=options.seed)
+        table = pd.read_csv(need_path(options.predictions, "--predictions")) if options.predictions else None
+        paths = export_reader_study(
+            store, out, maps, seed=options.seed, predictions=table, wrong_share=options.wrong_share
+        )
         print(f"{out}: {len(paths)} files; keep the key away from the readers")
         return
     if not options.sheet:

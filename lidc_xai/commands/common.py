@@ -25,7 +25,7 @@ from lidc_xai.config import Config, load_config
 from lidc_xai.errors import DataError, LidcXaiError, UsageError
 from lidc_xai.files import FULL_DISK, remove_half_written
 from lidc_xai.lock import lock_folder, unlock_folders
-from lidc_xai.progress import show_progress
+from lidc_xai.progress import show_progress, stop_workers
 from lidc_xai.run import Run, current_argv
 from lidc_xai.skipped import in_words, write_skipped
 
@@ -141,7 +141,10 @@ def _run(
             config = load_config(kind, path, assignments, flags)
             run.config, run.out = config.model_dump(mode="json"), config.out
             with show_progress(not config.quiet):
-                function(config, run)
+                try:
+                    function(config, run)
+                finally:
+                    stop_workers()
             if run.out is not None and run.out.is_dir() and run.skipped:
                 write_skipped(run.out, run.skipped)
             run.write("done")

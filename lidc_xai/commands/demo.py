@@ -20,6 +20,8 @@ class DemoConfig(Config):
     """
 
     tiny: bool = Field(False, description="A few nodules and one epoch: shows the steps, learns nothing.")
+    epochs: int | None = Field(None, ge=1, description="Epochs of training; 20 by default.")
+    limit: int | None = Field(None, ge=1, description="At most so many nodules to train on, and as DICOM patients.")
     jobs: int = Field(2, ge=1, description="Processes for simulation and report.")
     pdf: bool = Field(True, description="Also write PDF; off with --set pdf=false.")
 
@@ -30,7 +32,7 @@ def demo(config: DemoConfig, run: Run) -> None:
     out = run.out = need_out(config)
     from lidc_xai.demo import DemoPlan, run_demo
 
-    plan = DemoPlan().tiny() if config.tiny else DemoPlan()
+    plan = (DemoPlan().tiny() if config.tiny else DemoPlan()).limited(config.epochs, config.limit)
     result = run_demo(out, plan, config.seed, config.device, config.jobs, config.pdf)
     run.results = result.figures
     for line in result.lines:

@@ -26,6 +26,7 @@ class TrainConfig(Config):
     """
 
     store: Path | None = Field(None, description="A store made by prepare.")
+    epochs: int | None = Field(None, ge=1, description="Epochs, as --set fit.epochs=N.")
     fit: FitOptions = FitOptions()
 
 
@@ -206,6 +207,8 @@ def _options(config: TrainConfig) -> FitOptions:
     given: dict[str, Any] = {
         name: getattr(config, name) for name in ("seed", "device") if name in config.model_fields_set
     }
+    if config.epochs is not None:
+        given["epochs"] = config.epochs
     return config.fit.model_copy(update=given)
 
 

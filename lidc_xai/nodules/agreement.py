@@ -71,7 +71,7 @@ def evaluated_masks(
 ) -> list[tuple[NDArray[np.bool_], tuple[float, float]]]:
     """Per evaluated plane the mask (h, w) in stored order and the plane's spacing; ``of`` as for ``crop_plane``."""
     planes = [crop_plane(crop, view, index, of) for view, index in zip(maps.views, maps.indices, strict=True)]
-    return [(np.asarray(plane.image, dtype=bool), plane.spacing_mm) for plane in planes]
+    return [(np.array(plane.image, dtype=bool), plane.spacing_mm) for plane in planes]
 
 
 def _mean(found: Sequence[LocalisationResult], column: int) -> dict[str, float | None]:

@@ -6,9 +6,9 @@ over the reference store; nearness is the cosine of the angle between them. Neig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -90,13 +90,14 @@ def similar_nodules(
     near = standard(np.stack([own[name] for name in ids])) @ standard(pool).T
     patients = reference.manifest.set_index("nodule_id")["patient_id"].astype(str)
     others = patients[names].to_numpy()
-    labels = pd.to_numeric(reference.manifest.set_index("nodule_id")["label"], errors="coerce")
-    table = None if predictions is None else predictions.set_index("nodule_id")
+    labels = reference.manifest.set_index("nodule_id")["label"].astype("float64").to_dict()
+    said = {} if predictions is None else {str(row["nodule_id"]): row for row in predictions.to_dict("records")}
     found = {}
     for row, name in enumerate(ids):
         order = [k for k in np.argsort(-near[row], kind="stable") if others[k] != str(store.row(name)["patient_id"])]
-        said = None if table is None or name not in table.index else table.loc[name]
-        found[name] = [_entry(names[k], others[k], float(near[row, k]), ratings, labels, said) for k in order[:count]]
+        found[name] = [
+            _entry(names[k], others[k], float(near[row, k]), ratings, labels, said.get(name, {})) for k in order[:count]
+        ]
     return found
 
 
@@ -127,26 +128,31 @@ def mean_ratings(store: CropStore) -> pd.DataFrame:
 
 
 def _entry(
-    name: str, patient: str, similarity: float, ratings: pd.DataFrame, labels: pd.Series, said: pd.Series | None
+    name: str,
+    patient: str,
+    similarity: float,
+    ratings: pd.DataFrame,
+    labels: Mapping[Any, float],
+    said: Mapping[Any, Any],
 ) -> SimilarNodule:
     own, sd = ratings.loc[name], ratings.std(ddof=0)
-    differs = {}
+    differs: dict[str, float] = {}
     for output in BIOMARKERS:
         column = "calcified" if output == "calcification" else output
         asked = "p_calcified" if output == "calcification" else output
-        value = None if said is None or asked not in said.index else pd.to_numeric(said[asked], errors="coerce")
-        if value is None or pd.isna(value) or pd.isna(own[column]):
+        value = float(said.get(asked, np.nan))
+        if np.isnan(value) or pd.isna(own[column]):
             continue
         if abs(own[column] - value) >= _DIFFERS * max(float(sd[column]), 1e-9):
             differs[output] = float(own[column] - value)
-    label = labels.get(name)
+    label = labels.get(name, np.nan)
     return {
         "nodule_id": name,
         "patient_id": patient,
         "similarity": similarity,
         "ratings": {output: float(own[output]) for output in COMPARED if pd.notna(own[output])},
         "calcified": None if pd.isna(own["calcified"]) else float(own["calcified"]),
-        "label": None if label is None or pd.isna(label) else float(label),
+        "label": None if np.isnan(label) else label,
         "differs": differs,
     }
 

@@ -1,13 +1,17 @@
 """A reader study: blinded, shuffled cases with and without maps, a sheet for ratings, and its scoring.
 
-Every case appears once per condition, in two sessions: a case shown with its map in one session is shown without it in
-the other, in another order. Names carry nothing: cases are numbered by a seeded shuffle, and the key that tells which
-is which is a file of its own, for whoever scores.
+Every case appears once with and once without, in two sessions: a case shown with its map in one session is shown
+without it in the other, in another order. Given predictions, the model's rating stands beside the map, and for a share
+of cases it is deliberately wrong (the other side of 0.5, the map with its sign turned): whether readers follow it there
+is automation bias. Names carry nothing: cases are numbered by a seeded shuffle, and the key that tells which is which
+is a file of its own, for whoever scores.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +22,7 @@ from lidc_xai.csv_files import rows_text, write_csv
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.files import write_json, write_text
 from lidc_xai.progress import track
-from lidc_xai.ratings import READER_RATINGS, SCALES
+from lidc_xai.ratings import CALCIFICATION_ABSENT, READER_RATINGS, SCALES
 from lidc_xai.reporting.nodule.drawing import crop_pictures, evaluated_indices, map_panels
 from lidc_xai.reporting.nodule.facts import colour_limits
 from lidc_xai.reporting.pages import render
@@ -30,7 +34,9 @@ if TYPE_CHECKING:
 
 CONDITIONS = ("without", "with")
 RATED = tuple(name for name in READER_RATINGS if name != "internal_structure")
-_SHEET = ("session", "case", *RATED, "confidence", "seconds", "comment")
+ASKED = ("confidence", "trust", "seconds")
+"""Beside the ratings: how sure (0 to 100), how far the AI was trusted (0 to 100, empty without it), and the time."""
+_SHEET = ("session", "case", *RATED, *ASKED, "comment")
 _KEY = "key-for-scoring-only.csv"
 
 
@@ -41,11 +47,16 @@ def export_reader_study(
     nodule_ids: Sequence[str] | None = None,
     outputs: Sequence[str] = ("malignancy", "spiculation", "margin"),
     seed: int = 0,
+    *,
+    predictions: pd.DataFrame | None = None,
+    wrong_share: float = 0.0,
 ) -> list[Path]:
     """Write ``out/session-1`` and ``session-2`` (a page per case, an index, ``ratings.csv`` to fill in) and the key.
 
-    ``maps``: nodule id -> its maps; ``outputs``: those whose maps are shown. No page names a patient, a nodule, a
-    reader, a rating or a prediction. Raises UsageError for a nodule without maps or an output that they lack.
+    ``maps``: nodule id -> its maps; ``outputs``: those whose maps are shown. ``predictions``: of ``predict``; then the
+    model's probability stands beside the map, wrong on a share ``wrong_share`` of cases. No page names a patient, a
+    nodule, a reader, a reader's rating, or whether what it shows is right. Raises UsageError for a nodule without maps
+    or prediction, an output that they lack, and a share without predictions or outside 0 to 1.
     """
     ids, out = wanted_ids(store, nodule_ids), Path(out)
     missing = [name for name in ids if name not in maps]
@@ -56,7 +67,9 @@ def export_reader_study(
     lacking = [name for name in outputs if ids and name not in maps[ids[0]].output_names]
     if lacking:
         raise UsageError(f"output {lacking[0]!r} has no map; choose from {', '.join(maps[ids[0]].output_names)}")
+    chances = _chances(predictions, ids, wrong_share)
     rng = np.random.default_rng(seed)
+    wrong = set(rng.permutation(len(ids))[: round(wrong_share * len(ids))].tolist()) if wrong_share else set()
     first_with = set(rng.permutation(len(ids))[: len(ids) // 2].tolist())
     key: list[dict[str, Any]] = []
     paths: list[Path] = []
@@ -66,8 +79,14 @@ def export_reader_study(
         for number, place in enumerate(track(order, f"session {session}", len(order)), start=1):
             shown = CONDITIONS[(place in first_with) == (session == 1)]
             name = f"case-{number:03d}"
-            key.append({"session": session, "case": name, "condition": shown, "nodule_id": ids[place]})
-            page = _case_page(store, ids[place], maps[ids[place]], outputs, name, session, shown == "with")
+            nodule_id, given = ids[place], _Given(maps[ids[place]], chances.get(ids[place]))
+            given = given.turned() if place in wrong else given
+            key.append(
+                {"session": session, "case": name, "condition": shown, "nodule_id": nodule_id,
+                 "ai": ("wrong" if place in wrong else "right") if chances and shown == "with" else "",
+                 "shown": given.probability if shown == "with" else None}
+            )  # fmt: skip
+            page = _case_page(store, nodule_id, given, outputs, name, session, shown == "with")
             paths.append(out / f"session-{session}" / f"{name}.html")
             write_text(paths[-1], page)
             cases.append(name)
@@ -76,9 +95,39 @@ def export_reader_study(
     return [*paths, out / _KEY]
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What a case shows of the AI."""
+
+    maps: NoduleMaps
+    probability: float | None
+
+    def turned(self) -> _Given:
+        """The other side of 0.5, and the map that would argue for it."""
+        maps = replace(self.maps, relevance=-self.maps.relevance)
+        return _Given(maps, None if self.probability is None else 1 - self.probability)
+
+
+def _chances(predictions: pd.DataFrame | None, ids: Sequence[str], wrong_share: float) -> dict[str, float]:
+    if not 0 <= wrong_share <= 1:
+        raise UsageError(f"wrong_share is {wrong_share:g}; wanted a share from 0 to 1")
+    if predictions is None:
+        if wrong_share:
+            raise UsageError(
+                "an arm with a wrong AI needs predictions: what is shown is the model's rating turned round"
+            )
+        return {}
+    found = dict(zip(predictions["nodule_id"], predictions["malignancy_probability"].astype(float), strict=True))
+    missing = [name for name in ids if name not in found]
+    if missing:
+        raise UsageError(f"{len(missing)} of {len(ids)} nodules have no prediction, the first is {missing[0]}")
+    return {name: found[name] for name in ids}
+
+
 def _case_page(
-    store: CropStore, nodule_id: str, maps: NoduleMaps, outputs: Sequence[str], name: str, session: int, shown: bool
+    store: CropStore, nodule_id: str, given: _Given, outputs: Sequence[str], name: str, session: int, shown: bool
 ) -> str:
+    maps = given.maps
     crop = store.load(nodule_id)
     crop.reader_masks = crop.consensus = None  # an outline would tell what readers thought belongs to it
     pictures = crop_pictures(crop, evaluated_indices(maps))
@@ -88,6 +137,7 @@ def _case_page(
         name=name,
         session=session,
         pictures=pictures,
+        probability=given.probability if shown else None,
         panels={output: panels[output] for output in outputs if output in panels},
         rated=[SCALES[rating] for rating in RATED],
         simulated=bool(store.row(nodule_id)["simulated"]),
@@ -110,14 +160,16 @@ def score_reader_study(
 ) -> dict[str, Any]:
     """Score filled sheets: ``ratings`` maps a reader's name to the paths of the ``ratings.csv`` of both sessions.
 
-    Returns, per rating, for cases without and with maps: the mean absolute difference from LIDC's readers' mean and,
-    for malignancy, AUC against LIDC's label; and the change from without to with on the same cases (95 % interval,
-    bootstrap over patients), together with mean seconds and confidence. Written to ``out/scores.json`` where asked.
+    Returns, per rating, for cases without and with maps: the mean absolute difference from LIDC's readers' mean (of
+    calcification: of "any" from the share of readers who saw any) and, for malignancy, AUC against LIDC's label; and
+    the change from without to with on the same cases (95 % interval, bootstrap over patients), together with mean
+    seconds, confidence and trust; ``follows``: how far malignancy ratings move towards what the AI showed, where it
+    was right and where it was deliberately wrong (automation bias). Written to ``out/scores.json`` where asked.
     Raises DataError for a sheet that is no such sheet, UsageError where nothing is filled in.
     """
     from lidc_xai.evaluation.statistics import bootstrap_mean
 
-    key = _read(Path(folder) / _KEY, ("session", "case", "condition", "nodule_id"))
+    key = _read(Path(folder) / _KEY, ("session", "case", "condition", "nodule_id", "ai", "shown"))
     filled = pd.concat(
         [_read(Path(path), _SHEET).assign(reader=reader) for reader, paths in ratings.items() for path in paths],
         ignore_index=True,
@@ -125,7 +177,9 @@ def score_reader_study(
     table = filled.merge(key, on=["session", "case"], how="inner")
     if table.empty or not table[list(RATED)].notna().any().any():
         raise UsageError("no rating is filled in; fill the sheets (ratings.csv) of the sessions first")
-    votes = store.votes.groupby("nodule_id")[list(RATED)].mean()
+    codes = {"calcification": _any_calcification(store.votes["calcification"])}
+    votes = store.votes.assign(**codes).groupby("nodule_id")[list(RATED)].mean()
+    table["calcification"] = _any_calcification(table["calcification"])
     patients = store.manifest.set_index("nodule_id")["patient_id"]
     scores: dict[str, Any] = {"readers": sorted(ratings), "cases": int(key["nodule_id"].nunique()), "ratings": {}}
     for rating in RATED:
@@ -144,11 +198,66 @@ def score_reader_study(
             "pairs": len(both),
         }
     scores["malignancy_auc"] = {name: _auc(table[table["condition"] == name], store) for name in CONDITIONS}
-    for column in ("seconds", "confidence"):
+    scores["follows"] = _follows(table, patients)
+    for column in ASKED:
         scores[column] = {name: _mean(table.loc[table["condition"] == name, column]) for name in CONDITIONS}
     if out is not None:
         write_json(Path(out) / "scores.json", scores)
     return scores
+
+
+def _any_calcification(codes: pd.Series) -> pd.Series:
+    """1 where any is seen, 0 where none: the codes are names."""
+    return (codes < CALCIFICATION_ABSENT).astype(float).where(codes.notna())
+
+
+def _follows(table: pd.DataFrame, patients: pd.Series) -> dict[str, dict[str, float | int | None]]:
+    """Steps of the malignancy scale by which a reader's rating moves towards the AI's side, against the same reader's
+    rating without it: "right" and "wrong" AI, mean and 95 % interval over patients.
+    """
+    from lidc_xai.evaluation.statistics import bootstrap_mean
+
+    if "ai" not in table:
+        return {}
+    alone = table[table["condition"] == "without"].set_index(["reader", "nodule_id"])["malignancy"]
+    found: dict[str, dict[str, float | int | None]] = {}
+    for ai in ("right", "wrong"):
+        own = table[(table["ai"] == ai) & table["malignancy"].notna()].set_index(["reader", "nodule_id"])
+        if own.empty:
+            continue
+        towards = np.where(own["shown"] > 0.5, 1.0, -1.0)
+        moved = (towards * (own["malignancy"] - alone.reindex(own.index))).dropna()
+        if moved.empty:
+            continue
+        interval = bootstrap_mean(moved.to_numpy(), patients[moved.index.get_level_values(1)].tolist())
+        found[ai] = {
+            "steps": _finite(interval.mean), "low": _finite(interval.low), "high": _finite(interval.high),
+            "ratings": len(moved),
+        }  # fmt: skip
+    return found
+
+
+def cases_needed(
+    effect: float, sd: float, readers: int, *, reader_sd: float = 0.0, power: float = 0.8, level: float = 0.05
+) -> int:
+    """Cases that every reader reads under both conditions, to find a mean change of ``effect`` steps.
+
+    Paired, two-sided, normal: effect = (z_{1−level/2} + z_power) · √(sd²/(cases · readers) + reader_sd²/readers), with
+    ``sd`` of the change over cases within a reader and ``reader_sd`` of its mean between readers. Raises UsageError
+    where so few readers differ so much that no number of cases is enough.
+
+    >>> cases_needed(0.25, sd=1.0, readers=4)
+    32
+    """
+    from scipy.stats import norm
+
+    if min(effect, sd, readers) <= 0:
+        raise UsageError(f"effect, sd and readers must be above 0, got {effect:g}, {sd:g}, {readers}")
+    wanted = (effect / (norm.ppf(1 - level / 2) + norm.ppf(power))) ** 2
+    left = wanted - reader_sd**2 / readers
+    if left <= 0:
+        raise UsageError(f"{readers} readers who differ by {reader_sd:g} cannot show {effect:g}; ask more readers")
+    return math.ceil(sd**2 / (readers * left))
 
 
 def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -162,7 +271,7 @@ def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     if missing:
         raise DataError(f"{path}: has no column {missing[0]!r}; it is not a file of this reader study")
     for name in columns:
-        if name in RATED or name in ("confidence", "seconds"):
+        if name in RATED or name in ASKED:
             values = pd.to_numeric(table[name], errors="coerce")
             wrong = table[name].notna() & values.isna()
             low, high = (SCALES[name].low, SCALES[name].high) if name in RATED else (0, float("inf"))

@@ -228,5 +228,6 @@ def _one(
         "outputs": facts["outputs"],
         "overlap": facts["overlap"],
         "label": facts["label"],
+        "agreement": facts["map_spread"].get("malignancy"),
     }
     return paths, skipped, row

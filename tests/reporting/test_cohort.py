@@ -11,9 +11,12 @@ import pytest
 
 from lidc_xai.annotations import load_nodules
 from lidc_xai.errors import DataError, UsageError
+from lidc_xai.evaluation.decision import decision_curve
+from lidc_xai.imaging.store.crop_store import CropStore
 from lidc_xai.ratings import BIOMARKERS, OUTPUTS
 from lidc_xai.reporting import (
     benchmark_report,
+    cases_needed,
     cohort_report,
     export_reader_study,
     image_sheet,
@@ -22,6 +25,7 @@ from lidc_xai.reporting import (
 from lidc_xai.reporting.cohort.figures import cohort_overlap, flow, galleries, radial_curves
 from lidc_xai.reporting.plots import Chart, limits, ticks
 from lidc_xai.reporting.reader_study import RATED
+from lidc_xai.skipped import Skipped, write_skipped
 
 
 def out_of_fold(store) -> pd.DataFrame:
@@ -105,7 +109,8 @@ def test_flow_adds_up_and_names_every_loss(cohort):
     assert facts["flow"][1]["lost"] == [{"reason": "two readers", "count": 3}, {"reason": "<b>late</b>", "count": 2}]
     never = {"reason": "not among the data that the store was made from", "count": every - 5 - 24 - 1}
     assert facts["flow"][2]["lost"] == [never, {"reason": "no such series", "count": 1}]
-    assert [item["number"] for item in facts["claim"]] == list(range(1, 43))
+    assert [item["number"] for item in facts["claim"]] == list(range(1, 45))
+    assert [item["number"] for item in facts["tripod"]] == list(range(1, 28))
     assert any(item["open"] for item in facts["claim"])
     assert "3 folds" in next(item["answer"] for item in facts["claim"] if item["topic"] == "How data were divided")
 
@@ -121,7 +126,39 @@ def test_flow_of_a_store_that_holds_more_than_the_cohort(cohort):
 
     assert last_step(names[3:]) == ("Nodules in the store, with their CT", 21, 1 + len(_absent(cohort.store)))
     assert last_step(names[3:10]) == ("Nodules in this report", 7, 14)
-    assert last_step(names[2:]) == ("Nodules in this report, 1 of them not of the cohort", 22, 0)
+    assert last_step(names[2:]) == ("Nodules in this report", 22, 0)
+    steps = flow(cohort.store, None, outside, names[2:])
+    assert steps[-1]["gained"] == 1
+    for before, after in pairwise(steps):
+        assert before["count"] - len(after["rows"]) + after["gained"] == after["count"]
+
+
+def test_a_nodule_that_was_skipped_once_and_is_there_is_not_lost(made, tmp_path):
+    """A store continued after a failure: its skipped.csv may name nodules that were written since."""
+    store = made.store(tmp_path / "store", n=3)
+    write_skipped(store.path, [Skipped(store.nodule_ids[0], "crop", "late"), Skipped("gone-s1-n0", "crop", "no scan")])
+    (asked, there) = flow(CropStore(store.path), None, None, store.nodule_ids)
+    assert (asked["count"], there["count"], there["lost"]) == (4, 3, [{"reason": "no scan", "count": 1}])
+
+
+def test_failures_are_counted_by_hand(cohort):
+    facts = json.loads((cohort.root / "out" / "cohort.json").read_text(encoding="utf-8"))
+    table = cohort.predictions.merge(cohort.store.manifest[["nodule_id", "label", "larger_than_box"]], on="nodule_id")
+    known = table[table["label_y" if "label_y" in table else "label"].notna()]
+    label = known["label_y" if "label_y" in known else "label"].astype(float)
+    wrong = ((known["malignancy_probability"] > 0.5) != (label > 0.5)).sum()
+    for name in ("box", "readers", "diameter"):
+        rows = [row for row in facts["failures"] if row["property"] == name]
+        assert sum(row["nodules"] for row in rows) == len(known)
+        assert sum(row["wrong"] for row in rows) == wrong
+    assert "Where it fails" in cohort.result.index.read_text(encoding="utf-8")
+    assert "Decision curve" in cohort.result.index.read_text(encoding="utf-8")
+
+
+def test_decision_curve_is_net_benefit():
+    curve = decision_curve([1, 1, 0, 0, 0], [0.9, 0.3, 0.6, 0.2, 0.1], [0.25, 0.5])
+    assert curve["model"].tolist() == pytest.approx([(2 - 1 / 3) / 5, (1 - 1) / 5])
+    assert curve["all"].tolist() == pytest.approx([(2 - 3 / 3) / 5, (2 - 3) / 5])
 
 
 def _absent(store):
@@ -282,6 +319,60 @@ def test_reader_study_is_blinded_shuffled_and_balanced(cohort, reader_study):
     sheet = pd.read_csv(reader_study.folder / "session-1" / "ratings.csv")
     assert len(sheet) == 8
     assert set(RATED) < set(sheet.columns)
+
+
+@pytest.mark.parametrize(("bias", "seed"), [(0.0, 0), (0.8, 1)])
+def test_automation_bias_is_found_where_it_was_planted(made, tmp_path, bias, seed):
+    """Readers who move by ``bias`` steps towards a wrong AI, and not towards a right one, in noise of half a step."""
+    store = made.store(tmp_path / "store", n=30)
+    maps = {name: made.maps(name) for name in store.nodule_ids}
+    rng = np.random.default_rng(seed)
+    predictions = pd.DataFrame({"nodule_id": store.nodule_ids, "malignancy_probability": rng.uniform(0.1, 0.9, 30)})
+    folder = tmp_path / "study"
+    paths = export_reader_study(store, folder, maps, predictions=predictions, wrong_share=0.4, seed=seed)
+    key = pd.read_csv(folder / "key-for-scoring-only.csv")
+    assert (key["ai"] == "wrong").sum() == 12
+    by_id = predictions.set_index("nodule_id")["malignancy_probability"]
+    for row in key[key["ai"] == "wrong"].itertuples():
+        assert row.shown == pytest.approx(1 - by_id[row.nodule_id])
+    pages = [path.read_text(encoding="utf-8") for path in paths if path.name.startswith("case-")]
+    assert sum("<b>AI:</b>" in text for text in pages) == 30
+    assert not any("wrong" in text for text in pages)  # nobody is told
+    sheets = {}
+    for reader in ("anna", "ben", "carla"):
+        own = dict(zip(store.nodule_ids, rng.uniform(2, 4, 30), strict=True))
+        for session in (1, 2):
+            sheet = pd.read_csv(folder / f"session-{session}" / "ratings.csv")
+            rows = sheet.merge(key, on=["session", "case"])
+            pull = np.where(rows["ai"] == "wrong", bias * np.sign(rows["shown"] - 0.5), 0.0)
+            sheet["malignancy"] = (rows["nodule_id"].map(own) + pull + rng.normal(0, 0.5, len(rows))).clip(1, 5)
+            sheet["trust"] = np.where(rows["condition"] == "with", 70, np.nan)
+            path = tmp_path / f"{reader}-{session}.csv"
+            sheet.to_csv(path, index=False)
+            sheets.setdefault(reader, []).append(path)
+    scores = score_reader_study(folder, sheets, store)
+    wrong = scores["follows"]["wrong"]
+    assert wrong["low"] <= bias <= wrong["high"]
+    assert (wrong["low"] > 0) == (bias > 0)
+    assert scores["follows"]["right"]["low"] < 0 < scores["follows"]["right"]["high"]
+    assert scores["trust"] == {"without": None, "with": 70.0}
+
+
+def test_a_wrong_ai_needs_predictions(cohort, tmp_path):
+    with pytest.raises(UsageError, match="needs predictions"):
+        export_reader_study(cohort.store, tmp_path, cohort.maps["cdam"], wrong_share=0.2)
+    with pytest.raises(UsageError, match="have no prediction, the first is"):
+        export_reader_study(cohort.store, tmp_path, cohort.maps["cdam"], predictions=cohort.predictions.iloc[:2])
+
+
+def test_power_of_a_reader_study_is_that_of_simulated_ones():
+    cases = cases_needed(0.3, sd=1.0, readers=3, reader_sd=0.1)
+    rng = np.random.default_rng(0)
+    means = 0.3 + rng.normal(0, 1.0, (4000, cases, 3)).mean((1, 2)) + rng.normal(0, 0.1, (4000, 3)).mean(1)
+    error = np.sqrt(1 / (cases * 3) + 0.01 / 3)
+    assert (np.abs(means) > 1.96 * error).mean() == pytest.approx(0.8, abs=0.03)
+    with pytest.raises(UsageError, match="ask more readers"):
+        cases_needed(0.1, sd=1.0, readers=2, reader_sd=0.5)
 
 
 def fill(cohort, reader_study, reader: str, errors: dict[str, float]) -> list:

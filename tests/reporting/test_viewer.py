@@ -310,3 +310,21 @@ def test_study_table_sorts(browser, report, study):
     assert study.ids[0] in first
     assert study.ids[2] in tab.inner_text("table.study tbody tr >> nth=0")
     tab.close()
+
+
+def test_study_table_filters_and_shows_pictures(browser, report, study):
+    tab = browser.new_page()
+    tab.goto(report.index.as_uri())
+    visible = "[...document.querySelectorAll('table.study tbody tr')].filter((row) => !row.hidden).length"
+    assert tab.evaluate(visible) == 3
+    tab.fill('[data-filter="text"]', study.ids[1][:14].lower())
+    assert tab.evaluate(visible) == 1
+    assert "1 of 3 nodules" in tab.inner_text("[data-shown]")
+    tab.fill('[data-filter="text"]', "")
+    tab.select_option('[data-filter="trust"]', "low")
+    assert tab.evaluate(visible) == 0
+    tab.select_option('[data-filter="trust"]', "")
+    tab.click("[data-sheet]")
+    assert tab.is_hidden("table.study thead")
+    assert tab.is_visible("table.study .thumb >> nth=0")
+    tab.close()

@@ -61,6 +61,18 @@ def strata_chart(metrics: Mapping[str, Any], figure: str, title: str) -> Markup:
     return chart.svg()
 
 
+def decision_chart(curve: pd.DataFrame) -> Markup:
+    """Net benefit by threshold: the model, acting on all, acting on none."""
+    at, model, everyone = (curve[name].to_numpy(dtype=np.float64) for name in ("threshold", "model", "all"))
+    low = min(-0.05, float(model.min()))
+    chart = Chart((0, 1), (low, float(max(model.max(), everyone.max())) * 1.1 + 0.02), "threshold of the probability",
+                  "net benefit (per nodule)", "Decision curve", 320, 300, names=3)  # fmt: skip
+    chart.line(at.tolist(), model.tolist(), COLOURS[0], "model")
+    chart.line(at.tolist(), np.where(everyone >= low, everyone, np.nan).tolist(), COLOURS[1], "all", "5 3")
+    chart.line([0, 1], [0, 0], GREY, "none", "2 2")
+    return chart.svg()
+
+
 def biomarker_chart(metrics: Mapping[str, Any]) -> Markup:
     """MSE (standardised) of every biomarker beside the diameter's and the floor that readers' disagreement sets."""
     names = [name for name in BIOMARKERS if name in metrics.get("biomarkers", {})]

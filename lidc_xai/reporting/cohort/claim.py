@@ -1,41 +1,52 @@
-"""The topics of CLAIM (Checklist for Artificial Intelligence in Medical Imaging; Mongan, Moy, Kahn, Radiology:
-Artificial Intelligence 2020, 2(2):e200029), each with what this run can say about it.
+"""Reporting checklists, each topic with what this run can say about it: CLAIM 2024 and TRIPOD+AI.
 
-Topics are named in our own words; the checklist itself has the authoritative text. What a program cannot know is left
-to the authors and says so.
+CLAIM: Checklist for Artificial Intelligence in Medical Imaging, update of 2024 (Radiology: Artificial Intelligence
+6(4): e240300), 44 items. TRIPOD+AI: Collins et al., BMJ 2024; 385: e078378, 27 items. Topics are named in our own
+words; the checklists have the authoritative text. What a program cannot know is left to the authors and says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from lidc_xai.reporting.values import summary
 
 AUTHORS = "For the authors."
 
-_TOPICS: tuple[tuple[str, str, str], ...] = (
+
+class Item(TypedDict):
+    """One topic of a checklist; ``open``: it is left to the authors."""
+
+    number: int
+    section: str
+    topic: str
+    answer: str
+    open: bool
+
+
+_CLAIM: tuple[tuple[str, str, str], ...] = (
     ("Title and abstract", "Names the AI method", "title"),
     ("Title and abstract", "Structured summary", ""),
     ("Introduction", "Clinical background and role", ""),
     ("Introduction", "Aims and hypotheses", ""),
-    ("Methods", "Prospective or retrospective", "design"),
-    ("Methods", "Kind and goal of the study", "goal"),
-    ("Methods", "Sources of the data", "sources"),
-    ("Methods", "Inclusion and exclusion", "flow"),
-    ("Methods", "Preprocessing", "preprocessing"),
-    ("Methods", "Selection of parts of the data", "crops"),
-    ("Methods", "Definitions of data elements", "elements"),
-    ("Methods", "De-identification", "identity"),
-    ("Methods", "Missing data", "missing"),
-    ("Ground truth", "Definition of the reference", "reference"),
-    ("Ground truth", "Why this reference", "reference_why"),
-    ("Ground truth", "Who annotated, with what qualification", "annotators"),
-    ("Ground truth", "Annotation tools", "annotators"),
-    ("Ground truth", "Variability between annotators", "variability"),
-    ("Data partitions", "Sample size and how it was set", "size"),
+    ("Study design", "Prospective or retrospective", "design"),
+    ("Study design", "Goal of the study", "goal"),
+    ("Data", "Sources of the data", "sources"),
+    ("Data", "Inclusion and exclusion", "flow"),
+    ("Data", "Preprocessing", "preprocessing"),
+    ("Data", "Selection of parts of the data", "crops"),
+    ("Data", "De-identification", "identity"),
+    ("Data", "Missing data", "missing"),
+    ("Data", "Image acquisition", "acquisition"),
+    ("Reference standard", "How the reference was obtained", "reference"),
+    ("Reference standard", "Why this reference", "reference_why"),
+    ("Reference standard", "Who annotated", "annotators"),
+    ("Reference standard", "Annotation of the test set", "annotators"),
+    ("Reference standard", "Variability between and within annotators", "variability"),
     ("Data partitions", "How data were divided", "split"),
     ("Data partitions", "Level at which parts are disjoint", "disjoint"),
+    ("Testing data", "Intended sample size", "size"),
     ("Model", "Description of the model", "model"),
     ("Model", "Software and versions", "software"),
     ("Model", "Start of the parameters", "start"),
@@ -46,36 +57,75 @@ _TOPICS: tuple[tuple[str, str, str], ...] = (
     ("Evaluation", "Statistics and uncertainty", "statistics"),
     ("Evaluation", "Robustness and sensitivity", "robustness"),
     ("Evaluation", "Explainability", "explanation"),
+    ("Evaluation", "Internal data", "internal"),
     ("Evaluation", "External data", "external"),
+    ("Evaluation", "Registration as a clinical trial", ""),
     ("Results", "Flow of cases", "flow"),
-    ("Results", "Demographics", "demographics"),
-    ("Results", "Performance", "performance"),
-    ("Results", "Estimates with precision", "statistics"),
-    ("Results", "Analysis of errors", "errors"),
+    ("Results", "Demographics and clinical characteristics", "demographics"),
+    ("Results", "Performance with uncertainty", "performance"),
+    ("Results", "Diagnostic performance and its precision", "performance"),
+    ("Results", "Analysis of failures", "errors"),
     ("Discussion", "Limitations", "limits"),
     ("Discussion", "Implications for practice", ""),
-    ("Other", "Registration", ""),
-    ("Other", "Protocol, code and data", "code"),
+    ("Other", "Full protocol, technical details", "code"),
+    ("Other", "Availability of software, model and data", "code"),
     ("Other", "Funding", ""),
+)
+
+_TRIPOD: tuple[tuple[str, str, str], ...] = (
+    ("Title", "Development or evaluation, population, outcome", "title"),
+    ("Abstract", "Structured summary", ""),
+    ("Introduction", "Context, users and known inequalities", ""),
+    ("Introduction", "Objectives", "goal"),
+    ("Methods", "Data: sources, dates, representativeness", "sources"),
+    ("Methods", "Participants: setting, eligibility, treatments", "flow"),
+    ("Methods", "Data preparation", "preprocessing"),
+    ("Methods", "Outcome: what, how assessed, by whom", "reference"),
+    ("Methods", "Predictors", "predictors"),
+    ("Methods", "Sample size", "size"),
+    ("Methods", "Missing data", "missing"),
+    ("Methods", "Analytical methods", "training"),
+    ("Methods", "Class imbalance", "imbalance"),
+    ("Methods", "Fairness", "fairness"),
+    ("Methods", "Output of the model and thresholds", "output"),
+    ("Methods", "Differences between training and evaluation data", "internal"),
+    ("Methods", "Ethical approval", ""),
+    ("Open science", "Funding, conflicts, protocol, registration, data, code", "code"),
+    ("Involvement", "Patients and the public", ""),
+    ("Results", "Participants: flow and characteristics", "flow"),
+    ("Results", "Numbers in development and evaluation", "size"),
+    ("Results", "Full model", "model"),
+    ("Results", "Performance with intervals, also by subgroup", "performance"),
+    ("Results", "Updating of the model", "updating"),
+    ("Discussion", "Interpretation, fairness", ""),
+    ("Discussion", "Limitations", "limits"),
+    ("Discussion", "Use: input quality, skills, next steps", "use"),
 )
 
 
 _TRAINING = ("epochs", "batch_size", "optimiser", "loss", "augment")
 
 
-def claim_checklist(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The 42 topics: ``number``, ``section``, ``topic``, ``answer`` and ``open`` (left to the authors).
+def claim_checklist(facts: Mapping[str, Any]) -> list[Item]:
+    """The 44 items of CLAIM 2024.
 
-    ``facts``: ``simulated``, ``model`` (training information), ``run``, ``metrics`` and ``crop`` of a cohort's report.
+    ``facts``: ``simulated``, ``model`` (training information), ``reads``, ``run``, ``metrics``, ``failures`` and
+    ``crop`` of a cohort's report.
     """
-    answers = _answers(facts)
-    rows = []
-    for place, (section, topic, key) in enumerate(_TOPICS, start=1):
-        answer = answers.get(key, "")
-        rows.append(
-            {"number": place, "section": section, "topic": topic, "answer": answer or AUTHORS, "open": not answer}
-        )
-    return rows
+    return _filled(_CLAIM, _answers(facts))
+
+
+def tripod_checklist(facts: Mapping[str, Any]) -> list[Item]:
+    """The 27 items of TRIPOD+AI, from the same facts."""
+    return _filled(_TRIPOD, _answers(facts))
+
+
+def _filled(topics: tuple[tuple[str, str, str], ...], answers: Mapping[str, str]) -> list[Item]:
+    return [
+        {"number": place, "section": section, "topic": topic, "answer": answers.get(key) or AUTHORS,
+         "open": not answers.get(key)}
+        for place, (section, topic, key) in enumerate(topics, start=1)
+    ]  # fmt: skip
 
 
 def _answers(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -90,7 +140,14 @@ def _answers(facts: Mapping[str, Any]) -> dict[str, str]:
         "flow": "See the flow above; every excluded group has its reason.",
         "preprocessing": f"Crops of {facts.get('crop') or 'recorded size'}; HU clamped and standardised.",
         "crops": "Nodules that readers marked, cut around the consensus of at least half of them. Nothing is detected.",
-        "elements": "LIDC's rating scales; diameter: largest distance between two points of one contour.",
+        "acquisition": "As each centre scanned; slice thickness and scanner stand on every nodule's page.",
+        "predictors": f"The image alone: {facts['reads']}." if facts.get("reads") else "",
+        "imbalance": "Neither re-weighted nor re-sampled; the label's share stands beside the figures.",
+        "fairness": "By size, texture, margin, readers' agreement and slices; LIDC gives age and sex for few patients.",
+        "output": "A calibrated probability and ratings in their own units; no threshold is recommended.",
+        "internal": "Patients of the same collection, apart from those the model learned from.",
+        "updating": "None." if metrics else "",
+        "use": "A nodule that somebody has found, on CT like the collection's; pages flag padding, box and HU.",
         "identity": "Pseudonyms of LIDC-IDRI; no name or date of birth is read or written.",
         "missing": "A missing rating is left out of the mean and of the loss; a missing scan excludes the nodule.",
         "reference": "Median malignancy rating of 3 or 4 readers above or below 3; else the mean of their ratings.",
@@ -117,7 +174,7 @@ def _answers(facts: Mapping[str, Any]) -> dict[str, str]:
         "external": "None.",
         "demographics": "LIDC-IDRI gives age and sex for few patients; they are not used.",
         "performance": "See above." if metrics else "",
-        "errors": "See the galleries.",
+        "errors": "See where it fails, and the galleries." if facts.get("failures") else "See the galleries.",
         "limits": "Opinion as reference, one collection, readers' crops; see the model card.",
         "code": "lidc-xai, Apache-2.0; annotations and CT public.",
     }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -22,54 +22,68 @@ GALLERY = 8
 """Nodules per gallery."""
 
 
+class FlowStep(TypedDict):
+    """``lost``: list of ``reason`` and ``count``, the most frequent first; ``rows``: every nodule with its reason;
+    ``gained``: nodules that the step before did not hold.
+    """
+
+    title: str
+    count: int
+    gained: int
+    lost: list[dict[str, Any]]
+    rows: list[dict[str, str]]
+
+
 def flow(
     store: CropStore, predictions: pd.DataFrame | None, exclusions: pd.DataFrame | None, shown: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Steps from the annotation database to the figures: ``title``, ``count``, and what was ``lost`` on the way there.
+) -> list[FlowStep]:
+    """Steps from the annotation database to the figures. What was before, less what was lost, plus what came in
+    beside, is what is there: in every step.
 
     ``exclusions``: as ``cohort_exclusions`` gives them (nodule_id, stage, reason); without, the flow starts at the
-    store. ``lost``: list of ``reason`` and ``count``, the most frequent first; ``rows``: every nodule with its reason.
+    store.
     """
-    left_out, members = read_skipped(store.path), set(store.nodule_ids)
-    steps: list[dict[str, Any]] = []
+    reasons = {item.nodule_id: item.reason for item in reversed(read_skipped(store.path)) if item.nodule_id}
+    members = set(store.nodule_ids)
+    steps: list[FlowStep] = []
+    before: set[str] | None = None
+
+    def step(title: str, now: set[str], why: Mapping[str, str], otherwise: str) -> None:
+        """The next step: who was there before and is gone, each with its reason; who came in beside is counted."""
+        nonlocal before
+        gone = sorted((before or now) - now)
+        gained = len(now - before) if before is not None else 0
+        lost = [Skipped(name, "", why.get(name, otherwise)) for name in gone]
+        steps.append(_step(title, len(now), lost, gained))
+        before = now
+
     if exclusions is not None:
-        outside = [Skipped(str(row.nodule_id), str(row.stage), str(row.reason)) for row in exclusions.itertuples()]
-        named = {item.nodule_id for item in outside}
-        lost_later = [item for item in left_out if item.nodule_id not in named]
-        met = set(store.nodule_ids) | {item.nodule_id for item in lost_later}
-        every = {nodule.nodule_id for nodule in load_nodules()} | met
-        cohort = every - named
-        never = cohort - met
-        steps.append(_step("Groups of readings in the annotation database", len(every), []))
-        steps.append(_step("Nodules of the cohort", len(cohort), outside))
-        reason = "not among the data that the store was made from"
-        left_out = [*lost_later, *(Skipped(name, "source", reason) for name in never)]
-        members &= cohort
-    steps.append(_step("Nodules in the store, with their CT", len(members), left_out))
+        outside = {str(row.nodule_id): str(row.reason) for row in exclusions.itertuples()}
+        every = {nodule.nodule_id for nodule in load_nodules()} | members | set(reasons)
+        step("Groups of readings in the annotation database", every, {}, "")
+        step("Nodules of the cohort", every - set(outside), outside, "")
+        members -= set(outside)
+    elif set(reasons) - members:
+        step("Nodules asked for", members | set(reasons), {}, "")
+    step("Nodules in the store, with their CT", members, reasons, "not among the data that the store was made from")
     if set(shown) != members:
-        gone = [Skipped(name, "choice", "not chosen for this report") for name in members - set(shown)]
-        beyond = len(set(shown) - members)
-        title = "Nodules in this report" + (f", {beyond} of them not of the cohort" if beyond else "")
-        steps.append(_step(title, len(shown), gone))
+        step("Nodules in this report", set(shown), {}, "not chosen for this report")
     if predictions is not None and "nodule_id" in predictions:
         predicted = set(predictions["nodule_id"]) & set(shown)
-        gone = [Skipped(name, "predict", "no prediction") for name in set(shown) - predicted]
-        steps.append(_step("Predicted", len(predicted), gone))
+        step("Predicted", predicted, {}, "no prediction")
         labels = store.manifest.set_index("nodule_id")["label"]
-        unlabelled = [name for name in sorted(predicted) if pd.isna(labels[name])]
+        labelled = {name for name in predicted if not pd.isna(labels[name])}
         reason = "no label: the readers' median malignancy is 3, or there is none"
-        steps.append(
-            _step("Counted in the figures of malignancy", len(predicted) - len(unlabelled),
-                  [Skipped(name, "label", reason) for name in unlabelled])
-        )  # fmt: skip
+        step("Counted in the figures of malignancy", labelled, {}, reason)
     return steps
 
 
-def _step(title: str, count: int, lost: Sequence[Skipped]) -> dict[str, Any]:
+def _step(title: str, count: int, lost: Sequence[Skipped], gained: int) -> FlowStep:
     reasons = Counter(item.reason for item in lost)
     return {
         "title": title,
         "count": count,
+        "gained": gained,
         "lost": [{"reason": reason, "count": many} for reason, many in reasons.most_common()],
         "rows": [{"nodule_id": item.nodule_id, "reason": item.reason} for item in sorted(lost)],
     }

@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lidc_xai.errors import DependencyError
+from lidc_xai.evaluation.decision import decision_curve
 from lidc_xai.files import write_json, write_text
+from lidc_xai.nodules.failures import Subgroup, failure_table
 from lidc_xai.ratings import OUTPUTS
-from lidc_xai.reporting.cohort.charts import biomarker_chart, profile_chart, reliability_chart, strata_chart
-from lidc_xai.reporting.cohort.claim import claim_checklist
+from lidc_xai.reporting.cohort.charts import (
+    biomarker_chart,
+    decision_chart,
+    profile_chart,
+    reliability_chart,
+    strata_chart,
+)
+from lidc_xai.reporting.cohort.claim import claim_checklist, tripod_checklist
 from lidc_xai.reporting.cohort.figures import cohort_overlap, flow, galleries, radial_curves, size_of
 from lidc_xai.reporting.nodule.words import reads_words
 from lidc_xai.reporting.pages import render
@@ -124,14 +132,31 @@ def _facts(
         "performance": malignancy_table(metrics or {}),
         "biomarkers": biomarker_table(metrics or {}),
         "overlap": cohort_overlap(pages.rows),
+        "failures": _failures(store, parts, ids),
+        "counted": _counted(metrics, parts, ids),
         "model": parts.model_info or {},
         "run": parts.run_info or {},
         "reads": reads_words(parts.model_info),
         "trained_on": sum(row["status"] == "trained_on" for row in pages.rows),
         "missing": _missing(parts, metrics),
     }
-    facts["claim"] = claim_checklist(facts)
+    facts["claim"], facts["tripod"] = claim_checklist(facts), tripod_checklist(facts)
     return facts
+
+
+def _failures(store: CropStore, parts: ReportParts, ids: Sequence[str]) -> list[Subgroup]:
+    table = parts.predictions
+    if table is None or "malignancy_probability" not in table or "nodule_id" not in table:
+        return []
+    return failure_table(table[table["nodule_id"].isin(ids)], store.manifest, store.votes)
+
+
+def _counted(metrics: Mapping[str, Any] | None, parts: ReportParts, ids: Sequence[str]) -> str:
+    """Where the figures count other nodules than the report shows, how many."""
+    nodules = (metrics or {}).get("nodules")
+    if nodules is None or parts.predictions is None or nodules == len(set(parts.predictions["nodule_id"]) & set(ids)):
+        return ""
+    return f"The figures of performance count all {nodules} nodules of the predictions; this report shows {len(ids)}."
 
 
 def _drawn(
@@ -143,6 +168,9 @@ def _drawn(
     if metrics.get("malignancy"):
         charts["auc"] = strata_chart(metrics, "auc", "AUC")
         charts["accuracy"] = strata_chart(metrics, "accuracy", "Accuracy")
+        table = _labelled(store, parts, ids)
+        if table is not None:
+            charts["decision"] = decision_chart(decision_curve(table["label"], table["malignancy_probability"]))
         charts["reliability"] = reliability_chart(metrics["malignancy"].get("reliability") or [])
     if metrics.get("biomarkers"):
         charts["biomarkers"] = biomarker_chart(metrics)
@@ -158,6 +186,16 @@ def _drawn(
         "primary": explaining[0] if explaining else "",
         "galleries": galleries(list(shown.values())),
     }
+
+
+def _labelled(store: CropStore, parts: ReportParts, ids: Sequence[str]) -> pd.DataFrame | None:
+    """Probability and label of the nodules that are shown."""
+    table = parts.predictions
+    if table is None or "malignancy_probability" not in table:
+        return None
+    labels = store.manifest[["nodule_id", "label"]].astype({"label": "Float64"})
+    own = table[table["nodule_id"].isin(ids)][["nodule_id", "malignancy_probability"]]
+    return own.merge(labels, on="nodule_id").dropna().astype({"label": float})
 
 
 def malignancy_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:

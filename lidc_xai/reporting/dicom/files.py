@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,10 +91,8 @@ def _objects(
     for method, item in parts.maps_of(nodule_id).items():
         for output in item.output_names:
             values, _ = map_on_grid(item, output, crop.ct.shape, crop.affine, points, volume.affine[:3, :3])
-            making.add(
-                f"map_{method}_{output}",
-                lambda m=method, o=output, v=values: parametric_map(source, m, o, v, (rows.start, columns.start)),
-            )
+            first = (rows.start, columns.start)
+            making.add(f"map_{method}_{output}", partial(parametric_map, source, method, output, values, first))
     prediction = parts.prediction(nodule_id)
     masks, where, exact = scans.masks(store, nodule_id)
     if masks.any():

@@ -20,3 +20,29 @@ for (const table of document.querySelectorAll("table.study")) {
     });
   });
 }
+
+// Filter the rows, and show them as a sheet of pictures.
+for (const bar of document.querySelectorAll(".filters")) {
+  const table = document.getElementById(bar.dataset.for);
+  const rows = [...table.tBodies[0].rows];
+  const words = rows.map((row) => row.cells[1].textContent.toLowerCase());
+  const control = (name) => bar.querySelector(`[data-filter="${name}"]`);
+  function apply() {
+    const [text, trust] = [control("text").value.trim().toLowerCase(), control("trust").value];
+    let shown = 0;
+    rows.forEach((row, place) => {
+      const fits = words[place].includes(text) && (!trust || row.dataset.trust === trust)
+        && (!control("wrong").checked || "wrong" in row.dataset) && (!control("flagged").checked || "flagged" in row.dataset);
+      row.hidden = !fits;
+      shown += fits;
+    });
+    bar.querySelector("[data-shown]").textContent = `${shown} of ${rows.length} nodules`;
+  }
+  bar.addEventListener("input", apply);
+  const sheet = bar.querySelector("[data-sheet]");
+  sheet.addEventListener("click", () => {
+    sheet.setAttribute("aria-pressed", String(table.classList.toggle("sheet-of-pictures")));
+  });
+  bar.hidden = false;
+  apply();
+}

@@ -66,7 +66,7 @@ class BestWeights(lightning.Callback):
 
 
 class EpochBar(lightning.Callback):
-    """A bar over epochs on standard error with the time left and the last validation figures."""
+    """A bar over epochs, moving with every batch, with the time left and the last validation figures."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -74,18 +74,28 @@ class EpochBar(lightning.Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn("training"), BarColumn(), TextColumn("{task.fields[epoch]}"), TimeRemainingColumn())
         self._bar = Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True))
         self._bar.start()
-        self._task = self._bar.add_task("", total=trainer.max_epochs, completed=trainer.current_epoch)
+        self._task = self._bar.add_task(
+            "", total=trainer.max_epochs, completed=trainer.current_epoch, epoch=_epoch_words(trainer, 0)
+        )
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        batches = trainer.num_training_batches
+        done = (batch_idx + 1) / batches if isinstance(batches, int) and batches else 0.0
+        words = _epoch_words(trainer, batch_idx + 1)
+        self._bar.update(self._task, completed=trainer.current_epoch + done, epoch=words)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
         shown = {name: value for name, value in figures.items() if name.startswith("val_")} or figures
         words = ", ".join(f"{name.replace('val_', 'validation ')} {value:.3f}" for name, value in shown.items())
-        self._bar.update(self._task, advance=1, description=words)
+        self._bar.update(self._task, completed=trainer.current_epoch + 1, description=words)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._stop()
@@ -98,6 +108,10 @@ class EpochBar(lightning.Callback):
     def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def _epoch_words(trainer: lightning.Trainer, batch: int) -> str:
+    return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, batch {batch}/{trainer.num_training_batches:g}"
 
 
 @contextmanager
