@@ -22,6 +22,8 @@ from uuid import uuid4
 
 from lidc_xai.errors import DataError, LidcXaiError
 
+State = tuple[tuple[int, int, int], ...]
+"""Of every file: inode, time of the last change, size."""
 _LARGEST_JSON = 1 << 28
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
@@ -79,6 +81,18 @@ def read_json(path: Path | str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def state_of(path: Path | str) -> State:
+    """What changes when a file, or one directly in a folder, is replaced or written: what a cache keyed by a path keeps
+    beside what it read. Empty where there is nothing."""
+    path = Path(path)
+    try:
+        items = sorted(os.scandir(path), key=lambda item: item.name) if path.is_dir() else []
+        states = [path.stat(), *(item.stat() for item in items)]
+    except OSError:
+        return ()
+    return tuple((found.st_ino, found.st_mtime_ns, found.st_size) for found in states)
 
 
 def remove_half_written(folder: Path | str) -> int:

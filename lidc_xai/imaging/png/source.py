@@ -16,6 +16,7 @@ from PIL import Image
 
 from lidc_xai.bounded import open_zip, read_member
 from lidc_xai.errors import DataError, UsageError
+from lidc_xai.files import State, state_of
 
 READERS = 4
 MOST_PIXELS = 2**20
@@ -99,13 +100,11 @@ class PngEdition:
 
 def open_edition(source: Path) -> PngEdition:
     """The edition at ``source``, indexed once per process as long as the file or folder there is the same."""
-    found = source.stat() if source.exists() else None
-    state = (found.st_ino, found.st_mtime_ns, found.st_size) if found else None
-    return _indexed(source, state)
+    return _indexed(source, state_of(source))
 
 
 @lru_cache(maxsize=2)
-def _indexed(source: Path, state: tuple[int, int, int] | None) -> PngEdition:
+def _indexed(source: Path, state: State) -> PngEdition:
     return PngEdition(source)
 
 

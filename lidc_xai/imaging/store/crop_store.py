@@ -20,7 +20,7 @@ import pandas as pd
 from lidc_xai.annotations.tables import ROW_COLUMNS, VOTE_COLUMNS
 from lidc_xai.csv_files import write_csv
 from lidc_xai.errors import DataError, UsageError
-from lidc_xai.files import atomic_path, read_json, remove_half_written, write_json
+from lidc_xai.files import State, atomic_path, read_json, remove_half_written, state_of, write_json
 from lidc_xai.imaging.crops.checks import check_crop
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 from lidc_xai.imaging.store.crop_files import RECORD, plain, read_causes, read_crop_files, read_record, write_crop_files
@@ -74,7 +74,7 @@ class CropStore:
             raise DataError(f"{self.path}: manifest or votes cannot be read ({reason}); run prepare again") from error
         self.nodule_ids: list[str] = self.manifest["nodule_id"].tolist()
         self._place = {nodule_id: place for place, nodule_id in enumerate(self.nodule_ids)}
-        self._crops: OrderedDict[str, NoduleCrop] = OrderedDict()
+        self._crops: OrderedDict[str, tuple[State, NoduleCrop]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_crops": OrderedDict()}
@@ -89,16 +89,18 @@ class CropStore:
         read lately the same arrays come back, which is why they cannot be written into.
         """
         folder = self._folder(nodule_id)
-        if nodule_id not in self._crops:
+        files = state_of(folder)
+        kept = self._crops.get(nodule_id)
+        if kept is None or kept[0] != files:
             crop = read_crop_files(folder, self._voxels)
             for array in (crop.ct, crop.reader_masks, crop.consensus):
                 if array is not None:
                     array.setflags(write=False)
-            self._crops[nodule_id] = crop
+            kept = self._crops[nodule_id] = (files, crop)
             if len(self._crops) > KEPT_CROPS:
                 self._crops.popitem(last=False)
         self._crops.move_to_end(nodule_id)
-        return copy.copy(self._crops[nodule_id])
+        return copy.copy(kept[1])
 
     def sound(self, nodule_ids: Iterable[str] | None = None) -> tuple[list[str], list[Skipped]]:
         """Ids (default: all) whose crops load, and a row with the reason for each of the others."""
