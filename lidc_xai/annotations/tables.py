@@ -33,6 +33,10 @@ def nodule_row(nodule: Nodule) -> dict[str, Any]:
     Every rating is the mean over the readers, its ``_sd`` their sample standard deviation (n − 1; NaN for one
     reader); diameter in mm; ``label`` None where the median malignancy is 3; ``annotation_ids`` a tuple of int;
     ``p_calcified`` the share of readers with a calcification code below 6; centroids are column, row, slice index.
+
+    >>> row = nodule_row(nodule)
+    >>> row["nodule_id"], row["n_readers"]
+    ('LIDC-IDRI-0475-s1-n0', 4)
     """
     votes = {name: [_vote(reading, name) for reading in nodule.readers] for name in (*READER_RATINGS, "diameter")}
     row: dict[str, Any] = {name: getattr(nodule, name) for name in ROW_COLUMNS if hasattr(nodule, name)}
@@ -48,12 +52,20 @@ def nodule_row(nodule: Nodule) -> dict[str, Any]:
 
 
 def p_calcified(nodule: Nodule) -> float:
-    """Share of readers who saw calcium (code below 6): codes 1 to 5 name patterns, a mean with 6 says little."""
+    """Share of readers who saw calcium (code below 6): codes 1 to 5 name patterns, a mean with 6 says little.
+
+    >>> 0 <= p_calcified(nodule) <= 1
+    True
+    """
     return fmean(reading.ratings["calcification"] < CALCIFICATION_ABSENT for reading in nodule.readers)
 
 
 def nodule_table(nodules: Iterable[Nodule]) -> pandas.DataFrame:
-    """One row per nodule with the columns :data:`ROW_COLUMNS`; label and flags are nullable."""
+    """One row per nodule with the columns :data:`ROW_COLUMNS`; label and flags are nullable.
+
+    >>> nodule_table([nodule])["patient_id"].tolist()
+    ['LIDC-IDRI-0475']
+    """
     from pandas import DataFrame
 
     table = DataFrame([nodule_row(nodule) for nodule in nodules], columns=list(ROW_COLUMNS))
@@ -61,7 +73,11 @@ def nodule_table(nodules: Iterable[Nodule]) -> pandas.DataFrame:
 
 
 def nodule_votes(nodule: Nodule) -> list[dict[str, Any]]:
-    """One dict per reading with the columns :data:`VOTE_COLUMNS`; ``reader`` counts from 1 within the nodule."""
+    """One dict per reading with the columns :data:`VOTE_COLUMNS`; ``reader`` counts from 1 within the nodule.
+
+    >>> len(nodule_votes(nodule))
+    4
+    """
     return [
         {
             "nodule_id": nodule.nodule_id,
@@ -75,7 +91,11 @@ def nodule_votes(nodule: Nodule) -> list[dict[str, Any]]:
 
 
 def votes_table(nodules: Iterable[Nodule]) -> pandas.DataFrame:
-    """Raw votes, one row per reading, with the columns :data:`VOTE_COLUMNS`."""
+    """Raw votes, one row per reading, with the columns :data:`VOTE_COLUMNS`.
+
+    >>> len(votes_table([nodule]))
+    4
+    """
     from pandas import DataFrame
 
     return DataFrame([vote for nodule in nodules for vote in nodule_votes(nodule)], columns=list(VOTE_COLUMNS))

@@ -20,6 +20,10 @@ def write_reader_xml(path: Path | str, nodules: Sequence[Nodule], sop_uids: Mapp
     ``sop_uids``: SOPInstanceUID by z in mm, for outlines that do not know theirs. Readings keep the order of their
     ids; a new session starts where the same nodule comes again. Raises UsageError for none, or for nodules of
     several series.
+
+    >>> path = write_reader_xml(folder / "readers.xml", [nodule])
+    >>> [one.n_readers for one in load_nodules(path)]
+    [4]
     """
     series = sorted({nodule.series_uid for nodule in nodules})
     if len(series) != 1:

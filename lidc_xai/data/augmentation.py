@@ -19,7 +19,11 @@ from lidc_xai.config import Options
 
 
 class Augmentation(Options):
-    """Random changes of the training planes, drawn anew for every nodule and epoch."""
+    """Random changes of the training planes, drawn anew for every nodule and epoch.
+
+    >>> Augmentation(rotate_degrees=10, slices=3).slices
+    3
+    """
 
     rotate90: bool = Field(default=True, description="Turn by a random multiple of 90 degrees.")
     flip: bool = Field(default=True, description="Mirror at random.")

@@ -41,6 +41,10 @@ class PlaneDataset(CacheDataset):
     ``manifest``: the nodules' rows in the same order (of the store, or the one given). ``targets``: (n, outputs)
     float32 in own units, malignancy as label 0 or 1, NaN where there is none. ``cache_rate``: share of the nodules kept
     in memory (60 KiB each).
+
+    >>> data = PlaneDataset(store, store.nodule_ids, ["malignancy"], slices=3)
+    >>> len(data), tuple(data[0]["planes"].shape)
+    (7, (3, 3, 32, 32))
     """
 
     def __init__(
@@ -113,6 +117,10 @@ class TrainingPlanes(Dataset):
     Items: ``row`` in ``data``; ``image`` (channels, h, w) HU, a random view and one of its middle slices (with its two
     neighbours where ``channels`` is 3); ``mask`` (h, w) where ``data`` has masks; ``numbers`` of the draw, for
     ``MovePlanes`` to carry out on the whole batch.
+
+    >>> data = PlaneDataset(store, store.nodule_ids, ["malignancy"], slices=3)
+    >>> tuple(TrainingPlanes(data, [0, 1], Augmentation(slices=3))[1]["image"].shape)
+    (1, 32, 32)
     """
 
     def __init__(
@@ -152,6 +160,11 @@ class NoduleDataset(PlaneDataset):
     (``training.scaling``) for any other that has biomarkers. ``seed``: random changes then depend on it, ``epoch`` (set
     it) and the nodule alone; without one they draw from torch's generator, so that ``torch.manual_seed`` repeats them
     and the workers of a DataLoader differ.
+
+    >>> outputs = ["malignancy", "diameter"]
+    >>> data = NoduleDataset(store, store.nodule_ids, model.preprocess, outputs, train=True)
+    >>> tuple(data[0]["image"].shape), tuple(data[0]["targets"].shape)
+    ((3, 32, 32), (2,))
     """
 
     def __init__(
@@ -210,7 +223,13 @@ def fold_datasets(
     window: tuple[float, float] = WINDOW_HU,
     augment: Augmentation | None = None,
 ) -> FoldDatasets:
-    """Datasets of one fold with window statistics and target scaling from its training part alone."""
+    """Datasets of one fold with window statistics and target scaling from its training part alone.
+
+    >>> splits = make_splits(store.manifest, n_folds=2, kind="paper", validation_share=0)
+    >>> parts = fold_datasets(store, splits, 0, ["diameter"], size=32)
+    >>> len(parts.training) + len(parts.test)
+    7
+    """
     ids = splits.nodules(store.manifest, fold)
     mean, deviation = window_statistics(store, ids.train, window)
     preprocess = replace(Preprocess(), size=size, window=window, mean=mean, std=deviation)

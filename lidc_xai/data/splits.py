@@ -109,6 +109,10 @@ def make_splits(
     train. The validation part is one of ``round(1 / validation_share)`` inner folds of the training part, the one
     whose balance of labels is nearest; 0 is for ``kind="paper"`` alone and makes the test part the validation part,
     as the authors did. Raises UsageError where the manifest cannot be split so.
+
+    >>> splits = make_splits(select_cohort("paper854"), n_folds=5)
+    >>> len(splits.folds), splits.folds[0].test != splits.folds[1].test
+    (5, True)
     """
     _check_arguments(manifest, n_folds, kind, validation_share)
     ids = manifest[_BY[kind]].astype(str).to_numpy(dtype=object)
@@ -132,7 +136,11 @@ def make_splits(
 def split_store(
     store: Path | str, n_folds: int = 5, seed: int = 44, kind: Kind = "patient", validation_share: float = 0.15
 ) -> Path:
-    """Make splits for a store and write ``STORE/splits/<kind>-<n_folds>fold-seed<seed>.json``; returns the path."""
+    """Make splits for a store and write ``STORE/splits/<kind>-<n_folds>fold-seed<seed>.json``; returns the path.
+
+    >>> split_store(store.path, n_folds=2, kind="paper", validation_share=0).suffix
+    '.json'
+    """
     from lidc_xai.imaging import CropStore
 
     opened = CropStore(store)
@@ -145,6 +153,10 @@ def load_splits(path: Path | str) -> Splits:
 
     Raises UsageError where the file is missing, DataError where it is damaged or where a patient is on both sides of
     a split that is not the paper's.
+
+    >>> path = split_store(store.path, n_folds=2, kind="paper", validation_share=0)
+    >>> len(load_splits(path).folds)
+    2
     """
     path = Path(path)
     if not path.is_file():

@@ -25,6 +25,10 @@ def window_statistics(
     """Mean and standard deviation in HU of all voxels of these crops after clamping to ``window``.
 
     Give the training part's ids. Raises UsageError for none, DataError where all voxels are equal.
+
+    >>> mean, deviation = window_statistics(store, store.nodule_ids)
+    >>> deviation > 0
+    True
     """
     if not nodule_ids:
         raise UsageError(f"{store.path}: no nodule to take the HU statistics from; the training part is empty")
@@ -47,6 +51,10 @@ def target_scaling(
     """Mean and standard deviation, in own units, of every biomarker among ``outputs`` over these nodules.
 
     Give the training part's ids; absent ratings do not count, a biomarker that never varies gets deviation 1.
+
+    >>> mean, deviation = target_scaling(store.manifest, store.nodule_ids, ["diameter"])["diameter"]
+    >>> mean > 0
+    True
     """
     known_outputs(outputs)
     rows = manifest.set_index("nodule_id").loc[list(nodule_ids)]

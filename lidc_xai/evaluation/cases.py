@@ -22,6 +22,9 @@ class Case:
     ``spacing_mm``: of the masks' pixels. ``case_id``, ``cluster`` (patient) and ``group`` (size) label the results.
     ``planes``: names of the planes. ``readers``: (V,R,h,w). ``parenchyma``: (V,h,w), for lung replacement.
     ``causes``: biomarker → (V,h,w), and ``without``: biomarker → (V,C,H,W), the same images simulated without it.
+
+    >>> Case(images, targets=labels, case_id="two planes").plane_names
+    ('0', '1')
     """
 
     images: Tensor
@@ -53,7 +56,11 @@ class Case:
 
 @dataclass(frozen=True)
 class LazyCase:
-    """A case that is made when it is its turn, and not at all where its results are there already."""
+    """A case that is made when it is its turn, and not at all where its results are there already.
+
+    >>> LazyCase("a", lambda: Case(images)).load().images.shape
+    torch.Size([2, 3, 32, 32])
+    """
 
     case_id: str
     load: Callable[[], Case]

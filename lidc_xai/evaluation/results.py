@@ -21,6 +21,10 @@ class Result:
 
     ``reasons``: per image why a figure is undefined (NaN) or a limiting case with a value by definition; "" where all
     is well. ``figures`` names the (B,) arrays that a table shows; ``shared`` the fields that do not go by image.
+
+    >>> found = compactness(torch.rand(4, 8, 8))
+    >>> found.undefined, found.summary().loc["value", "n"]
+    (0, np.int64(4))
     """
 
     reasons: tuple[str, ...]

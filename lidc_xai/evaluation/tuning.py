@@ -34,6 +34,9 @@ def tune_sigma(
     """The one of ``sigmas`` with the best mean score over images and targets.
 
     ``score``: default the fidelity of ``lidc_xai.evaluation``, area LIF − MIF. ``options`` go to ``explain``.
+
+    >>> tune_sigma(vit, images, labels, sigmas=(0.1, 0.5), samples=2) in (0.1, 0.5)
+    True
     """
     scores = sigma_scores(model, images, targets, method, sigmas, score, **options)
     return max(scores, key=lambda sigma: scores[sigma])
@@ -48,7 +51,11 @@ def sigma_scores(
     score: Score | None = None,
     **options: Any,
 ) -> dict[float, float]:
-    """Each σ with its mean score; undefined scores (NaN) are left out of the mean."""
+    """Each σ with its mean score; undefined scores (NaN) are left out of the mean.
+
+    >>> list(sigma_scores(vit, images, labels, sigmas=(0.1, 0.5), samples=2))
+    [0.1, 0.5]
+    """
     row = find_method(method)
     if "sigma" not in row.options:
         raise UsageError(f"{method} has no sigma to tune; smooth_cdam and smoothgrad have")

@@ -57,6 +57,9 @@ def refusals(model: nn.Module) -> dict[str, str]:
     The model runs a few times on one image of noise, of a size that it states or runs on (``pretrained_cfg``, its patch
     embedding, ``config.image_size``, else 224 to 32 pixels), and is left as found. A model that runs on none can do
     nothing but ``random``.
+
+    >>> refusals(vit)["gradcam_plus_plus"].startswith("it is defined for activations that are not negative")
+    True
     """
     try:
         with borrowed(model), in_float32(model), one_line(model):

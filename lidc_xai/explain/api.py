@@ -52,6 +52,12 @@ def explain(
 
     Raises ``TypeError`` for an option that no asked method has, ``UsageError`` for images, targets or values that do
     not fit, ``ModelError`` where the model cannot do the method. The model and the random state are left as found.
+
+    >>> found = explain(vit, images, [0, 3], method=["cdam", "attention"])
+    >>> found["cdam"].relevance.shape, found["cdam"].engine
+    (torch.Size([2, 2, 4, 4]), 'exact')
+    >>> explain(vit, images, method="saliency").relevance.shape      # the predicted class, on pixels
+    torch.Size([2, 1, 32, 32])
     """
     names = [method] if isinstance(method, str) else list(method)
     methods = [find_method(name) for name in names]

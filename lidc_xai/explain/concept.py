@@ -32,6 +32,9 @@ def concept_vector(
     ``images``: (n, C, H, W), normalised as the model wants them, or a folder of pictures, each read with
     ``transform`` (PIL picture → (C, H, W); default: the model's own, which timm models know). ``max_batch``: images
     per pass (default 8). ``UsageError`` for a folder without pictures, ``ModelError`` for an unknown head.
+
+    >>> concept_vector(vit, images).shape
+    torch.Size([24])
     """
     if max_batch is not None and max_batch < 1:
         raise UsageError(f"max_batch is a whole number from 1, not {max_batch}")

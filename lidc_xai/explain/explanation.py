@@ -20,6 +20,10 @@ class Explanation:
     ``precision``: what was computed in; a model in half precision is computed in float32 (docs/methods.md, 7).
     ``covered``: rows and columns in pixels that the grid covers (the image, or more where the model pads it).
     ``extras``: what else the method reports (its docstring says: residuals, parts, gaps).
+
+    >>> found = explain(vit, images, 1)
+    >>> found.relevance.shape, found.to_pixels().shape, found.target_names
+    (torch.Size([2, 1, 4, 4]), torch.Size([2, 1, 32, 32]), ('1',))
     """
 
     relevance: Tensor

@@ -56,7 +56,11 @@ def _transformers_spec(config: Any, count: int) -> OutputSpec:
 
 @dataclass(frozen=True, eq=False)
 class Target(ABC):
-    """A scalar per image. ``output`` is an index, a name, a LongTensor (B,), or None for the predicted class."""
+    """A scalar per image. ``output`` is an index, a name, a LongTensor (B,), or None for the predicted class.
+
+    >>> explain(vit, images, [Logit(0), Probability(1)]).target_names      # targets of several kinds in one call
+    ('0', 'probability(1)')
+    """
 
     output: OutputRef = None
 
@@ -103,7 +107,12 @@ def _others(values: Tensor, column: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Logit(Target):
-    """y_t: the raw output of any kind (a logit, or the standardised value of a regression output)."""
+    """y_t: the raw output of any kind (a logit, or the standardised value of a regression output).
+
+    >>> values = explain(vit, images, Logit(2)).values[:, 0]
+    >>> torch.allclose(values, vit(images)[:, 2], atol=1e-5)
+    True
+    """
 
     allowed: ClassVar[tuple[str, ...]] = ("class", "binary", "regression")
 
@@ -127,7 +136,12 @@ class _Activated(Target):
 
 @dataclass(frozen=True, eq=False)
 class Probability(_Activated):
-    """p_t: softmax on class logits, sigmoid on a binary output."""
+    """p_t: softmax on class logits, sigmoid on a binary output.
+
+    >>> values = explain(vit, images, Probability(2)).values[:, 0]
+    >>> torch.allclose(values, vit(images).softmax(1)[:, 2], atol=1e-5)
+    True
+    """
 
     label: ClassVar[str] = "probability"
 
@@ -138,7 +152,12 @@ class Probability(_Activated):
 
 @dataclass(frozen=True, eq=False)
 class LogProbability(_Activated):
-    """log p_t."""
+    """log p_t.
+
+    >>> values = explain(vit, images, LogProbability(2)).values[:, 0]
+    >>> torch.allclose(values, vit(images).log_softmax(1)[:, 2], atol=1e-5)
+    True
+    """
 
     label: ClassVar[str] = "log_probability"
 
@@ -154,6 +173,10 @@ class LogOdds(_Activated):
     ``contrast="maps"`` instead explains every logit and subtracts the maps, φ_t − Σ_{s≠t} α_s φ_s. It is the same for
     methods that are linear in the target's gradient and differs for the others (clamped or rectified maps); it costs
     one map per class.
+
+    >>> values = explain(vit, images, LogOdds(2)).values[:, 0]
+    >>> torch.allclose(values, torch.logit(vit(images).double().softmax(1)[:, 2]).float(), atol=1e-5)
+    True
     """
 
     contrast: str = "target"
@@ -171,7 +194,12 @@ class LogOdds(_Activated):
 
 @dataclass(frozen=True, eq=False)
 class MeanContrast(Target):
-    """y_t − Σ_{s≠t} y_s / (C − 1)."""
+    """y_t − Σ_{s≠t} y_s / (C − 1).
+
+    >>> values = explain(vit, images, MeanContrast(2)).values[:, 0]
+    >>> torch.allclose(values, vit(images)[:, 2] - vit(images)[:, [0, 1, 3, 4]].mean(1), atol=1e-5)
+    True
+    """
 
     allowed: ClassVar[tuple[str, ...]] = ("class",)
     label: ClassVar[str] = "mean_contrast"
@@ -183,7 +211,12 @@ class MeanContrast(Target):
 
 @dataclass(frozen=True, eq=False)
 class MaxContrast(Target):
-    """y_t − max_{s≠t} y_s."""
+    """y_t − max_{s≠t} y_s.
+
+    >>> values = explain(vit, images, MaxContrast(2)).values[:, 0]
+    >>> torch.allclose(values, vit(images)[:, 2] - vit(images)[:, [0, 1, 3, 4]].amax(1), atol=1e-5)
+    True
+    """
 
     allowed: ClassVar[tuple[str, ...]] = ("class",)
     label: ClassVar[str] = "max_contrast"
@@ -193,7 +226,11 @@ class MaxContrast(Target):
 
 
 class ConceptSimilarity(Target):
-    """Likeness of l, the vector that the head reads, to a concept's ``vector`` (D,): ⟨l, c⟩, cos(l, c) or −‖l − c‖."""
+    """Likeness of l, the vector that the head reads, to a concept's ``vector`` (D,): ⟨l, c⟩, cos(l, c) or −‖l − c‖.
+
+    >>> explain(vit, images, ConceptSimilarity(concept_vector(vit, images), measure="cosine")).values.abs().amax() <= 1
+    tensor(True)
+    """
 
     reads_features: ClassVar[bool] = True
     label: ClassVar[str] = "concept"

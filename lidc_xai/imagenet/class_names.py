@@ -27,7 +27,11 @@ _SHOWN = 6
 
 @dataclass(frozen=True)
 class ClassNames:
-    """The classes of a classifier in the order of its outputs. A name may hold synonyms, separated by commas."""
+    """The classes of a classifier in the order of its outputs. A name may hold synonyms, separated by commas.
+
+    >>> ClassNames.of_imagenet(1000).find("boxer")
+    242
+    """
 
     names: tuple[str, ...]
     synsets: tuple[str, ...] | None = None

@@ -56,6 +56,9 @@ def load_classifier(
     "random" (seeded by ``seed``). The number of classes is read from the file. ``size``: side of the input in pixels
     (None: the model's own). ``labels``: a file with one class name per line. Raises ``UsageError`` for an unknown name
     or a missing file, ``ModelError`` for weights that do not fit.
+
+    >>> load_classifier("test_vit", "random").random
+    True
     """
     library, short = find_architecture(name)
     content: dict[str, Tensor] | None = None

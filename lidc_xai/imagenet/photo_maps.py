@@ -82,6 +82,11 @@ def explain_images(
 
     Each folder holds panel.png, maps.npz (raw signed maps, the pixels seen, a description as JSON text) and
     values.json. A photograph that cannot be read is listed in ``skipped``; ``DataError`` where none can.
+
+    >>> from PIL import Image
+    >>> Image.new("RGB", (40, 40), "teal").save(folder / "teal.png")
+    >>> explain_images([folder / "teal.png"], "test_vit", folder / "explained", weights="random").folders[0].name
+    'teal'
     """
     if score is not None and score not in SCORES:
         raise UsageError(f"score is one of {', '.join(SCORES)}, not {score!r}")

@@ -67,6 +67,11 @@ def read_photo(path: Path | str, spec: InputSpec, fit: str = "crop") -> Photo:
 
     ``fit``: "crop" resizes the short side and keeps the centre, as classifiers are evaluated; "whole" stretches the
     whole photograph into the input.
+
+    >>> from PIL import Image
+    >>> Image.new("RGB", (60, 40), "teal").save(folder / "wide.png")
+    >>> read_photo(folder / "wide.png", load_classifier("test_vit", "random").spec).full
+    (60, 40)
     """
     path = Path(path)
     if fit not in FITS:

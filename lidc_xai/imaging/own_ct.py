@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from lidc_xai.errors import DataError, reason_of
-from lidc_xai.imaging.crops.crop import crop_nodule
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 from lidc_xai.imaging.crops.resample import CropGrid, resample_mask
 from lidc_xai.imaging.ct.media import is_medium
@@ -47,6 +46,12 @@ def prepare_points(
     A point outside the scan, or a row without three numbers, is a row of ``skipped.csv``. The patient's ID is replaced
     by a pseudonym everywhere (:mod:`lidc_xai.imaging.pseudonym`) unless ``keep_ids``. Raises what ``read_ct`` and
     ``read_points`` raise. Crops are added to a store that has others of the same rule.
+
+    >>> rows = "nodule_id,x_lps,y_lps,z_lps\\nmine,{:.1f},{:.1f},{:.1f}\\n".format(*crop.centre_mm)
+    >>> _ = (folder / "points.csv").write_text(rows)
+    >>> result = prepare_points(dicom, folder / "points.csv", folder / "points", keep_ids=True)
+    >>> CropStore(folder / "points").nodule_ids
+    ['mine']
     """
     options = CropOptions(size_mm, spacing_mm, interpolation, padding_hu)
     ct = read_ct(ct_path, series_uid)
@@ -54,7 +59,7 @@ def prepare_points(
     points, unusable = read_points(points_csv, f"{who.prefix}-p")
 
     def cut(point: NamedPoint, name: str) -> NoduleCrop:
-        return _crop(ct, point.to_lps(ct), options, name)
+        return options.cut(ct, point.to_lps(ct), name)
 
     lost = [Skipped(who.nodule_id(name), "points", reason) for name, reason in unusable]
     targets = [(who.nodule_id(point.name), point) for point in points]
@@ -84,6 +89,13 @@ def prepare_mask(
     a nodule of its own. Of a folder with several series the one that the SEG or RTSTRUCT names is taken. ``keep_ids``:
     as in :func:`prepare_points`. Raises what ``read_ct`` and ``read_structures`` raise, and DataError where no
     structure is left.
+
+    >>> from lidc_xai.imaging.ct.nifti import write_nifti
+    >>> mask = np.zeros(ct.array.shape, np.uint8)
+    >>> mask[5:9, 200:208, 200:208] = 1
+    >>> write_nifti(folder / "mask.nii.gz", mask, ct.affine)
+    >>> len(prepare_mask(dicom, folder / "mask.nii.gz", folder / "masked").written)
+    1
     """
     options = CropOptions(size_mm, spacing_mm, interpolation, padding_hu)
     ct = read_ct(ct_path, series_uid or _series_in(ct_path, referenced_series(mask_path)))
@@ -94,7 +106,7 @@ def prepare_mask(
         raise DataError(f"{mask_path}: {why}")
 
     def cut(mask: NamedMask, name: str) -> NoduleCrop:
-        crop = _crop(ct, mask.centre_mm, options, name)
+        crop = options.cut(ct, mask.centre_mm, name)
         drawn = resample_mask(mask.grid, mask.mask, mask.box, CropGrid(crop.affine, crop.ct.shape))
         crop.reader_masks, crop.consensus = drawn[np.newaxis], drawn
         if mask.grid is not ct:
@@ -144,22 +156,8 @@ def _fill(
         result.written.append(name)
     result.seconds["resample"] = perf_counter() - start
     result.skipped = [replace(row, reason=who.scrub(row.reason)) for row in result.skipped]
-    for row in result.skipped:
-        writer.skip(row.nodule_id, row.stage, row.reason)
-    writer.finish()
+    result.close(writer)
     return result
-
-
-def _crop(ct: CTVolume, point: np.ndarray, options: CropOptions, name: str) -> NoduleCrop:
-    return crop_nodule(
-        ct,
-        point,
-        options.size_mm,
-        options.spacing_mm,
-        interpolation=options.interpolation,
-        padding_hu=options.padding_hu,
-        nodule_id=name,
-    )
 
 
 def _row(ct: CTVolume, who: Identity) -> dict[str, Any]:

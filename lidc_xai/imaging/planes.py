@@ -29,6 +29,10 @@ class Plane:
 
     ``image`` is (h, w) in stored order (coronal and sagittal: first row = lowest k); ``affine`` maps
     (column, row, 0, 1) to LPS mm; ``spacing_mm`` is (between rows, between columns).
+
+    >>> plane = extract_plane(crop.ct, crop.affine, "coronal")
+    >>> plane.view, plane.image.shape, plane.index
+    ('coronal', (32, 32), 16)
     """
 
     view: str
@@ -42,6 +46,9 @@ def extract_plane(array: np.ndarray, affine: np.ndarray, view: str, index: int |
     """Cut one plane out of ``array`` (z, y, x) whose ``affine`` maps (i, j, k, 1) to LPS mm.
 
     ``index`` is the slice along the cut axis, ``None`` for the middle one (n // 2). The image is a view, not a copy.
+
+    >>> extract_plane(np.arange(8.0).reshape(2, 2, 2), np.eye(4), "sagittal", 1).image.tolist()
+    [[1.0, 3.0], [5.0, 7.0]]
     """
     if view not in VIEWS:
         raise UsageError(f"view {view!r} is not known; choose one of {', '.join(VIEWS)}")

@@ -12,17 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
+from numpy.typing import ArrayLike
+
 from lidc_xai.annotations.cohort import cohorts_of
 from lidc_xai.annotations.nodule import Nodule
 from lidc_xai.annotations.tables import nodule_row, nodule_votes
 from lidc_xai.errors import DataError, DependencyError, UsageError, reason_of
 from lidc_xai.imaging.crops.crop import crop_nodule, voxels_per_side
+from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 from lidc_xai.imaging.crops.resample import ORDERS
 from lidc_xai.imaging.crops.scan_nodules import plan_nodules
 from lidc_xai.imaging.ct.dicom_index import FolderIndex, SeriesFiles
 from lidc_xai.imaging.ct.media import indexed
 from lidc_xai.imaging.ct.reading import read_series
-from lidc_xai.imaging.ct.volume import AIR_HU
+from lidc_xai.imaging.ct.volume import AIR_HU, CTVolume
 from lidc_xai.imaging.store.crop_store import StoreWriter
 from lidc_xai.progress import say, track
 from lidc_xai.skipped import Skipped
@@ -43,6 +46,22 @@ class PrepareResult:
     skipped: list[Skipped] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "resample": 0.0, "write": 0.0})
 
+    def add(self, part: PrepareResult) -> None:
+        """Count what a worker did."""
+        self.written += part.written
+        self.kept += part.kept
+        self.skipped += part.skipped
+        for name, seconds in part.seconds.items():
+            self.seconds[name] += seconds
+
+    def close(self, writer: StoreWriter) -> None:
+        """Finish the store, its ``skipped.csv`` included, and put the lists in order."""
+        for row in self.skipped:
+            writer.skip(row.nodule_id, row.stage, row.reason)
+        writer.finish()
+        self.written.sort()
+        self.skipped = sorted(set(self.skipped))
+
 
 @dataclass(frozen=True)
 class CropOptions:
@@ -57,6 +76,13 @@ class CropOptions:
         voxels_per_side(self.size_mm, self.spacing_mm)
         if self.interpolation not in ORDERS:
             raise UsageError(f"interpolation {self.interpolation!r} is not known; choose one of {', '.join(ORDERS)}")
+
+    def cut(self, ct: CTVolume, target: Nodule | ArrayLike, nodule_id: str = "") -> NoduleCrop:
+        """``crop_nodule`` by this rule."""
+        return crop_nodule(
+            ct, target, self.size_mm, self.spacing_mm,
+            interpolation=self.interpolation, padding_hu=self.padding_hu, nodule_id=nodule_id,
+        )  # fmt: skip
 
     def rule(self) -> dict[str, object]:
         """The rule in words, for the store's fingerprint."""
@@ -96,16 +122,25 @@ def prepare_dicom(
     see the same paths. Every nodule that is not written is a row of ``skipped.csv`` with its reason.
     Raises UsageError for a missing folder, a folder without DICOM, an unknown cohort or option, or a store made by
     another rule; DataError where there is no CT series.
+
+    >>> result = prepare_dicom(dicom, folder / "prepared")
+    >>> CropStore(folder / "prepared").nodule_ids
+    ['LIDC-IDRI-0475-s1-n0']
     """
     options = CropOptions(size_mm, spacing_mm, interpolation, padding_hu)
-    if jobs == 0 or jobs < -1:
-        raise UsageError(f"jobs = {jobs}: give the number of worker processes, or -1 for one per core")
+    check_jobs(jobs)
     with indexed(Path(dicom_dir).resolve(), jobs) as index:
         if not index.ct:
             raise DataError(f"{dicom_dir}: has no CT series (found {index.modalities() or 'damaged files only'})")
         for words in index.passed_over():
             say(words)
         return _prepare(index, Path(out), options, cohort, jobs, cluster)
+
+
+def check_jobs(jobs: int) -> None:
+    """``UsageError`` for what is no number of worker processes."""
+    if jobs == 0 or jobs < -1:
+        raise UsageError(f"jobs = {jobs}: give the number of worker processes, or -1 for one per core")
 
 
 def _prepare(
@@ -126,15 +161,8 @@ def _prepare(
     result.skipped += plan.skipped
     with _workers(jobs, cluster) as run:
         for done in track(run(_prepare_scan, writer, options, scans), "cutting scans", total=len(scans)):
-            result.written += done.written
-            result.skipped += done.skipped
-            for part, seconds in done.seconds.items():
-                result.seconds[part] += seconds
-    for row in result.skipped:
-        writer.skip(row.nodule_id, row.stage, row.reason)
-    writer.finish()
-    result.written.sort()
-    result.skipped = sorted(set(result.skipped))
+            result.add(done)
+    result.close(writer)
     return result
 
 
@@ -151,14 +179,7 @@ def _prepare_scan(writer: StoreWriter, options: CropOptions, scan: _Scan) -> Pre
     for nodule in scan.nodules:
         start = perf_counter()
         try:
-            crop = crop_nodule(
-                ct,
-                nodule,
-                options.size_mm,
-                options.spacing_mm,
-                interpolation=options.interpolation,
-                padding_hu=options.padding_hu,
-            )
+            crop = options.cut(ct, nodule)
             middle = perf_counter()
             cohorts = "" if ct.simulated else " ".join(cohorts_of(nodule))
             row = nodule_row(nodule) | {"simulated": ct.simulated, "scanner": ct.scanner, "cohorts": cohorts}

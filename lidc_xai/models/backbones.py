@@ -27,6 +27,9 @@ class Backbone:
     the publisher's file, or the leading digits of it that its name carries, or None where it was never published;
     ``timm_arguments`` go to ``timm.create_model``; ``stem`` says how patches become tokens: one convolution as large as
     the patch, or several small ones (``models/conv_stem.py``, placed by ``models/positions.py``).
+
+    >>> BACKBONES["dino_vits8"].licence, BACKBONES["dino_vits8"].width
+    ('Apache-2.0', 384)
     """
 
     name: str
@@ -148,12 +151,20 @@ BACKBONES: MappingProxyType[str, Backbone] = MappingProxyType({entry.name: entry
 
 
 def list_backbones() -> list[str]:
-    """Names that ``build_model`` knows with a published file and a licence (any timm name works too)."""
+    """Names that ``build_model`` knows with a published file and a licence (any timm name works too).
+
+    >>> "dino_vits8" in list_backbones()
+    True
+    """
     return list(BACKBONES)
 
 
 def backbone_entry(name: str) -> Backbone | None:
-    """The table's entry, or None for a name that is not in it (it may still be a timm name)."""
+    """The table's entry, or None for a name that is not in it (it may still be a timm name).
+
+    >>> backbone_entry("dino_vits8").patch, backbone_entry("vit_tiny_patch16_224")
+    (8, None)
+    """
     return BACKBONES.get(name)
 
 

@@ -38,6 +38,9 @@ class NoduleModel(nn.Module):
     one. ``initial_weights``: source, SHA-256 and licence of the weights that it started from. ``recipe``: the arguments
     of ``build_model`` that rebuild the same architecture. ``adapter``: of a model fine-tuned by LoRA, what turns its
     initial weights into its own (``models.lora``), else None.
+
+    >>> model.output_names, model.preprocess.size
+    (('malignancy', 'spiculation', 'margin'), 32)
     """
 
     def __init__(
@@ -117,6 +120,10 @@ def build_backbone(
     ``weights``: None (random) | "pretrained" | path to the official file. ``dropout`` acts inside the blocks of a ViT,
     ``head_dropout`` before the classifier. ``any_size`` lets a ViT take images of other sizes too, with interpolated
     positions.
+
+    >>> network = build_backbone("vit_nodule_p8", size=32)
+    >>> network(torch.zeros(1, 3, 32, 32)).shape
+    torch.Size([1, 96])
     """
     entry = BACKBONES.get(name)
     timm_name = entry.timm_name if entry else name
@@ -194,6 +201,10 @@ def build_model(
     ``weights``: None (random) | "pretrained" | path to the publisher's file; ``head``: "linear" | "mlp" (middle width
     ``hidden``) | "bottleneck"; ``size``: side of the input in pixels (None: the backbone's own); ``seed`` fixes random
     initial weights without touching the global generator.
+
+    >>> model = build_model("vit_nodule_p8", ["malignancy", "spiculation"], size=32, seed=0)
+    >>> model(torch.zeros(2, 3, 32, 32)).shape, model.output_kinds
+    (torch.Size([2, 2]), ('binary', 'regression'))
     """
     names = (outputs,) if isinstance(outputs, str) else tuple(outputs)
     if not names or len(set(names)) != len(names):

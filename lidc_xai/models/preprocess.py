@@ -28,6 +28,9 @@ class Preprocess:
 
     The default mean and deviation are about those of LIDC nodules in 32 mm boxes; training replaces them by those of
     its own training part.
+
+    >>> Preprocess(size=32).apply(torch.full((16, 16), -600.0)).shape
+    torch.Size([3, 32, 32])
     """
 
     size: int = 224

@@ -35,7 +35,12 @@ _GROUPS = ("recipe", "preprocess", "target_scaling", "calibration", "training_in
 
 
 def save_model(model: NoduleModel, folder: Path | str) -> Path:
-    """Write ``model`` to ``folder`` (replaced as a whole if it exists); a kill leaves the old folder or the new one."""
+    """Write ``model`` to ``folder`` (replaced as a whole if it exists); a kill leaves the old folder or the new one.
+
+    >>> path = save_model(model, folder / "saved")
+    >>> load_model(path).output_names
+    ('malignancy', 'spiculation', 'margin')
+    """
     folder = Path(folder)
     if folder.is_file():
         raise UsageError(f"{folder}: is a file; a saved model is a folder, choose another path")
@@ -81,6 +86,9 @@ def load_model(path: Path | str) -> NoduleModel:
     ``path``: a model folder, a run folder that holds ``model/``, or a name of ``shipped_models()``. Raises
     ``UsageError`` where the path does not exist and ``ModelError`` where it is no model, of another format version,
     damaged, or holds NaN.
+
+    >>> load_model("lidc-small").output_names[0]
+    'malignancy'
     """
     folder = _model_folder(Path(path))
     description = _read_description(folder / "model.json")
@@ -149,7 +157,11 @@ def _check_shapes(recipe: dict[str, Any], weights: Path) -> None:
 
 
 def shipped_models() -> list[str]:
-    """Names of the models that come with the package: ``load_model("lidc-small")``."""
+    """Names of the models that come with the package: ``load_model("lidc-small")``.
+
+    >>> "lidc-small" in shipped_models()
+    True
+    """
     return sorted(path.parent.name for path in SHIPPED.glob("*/model.json"))
 
 

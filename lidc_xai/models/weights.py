@@ -63,6 +63,10 @@ def load_weights(module: nn.Module, weights: str | Path, name: str) -> dict[str,
     Returns where they came from: source, sha256 of the file (None from a hub), licence. The classifier in a file is
     dropped where the module has none. Raises ``UsageError`` for a missing path and ``ModelError`` for a file that does
     not fit.
+
+    >>> from safetensors.torch import save_file
+    >>> save_file(vit.state_dict(), folder / "vit.safetensors")
+    >>> info = load_weights(vit, folder / "vit.safetensors", "vit")
     """
     entry = BACKBONES.get(name)
     licence = entry.licence if entry else _timm_licence(name)

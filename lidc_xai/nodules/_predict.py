@@ -55,6 +55,10 @@ def predict(
     the words repeat; issues: everything that was found when the crop was cut.
 
     Raises DataError for a crop that no model could read, ModelError where a model's outputs are no numbers.
+
+    >>> table = predict(model, store)
+    >>> len(table), table["malignancy_probability"].between(0, 1).all().item()
+    (7, True)
     """
     models = load_models(model)
     patients = [known_patients(each) for each in models]

@@ -43,6 +43,9 @@ def store_cases(
 
     The patient is the cluster, the size group (by the readers' diameter) the group. ``without``: biomarker → a store of
     the same nodules simulated without its cause.
+
+    >>> len(store_cases(model, store)) == len(store)
+    True
     """
     ids = list(store.nodule_ids if nodule_ids is None else nodule_ids)
     chosen, others = tuple(views or model.preprocess.views), dict(without or {})
@@ -52,7 +55,11 @@ def store_cases(
 def nodule_case(
     model: NoduleModel, store: CropStore, nodule_id: str, views: Sequence[str], without: Mapping[str, CropStore]
 ) -> Case:
-    """One nodule of ``store`` as a case."""
+    """One nodule of ``store`` as a case.
+
+    >>> nodule_case(model, store, store.nodule_ids[0], ("axial",), {}).images.shape
+    torch.Size([1, 3, 32, 32])
+    """
     crop, row, causes = store.load(nodule_id), store.row(nodule_id), store.causes(nodule_id)
     readers = None
     lung = torch.from_numpy(planes_of(crop, views)[:, 0] < PARENCHYMA_BELOW_HU)
@@ -95,6 +102,10 @@ def benchmark_store(
 
     ``map_functions``: methods of the caller's own. Results of cases that lie in ``out`` already are kept; a killed run
     goes on with the same call.
+
+    >>> options = BenchmarkOptions(methods=("cdam",), metrics=("compactness",))
+    >>> benchmark_store(model, store, folder / "store-benchmark", options, nodule_ids=store.nodule_ids[:1]).measured
+    1
     """
     ids = list(store.nodule_ids if nodule_ids is None else nodule_ids)
     chosen = tuple(views or model.preprocess.views)

@@ -100,6 +100,10 @@ def explain_out_of_fold(
     in ``folder/fold-k``. ``options``: of the methods.
     controls: also the first method on random weights. spread: of several models, the first method's maps from all.
     curves: outputs whose score is followed while pixels are replaced, in the order of the first method's map.
+
+    >>> found = explain_out_of_fold([model], store, folder / "explained", store.nodule_ids[:1], ["cdam"])
+    >>> sorted(found.maps)
+    ['cdam', 'cdam@random_weights']
     """
     from lidc_xai.evaluation.metrics._parameter_randomisation import randomised
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,6 +40,10 @@ class NoduleMaps:
 
     relevance: (V,T,gh,gw) float32, raw signed scores on the token grid of each view ((V,T,H,W) for pixel methods).
     values: (V,T) the explained scores. token_mm: (row, column) extent of one cell of the map in mm.
+
+    >>> (found,) = explain_nodules(model, [crop])
+    >>> found["cdam"].views, found["cdam"].token_mm
+    (('axial', 'coronal', 'sagittal'), (8.0, 8.0))
     """
 
     nodule_id: str
@@ -72,7 +76,12 @@ class NoduleMaps:
 
 
 def load_maps(folder: Path | str, nodule_id: str, method: str) -> NoduleMaps:
-    """Read what ``NoduleMaps.save`` wrote; ``DataError`` where the file is absent or not such a file."""
+    """Read what ``NoduleMaps.save`` wrote; ``DataError`` where the file is absent or not such a file.
+
+    >>> maps = maps_of_store(model, store, folder / "kept", store.nodule_ids[:1], ["cdam"])
+    >>> load_maps(folder / "kept" / "maps", store.nodule_ids[0], "cdam").method
+    'cdam'
+    """
     path = Path(folder) / nodule_id / f"{method}.npz"
     try:
         found = read_npz(path, ("meta", "relevance", "values"))
@@ -93,6 +102,9 @@ def nodule_images(
     """Model input of a crop: its middle plane in each view (None: those that the model reads), (V,3,S,S).
 
     ``turn``: 1 to 7 for the same planes turned and mirrored, as ``models.turns.turned`` counts.
+
+    >>> nodule_images(model, crop).shape
+    torch.Size([3, 3, 32, 32])
     """
     import torch
 
@@ -115,6 +127,10 @@ def explain_nodules(
 
     ``views``: None for those that the model reads. Of a model that averages its outputs over the eight turns and
     mirrors, the map is the mean of the eight maps, each turned back.
+
+    >>> (found,) = explain_nodules(model, [crop])
+    >>> found["cdam"].relevance.shape
+    (3, 3, 4, 4)
     """
     views = views or model.preprocess.views
     model = model.to(device).eval()
@@ -171,6 +187,9 @@ def explain_store(
 
     ``digest``: what names the model, where the caller knows it (None: ``weights_digest``, which reads every weight).
     Raises ``UsageError`` where ``out`` holds maps of another model or with other options.
+
+    >>> explain_store(model, store, folder / "maps", store.nodule_ids[:1]) == store.nodule_ids[:1]
+    True
     """
     folder = Path(out) / "maps"
     _check_same(
@@ -194,21 +213,14 @@ def maps_of_store(
     device: str = "cpu",
     **options: Any,
 ) -> dict[str, dict[str, NoduleMaps]]:
-    """Method -> nodule id -> maps, read from ``folder/maps``; what is not there yet is computed into it."""
+    """Method -> nodule id -> maps, read from ``folder/maps``; what is not there yet is computed into it.
+
+    >>> maps = maps_of_store(model, store, folder / "of-store", store.nodule_ids[:1], ["cdam"])
+    >>> maps["cdam"][store.nodule_ids[0]].output_names
+    ('malignancy', 'spiculation', 'margin')
+    """
     explain_store(model, store, folder, nodule_ids, methods, device, **options)
     return {name: {key: load_maps(Path(folder) / "maps", key, name) for key in nodule_ids} for name in methods}
-
-
-def random_weights_maps(
-    model: NoduleModel, store: CropStore, nodule_ids: Sequence[str], method: str, seed: int = 0, device: str = "cpu"
-) -> dict[str, NoduleMaps]:
-    """Nodule id -> maps of the same model with random weights: what a map looks like that has learned nothing."""
-    from lidc_xai.evaluation.metrics._parameter_randomisation import randomised
-
-    control, name = cast("NoduleModel", randomised(model, seed)), f"{method}@random_weights"
-    crops = (store.load(nodule_id) for nodule_id in nodule_ids)
-    found = track(explain_nodules(control, crops, [method], device=device), "control maps", len(nodule_ids))
-    return {maps[method].nodule_id: replace(maps[method], method=name) for maps in found}
 
 
 def weights_digest(model: torch.nn.Module) -> str:

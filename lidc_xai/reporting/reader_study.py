@@ -57,6 +57,10 @@ def export_reader_study(
     model's probability stands beside the map, wrong on a share ``wrong_share`` of cases. No page names a patient, a
     nodule, a reader, a reader's rating, or whether what it shows is right. Raises UsageError for a nodule without maps
     or prediction, an output that they lack, and a share without predictions or outside 0 to 1.
+
+    >>> maps = maps_of_store(model, store, folder / "readers-maps", store.nodule_ids, ["cdam"])
+    >>> len(export_reader_study(store, folder / "readers", maps["cdam"])) > 0
+    True
     """
     ids, out = wanted_ids(store, nodule_ids), Path(out)
     missing = [name for name in ids if name not in maps]

@@ -75,6 +75,9 @@ def study_report(
     default). jobs: processes. paper: of the PDF, A4 or Letter. light: smaller pages (by default from ``MANY`` nodules).
 
     A nodule that cannot be shown is listed on the page and in ``skipped.csv``; so is a PDF that the system cannot make.
+
+    >>> study_report(store, folder / "study", nodule_ids=store.nodule_ids[:1], pdf=False).index.name
+    'index.html'
     """
     out, ids = Path(out), wanted_ids(store, nodule_ids)
     parts = ReportParts(

@@ -70,6 +70,9 @@ def export_nifti(
     ``grid``: "crop" (the crop's own isotropic grid) or "scanner" (the voxels of the scan under ``dicom``, over the
     crop's box, so that a file lies on the scan voxel for voxel). ``formats``: of ``nii.gz`` and ``nrrd``. A nodule
     whose scan is not there is left out and named.
+
+    >>> len(export_nifti(store, folder / "nifti", nodule_ids=store.nodule_ids[:1]).paths) > 0
+    True
     """
     if grid not in GRIDS:
         raise UsageError(f"grid {grid!r} is not known; choose one of {', '.join(GRIDS)}")

@@ -38,6 +38,10 @@ def simulate_crop(
     The box is rendered on the scan's own pixels and slices and is cropped by the code of
     :func:`~lidc_xai.imaging.crops.crop.crop_nodule`. Options as in :func:`~lidc_xai.simulate.series.simulate_ct`; the
     result depends on ``seed`` and the nodule alone.
+
+    >>> crop, causes = simulate_crop(nodule, seed=1)
+    >>> crop.ct.shape, crop.consensus.any().item()
+    ((32, 32, 32), True)
     """
     nodule = with_ratings(nodule, ratings or {})
     outline = nodule_outline(nodule)

@@ -22,6 +22,10 @@ def write_dicom(simulated: SimulatedCT, folder: Path | str) -> Path:
 
     The series carries the annotations' own SeriesInstanceUID, so that the contours find it as they find the real one;
     SOPInstanceUIDs are made from series and slice and are the same in every run.
+
+    >>> path = write_dicom(simulated, folder / "series")
+    >>> len(list(path.iterdir())) == len(simulated.volume.array)
+    True
     """
     volume = simulated.volume
     if not volume.simulated:

@@ -58,6 +58,9 @@ class CauseMasks(Mapping[str, dict[str, NDArray[np.bool_]]]):
 class SimulatedCT:
     """``volume``: HU, labelled simulated. ``causes``: nodule_id -> biomarker -> mask. ``nodules``: with the ratings
     that were drawn. ``ratings``: those that were set by hand, by nodule_id.
+
+    >>> simulated.volume.array.ndim, simulated.volume.simulated
+    (3, True)
     """
 
     volume: CTVolume
@@ -99,6 +102,10 @@ def simulate_ct(
     to take away while the ratings stay; ``switched_off``: biomarkers that are drawn the same whatever the rating (see
     :func:`~lidc_xai.simulate.nodule.expression.express`). The same seed gives the same CT.
     Raises UsageError where the nodules are of several scans or an option has no such value.
+
+    >>> again = simulate_ct([nodule])      # the annotated nodule lies where the readers drew it
+    >>> again.volume.array.shape == simulated.volume.array.shape
+    True
     """
     if scope not in SCOPES:
         raise UsageError(f"scope={scope!r}: choose one of {', '.join(SCOPES)}")

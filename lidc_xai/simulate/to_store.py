@@ -35,6 +35,10 @@ def simulate_store(
     ``independent``: ratings drawn independently of each other (``independent_ratings``); ``ratings``: nodule_id ->
     rating -> value, set by hand; else the readers' own. A nodule's crop depends on ``seed`` and the nodule alone, so
     neither order nor ``jobs`` changes it. An unfinished store made with the same settings is continued.
+
+    >>> simulated = simulate_store(folder / "simulated", [nodule])
+    >>> simulated.nodule_ids, bool(simulated.manifest["simulated"].all())
+    (['LIDC-IDRI-0475-s1-n0'], True)
     """
     if independent and ratings:
         raise UsageError("independent=True draws the ratings; leave out ratings, or the other way round")

@@ -66,6 +66,11 @@ def fit(
 
     Raises ``UsageError``, ``DataError`` (an empty class, one patient only, an output without ratings) or ``ModelError``
     (the loss became NaN), one line each.
+
+    >>> options = FitOptions.of(model={"backbone": "vit_nodule_p8", "outputs": ["diameter"]}, epochs=1, batch_size=2)
+    >>> ids = store.nodule_ids
+    >>> fit(store, train_ids=ids[:4], validation_ids=ids[4:], options=options).model.output_names
+    ('diameter',)
     """
     options = options or FitOptions()
     train_ids = list(train_ids) if train_ids is not None else list(store.nodule_ids)

@@ -12,7 +12,11 @@ from lidc_xai.ratings import OUTPUTS
 
 
 class ModelOptions(Options):
-    """What is built: the arguments of ``build_model``."""
+    """What is built: the arguments of ``build_model``.
+
+    >>> ModelOptions(backbone="vit_nodule_p8").backbone
+    'vit_nodule_p8'
+    """
 
     backbone: str = Field(default="vit_small64_p8", description="A name of `info backbones` or any timm name.")
     outputs: list[str] = Field(default=list(OUTPUTS), min_length=1, description="Outputs to learn.")
@@ -37,7 +41,11 @@ class ModelOptions(Options):
 
 
 class OptimiserOptions(Options):
-    """Optimiser and learning-rate schedule."""
+    """Optimiser and learning-rate schedule.
+
+    >>> OptimiserOptions(lr=2e-3).lr
+    0.002
+    """
 
     name: Literal["adam", "adamw", "muon"] = Field(
         default="adamw", description="muon: for the matrices of a ViT's blocks, adamw for the rest; from scratch."
@@ -64,7 +72,11 @@ class OptimiserOptions(Options):
 
 
 class LossOptions(Options):
-    """BCE on the malignancy logit plus a regression loss on standardised biomarkers; absent ratings do not count."""
+    """BCE on the malignancy logit plus a regression loss on standardised biomarkers; absent ratings do not count.
+
+    >>> LossOptions(mask_weight=1.0).mask_weight
+    1.0
+    """
 
     regression: Literal["mse", "huber"] = "mse"
     regression_weight: float = Field(
@@ -120,7 +132,11 @@ class MachineOptions(Options):
 
 
 class PretrainOptions(MachineOptions):
-    """Self-supervised learning (DINO) on the crops' own planes: no rating is read."""
+    """Self-supervised learning (DINO) on the crops' own planes: no rating is read.
+
+    >>> PretrainOptions(epochs=2).epochs
+    2
+    """
 
     backbone: str = Field(default="vit_small64_p8", description="A ViT of `info backbones` or any timm ViT.")
     weights: str | None = Field(default=None, description="Where to start, as for a model (none: random).")
@@ -139,7 +155,11 @@ class PretrainOptions(MachineOptions):
 
 
 class FitOptions(MachineOptions):
-    """One training run."""
+    """One training run.
+
+    >>> FitOptions.of(epochs=3, model={"backbone": "vit_nodule_p8"}).model.backbone
+    'vit_nodule_p8'
+    """
 
     model: ModelOptions = ModelOptions()
     augment: Augmentation = Augmentation()

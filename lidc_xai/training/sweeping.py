@@ -39,7 +39,11 @@ MOST_FAILURES = 5
 
 class Range(Options):
     """What one option may become: numbers from ``low`` to ``high`` (``log``: evenly in the logarithm; ``step``: whole
-    numbers), or one of ``choices``."""
+    numbers), or one of ``choices``.
+
+    >>> Range(low=1e-5, high=1e-3, log=True).high
+    0.001
+    """
 
     low: float | None = None
     high: float | None = None
@@ -75,7 +79,11 @@ PAPER_RANGES: dict[str, Range] = {
 
 
 class SweepOptions(Options):
-    """One search."""
+    """One search.
+
+    >>> SweepOptions(trials=5, space={"batch_size": Range(choices=[8, 16])}).trials
+    5
+    """
 
     trials: int = Field(default=30, ge=1, description="Finished trials, over all processes and calls.")
     objective: Literal["loss", "auc"] = Field(default="loss", description="Validation figure that is compared.")

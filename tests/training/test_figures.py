@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 from sklearn import metrics as reference
 
 from lidc_xai.annotations import select_cohort
 from lidc_xai.evaluation.statistics import Interval
 from lidc_xai.training import metrics
 from lidc_xai.training.bootstrap import mcnemar, metric_difference, metric_interval, patient_weights
+from lidc_xai.training.calibration import calibrate
 from lidc_xai.training.noise_floor import reader_noise
 
 
@@ -28,6 +29,11 @@ def test_classification_figures_equal_scikit_learns(sample: tuple) -> None:
     assert np.isclose(metrics.sensitivity(y, p), reference.recall_score(y, p >= 0.5))
     assert np.isclose(metrics.specificity(y, p), reference.recall_score(1 - y, p < 0.5))
     assert np.isclose(metrics.brier(y, p), reference.brier_score_loss(y, p))
+
+
+def test_one_half_is_a_positive() -> None:
+    y, p = np.array([1.0, 1.0, 0.0, 0.0]), np.array([0.5, 0.4, 0.5, 0.1])
+    assert (metrics.sensitivity(y, p), metrics.specificity(y, p), metrics.accuracy(y, p)) == (0.5, 0.5, 0.5)
 
 
 def test_auc_within_folds_does_not_see_a_folds_own_calibration(sample: tuple) -> None:
@@ -131,3 +137,31 @@ def test_noise_floor_of_the_cohort_is_the_published_table() -> None:
         columns = (cohort[column].to_numpy(float) for column in (name, f"{name}_sd", "n_readers"))
         found = reader_noise(*columns)
         assert (round(found.icc, 2), round(found.floor_mse_z, 2)) == (icc, floor), name
+
+
+def test_platt_learns_from_softened_labels() -> None:
+    """Against a plain minimisation of the cross-entropy to (N₊ + 1)/(N₊ + 2) and 1/(N₋ + 2)."""
+    logits, labels = np.array([-2.0, -0.5, 0.3, 0.4, 1.5, 3.0]), np.array([0.0, 0.0, 1.0, 0.0, 1.0, 1.0])
+    wanted = np.where(labels == 1, 4 / 5, 1 / 5)
+
+    def loss(line: np.ndarray) -> float:
+        p = 1 / (1 + np.exp(-(line[0] * logits + line[1])))
+        return float(-(wanted * np.log(p) + (1 - wanted) * np.log(1 - p)).mean())
+
+    reference = optimize.minimize(loss, [1.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-12}).x
+    np.testing.assert_allclose(calibrate(logits, labels, "platt"), reference, atol=1e-3)
+
+
+def test_interval_and_p_are_those_of_the_replicates(sample: tuple) -> None:
+    y, p, patients = sample
+    worse = np.clip(p + 0.25 * (0.5 - y), 0, 1)
+    weights = patient_weights(patients, resamples=200, seed=7)
+    drawn = metrics.brier(y, p, weights)
+    found = metric_interval(metrics.brier, y, p, patients, resamples=200, seed=7)
+    np.testing.assert_allclose((found.low, found.high), np.quantile(drawn, [0.025, 0.975]))
+    gap = drawn - metrics.brier(y, worse, weights)
+    paired = metric_difference(metrics.brier, y, p, worse, patients, resamples=200, seed=7)
+    np.testing.assert_allclose((paired.low, paired.high), np.quantile(gap, [0.025, 0.975]))
+    one_side = min((gap <= 0).sum(), (gap >= 0).sum())
+    assert paired.p == pytest.approx(min(1.0, 2 * (one_side + 1) / 201))
+    assert paired.p < 1

@@ -38,7 +38,11 @@ MetricName = Literal[
 
 
 class BenchmarkOptions(BaseModel):
-    """Methods × metrics × outputs, and how each is measured."""
+    """Methods × metrics × outputs, and how each is measured.
+
+    >>> BenchmarkOptions(methods=("cdam",), metrics=("fidelity",), points=5).points
+    5
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 

@@ -61,6 +61,11 @@ def write_benchmark(
 
     ``about``: paragraphs at the top (model, data, date). ``outputs``: those to show and to join. ``known``: published
     figures (``lidc_xai.evaluation.published``) to show beside.
+
+    >>> options = BenchmarkOptions(methods=("cdam", "saliency"), metrics=("compactness",))
+    >>> run = run_benchmark(vit, [(images, labels, None)], folder / "tables", options)
+    >>> sorted(write_benchmark(folder / "tables", resamples=10)["method"].unique())
+    ['cdam', 'centred_disc', 'saliency']
     """
     folder = Path(out)
     rows = read_parts(folder)

@@ -66,6 +66,11 @@ def run_benchmark(
 
     ``total``: number of samples, for the time left. ``shard`` (i, n): only every n-th case from the i-th; n processes
     with the same ``out`` share the work. Raises ``UsageError`` where ``out`` holds another benchmark.
+
+    >>> options = BenchmarkOptions(methods=("cdam",), metrics=("fidelity",), points=3)
+    >>> run = run_benchmark(vit, [(images, labels, None)], folder / "benchmark", options)
+    >>> run.measured, run_benchmark(vit, [(images, labels, None)], folder / "benchmark", options).measured
+    (2, 0)
     """
     options = options or BenchmarkOptions()
     folder = Path(out)

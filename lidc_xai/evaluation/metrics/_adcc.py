@@ -77,6 +77,9 @@ def adcc(
 
     ``method``: a name of ``list_methods()`` with its ``options``, or a function (images, target) → relevance (b,h,w).
     ``signed``: "relu" scales relu(S), "minmax" S itself. Raises ``UsageError`` for a regression output.
+
+    >>> adcc(vit, images, labels).adcc.shape
+    (2,)
     """
     forward = Forward(model, max_batch, precision)
     asked = side_of_interest(forward, images, target)

@@ -64,7 +64,12 @@ class BlurMaskResult(Result):
 
 
 def two_probable(logits: Tensor, threshold: float = THRESHOLD) -> tuple[Tensor, Tensor]:
-    """Rows (n,) of ``logits`` (B,C) whose second probability is above ``threshold``, and their two classes (n,2)."""
+    """Rows (n,) of ``logits`` (B,C) whose second probability is above ``threshold``, and their two classes (n,2).
+
+    >>> rows, pairs = two_probable(torch.tensor([[2.0, 1.9, -5.0], [9.0, 0.0, 0.0]]))
+    >>> rows.tolist(), pairs.tolist()
+    ([0], [[0, 1]])
+    """
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise DataError(f"two probable classes need class logits (B, C > 1), got {tuple(logits.shape)}")
     top = logits.softmax(-1).topk(2)
@@ -89,6 +94,11 @@ def blur_mask_test(
 
     ``relevance``: per method the maps for the first and for the second class, (n,H,W) or (n,gh,gw). ``sigma``: of the
     blur in px at 224 (kernel 101), scaled with √(H·W)/224; ``baseline``: blurred image, zeros or channel means.
+
+    >>> classes = torch.tensor([[0, 1], [2, 3]])
+    >>> maps = tuple(explain(vit, images, classes).relevance.unbind(1))
+    >>> blur_mask_test(vit, images, {"cdam": maps}, classes).figures != ()
+    True
     """
     if mode not in ("positive", "negative") or baseline not in ("blur", "zero", "mean"):
         raise UsageError(

@@ -80,6 +80,9 @@ def box_sensitivity(
     """Box sensitivity of ``relevance`` (B,H,W) or (B,gh,gw) for one target of ``images`` (B,C,H,W), normalised.
 
     Options: those of ``BoxOptions`` (boxes, sizes, and replacement, sigma, seed, max_batch, … as for ``fidelity``).
+
+    >>> box_sensitivity(vit, images, explain(vit, images, labels).relevance[:, 0], labels, boxes=8).area.shape
+    (2,)
     """
     chosen = options_as(BoxOptions, options)
     asked = scored_for_one(chosen.forward(model), images, target)

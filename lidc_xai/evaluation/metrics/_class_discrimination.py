@@ -57,6 +57,10 @@ def class_discrimination(
 
     Maps are (B,H,W) or (B,gh,gw). ``wrong_class`` names the class for the wrong map. Options: those of ``fidelity`` and
     ``box_sensitivity``.
+
+    >>> own, other = explain(vit, images, [0, 1]).relevance.unbind(1)
+    >>> class_discrimination(vit, images, own, own, 0, boxes=8).fidelity.tolist()      # a map that ignores the class
+    [0.0, 0.0]
     """
     chosen = options_as(DiscriminationOptions, options)
     asked = scored_for_one(chosen.forward(model), images, target)
@@ -87,6 +91,9 @@ def wrong_class(logits: Tensor, target: Tensor, labels: Tensor | None = None) ->
 
     ``logits`` (B,C), ``target`` (B,) the right class, ``labels`` (B,C) bool which classes the image shows: the most
     probable other labelled class where there is one, else the most probable class that is not the target.
+
+    >>> wrong_class(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([0])).tolist()
+    [1]
     """
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise DataError(f"class discrimination needs class logits (B, C > 1), got {tuple(logits.shape)}")

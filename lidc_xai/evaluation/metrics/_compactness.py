@@ -41,6 +41,9 @@ def compactness(
     """Share of cells of (B,h,w) raw relevance below ``threshold`` of the map's maximum (``of="max_abs"``: of max |S|).
 
     ``grid``: also of the means over this grid's patches.
+
+    >>> compactness(torch.tensor([[[1.0, 0.5], [0.04, -0.04]]])).value.tolist()
+    [0.5]
     """
     if of not in ("max", "max_abs"):
         raise UsageError(f"of is 'max' or 'max_abs', not {of!r}")

@@ -61,6 +61,10 @@ def deletion_insertion(
 
     A bare index or name means its probability (the raw output of a regression). Options: those of ``DeletionOptions``
     (cell, and replacement, seed, max_batch, … as for ``fidelity``).
+
+    >>> found = deletion_insertion(vit, images, explain(vit, images, labels).relevance[:, 0], labels, cell=56)
+    >>> found.area_deletion.shape, found.area_insertion.shape
+    ((2,), (2,))
     """
     chosen = options_as(DeletionOptions, options)
     asked = scored_for_one(chosen.forward(model), images, target)

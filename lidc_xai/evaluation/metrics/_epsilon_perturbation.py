@@ -97,6 +97,9 @@ def epsilon_perturbation(
 
     ``mean``, ``std``: per channel, image = (pixel − mean)/std with pixels in [0, 1]; by default the model's own
     (timm's configuration, or a nodule model's window). A single-logit binary model takes "logit" and "weighted".
+
+    >>> epsilon_perturbation(vit, images, labels, steps=(1,)).figures != ()
+    True
     """
     forward = Forward(model, max_batch)
     images = forward.place(images)

@@ -70,6 +70,10 @@ def fidelity(
 
     ``target``: an output's index or name, a Target, a LongTensor (B,), or None (predicted class). Options: those of
     ``FidelityOptions`` (points, normalise, replacement, sigma, sigma_mm, spacing_mm, masks, seed, max_batch, …).
+
+    >>> found = fidelity(vit, images, explain(vit, images, labels).relevance[:, 0], labels, points=5)
+    >>> found.percent.tolist(), found.mif.shape, bool(np.allclose(found.area, found.area_lif - found.area_mif))
+    ([0.0, 25.0, 50.0, 75.0, 100.0], (2, 5), True)
     """
     chosen = options_as(FidelityOptions, options)
     asked = scored_for_one(chosen.forward(model), images, target)

@@ -62,6 +62,12 @@ def localisation(
     """Every figure above for relevance (B,h,w) and masks (B,H,W) of the same planes (any two grids).
 
     ``spacing_mm``: of the masks' pixels, one number or (between rows, between columns).
+
+    >>> mask = torch.zeros(1, 4, 4, dtype=torch.bool)
+    >>> mask[0, 1:3, 1:3] = True
+    >>> found = localisation(mask.double(), mask, spacing_mm=1.0)
+    >>> found.iou.tolist(), found.pointing.tolist(), found.area_mm2.tolist()
+    ([1.0], [1.0], [4.0])
     """
     return localise(in_plane(relevance, masks, spacing_mm), seed, tolerance_mm)
 
@@ -123,7 +129,13 @@ def average_precision(scores: Floats, mask: Bools) -> float:
 def centred_disc_localisation(
     masks: ArrayLike | Tensor, spacing_mm: Spacing, grid: tuple[int, int] | None = None, *, seed: int = 0
 ) -> LocalisationResult:
-    """The same figures for a disc in the middle of the plane with the mask's own area, on the masks' grid or finer."""
+    """The same figures for a disc in the middle of the plane with the mask's own area, on the masks' grid or finer.
+
+    >>> mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    >>> mask[0, 2:6, 2:6] = True
+    >>> centred_disc_localisation(mask, 1.0).iou[0] > 0.5
+    np.True_
+    """
     plane = _masks_on(masks, spacing_mm, grid)
     discs = [centred_disc(mask.shape, int(mask.sum()), plane.spacing_mm) for mask in plane.masks]
     return localise(Plane(np.stack(discs), plane.masks, plane.spacing_mm, plane.token_mm), seed)
@@ -132,7 +144,13 @@ def centred_disc_localisation(
 def against_readers(
     relevance: MapLike, reader_masks: ArrayLike | Tensor, spacing_mm: Spacing, *, seed: int = 0
 ) -> LocalisationResult:
-    """The same figures against each reader's own mask (B,R,H,W), averaged over the readers who marked the plane."""
+    """The same figures against each reader's own mask (B,R,H,W), averaged over the readers who marked the plane.
+
+    >>> readers = torch.zeros(1, 2, 8, 8, dtype=torch.bool)
+    >>> readers[0, :, 2:5, 2:5] = True
+    >>> against_readers(readers[:, 0].double(), readers, 1.0).positive_mass.tolist()
+    [1.0]
+    """
     readers = _reader_masks(reader_masks)
     found = [localisation(relevance, readers[:, r], spacing_mm, seed=seed) for r in range(readers.shape[1])]
     return _mean_over(found, "no reader marked this plane")
@@ -141,7 +159,13 @@ def against_readers(
 def reader_agreement(
     reader_masks: ArrayLike | Tensor, spacing_mm: Spacing, grid: tuple[int, int] | None = None, *, seed: int = 0
 ) -> LocalisationResult:
-    """The ceiling: each reader's mask (B,R,H,W), read as a map, against the 50 % consensus of the others; averaged."""
+    """The ceiling: each reader's mask (B,R,H,W), read as a map, against the 50 % consensus of the others; averaged.
+
+    >>> readers = torch.zeros(1, 3, 8, 8, dtype=torch.bool)
+    >>> readers[0, :, 2:5, 2:5] = True
+    >>> reader_agreement(readers, 1.0).iou.tolist()
+    [1.0]
+    """
     readers = _reader_masks(reader_masks)
     marked = np.asarray(readers.any((2, 3)))
     found = []

@@ -72,6 +72,10 @@ def parameter_randomisation(
     """Cascading randomisation of a copy of ``model``; ``options`` are the method's own.
 
     For the predicted class (``target=None``) the class is that of the trained model throughout.
+
+    >>> found = parameter_randomisation(vit, images, labels)
+    >>> found.stages[0], found.spearman.shape == (2, len(found.stages))
+    ('head', True)
     """
     first = explain(model, images, target, method, **options)
     if target is None:
@@ -90,7 +94,12 @@ def parameter_randomisation(
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """A copy of ``model`` with random weights everywhere: the control that every map of it should fail."""
+    """A copy of ``model`` with random weights everywhere: the control that every map of it should fail.
+
+    >>> other = randomised(vit)
+    >>> torch.equal(other.head.weight, vit.head.weight)
+    False
+    """
     *_, (_, changed) = cascade(model, seed)
     return changed
 

@@ -66,6 +66,12 @@ def radial_profile(
 
     ``spacing_mm``: of the masks' pixels. ``token_mm``: side of a token where the maps were upsampled before. ``scale``
     (B,): divide by this instead of the plane's own max|S| (the nodule's, where it has several planes).
+
+    >>> mask = torch.zeros(1, 24, 24, dtype=torch.bool)
+    >>> mask[0, 8:16, 8:16] = True
+    >>> found = radial_profile(mask.double(), mask, 1.0)
+    >>> found.body.tolist(), found.outside.tolist()
+    ([1.0], [0.0])
     """
     plane = in_plane(relevance, masks, spacing_mm)
     width = max(NARROWEST_MM, plane.token_mm if token_mm is None else token_mm)

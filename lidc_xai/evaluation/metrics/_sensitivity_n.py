@@ -56,7 +56,11 @@ class SensitivityNOptions(Perturbing):
 def sensitivity_n(
     model: nn.Module, images: Tensor, relevance: MapLike, target: TargetsLike = None, **options: Any
 ) -> SensitivityNResult:
-    """Sensitivity-n of ``relevance`` (B,H,W) or (B,gh,gw) for one target. Options: those of ``SensitivityNOptions``."""
+    """Sensitivity-n of ``relevance`` (B,H,W) or (B,gh,gw) for one target. Options: those of ``SensitivityNOptions``.
+
+    >>> sensitivity_n(vit, images, explain(vit, images, labels).relevance[:, 0], labels, sets=8).mean.shape
+    (2,)
+    """
     chosen = options_as(SensitivityNOptions, options)
     asked = scored_for_one(chosen.forward(model), images, target)
     maps = as_pixels(relevance, len(asked.images), asked.size, asked.images.device)

@@ -43,6 +43,11 @@ def cause_localisation(
 
     ``sign``: one number or (B,): which way the cause moves the output (``cause_sign``). A plane without the cause is
     undefined and counted.
+
+    >>> spot = torch.zeros(1, 8, 8, dtype=torch.bool)
+    >>> spot[0, 2:4, 2:4] = True
+    >>> cause_localisation(-spot.double(), spot, 1.0, sign=-1.0).auprc.tolist()      # what speaks against the output
+    [1.0]
     """
     maps = as_map(relevance, len(relevance), torch.device("cpu"))
     signs = torch.as_tensor(np.broadcast_to(np.asarray(sign, dtype=np.float64), (len(maps),)).copy())
@@ -53,6 +58,9 @@ def cause_sign(biomarker: str, moved: ArrayLike) -> Floats:
     """(B,) which way a cause argues: fixed for calcium and spicules, else the sign of what it moved.
 
     ``moved`` (B,): f(x) − f(x without the cause), or the standardised output itself where no such pair is at hand.
+
+    >>> cause_sign("margin", np.array([0.4, -0.2])).tolist()
+    [1.0, -1.0]
     """
     change = np.asarray(moved, dtype=np.float64)
     if biomarker not in CARRIERS:
@@ -84,6 +92,10 @@ def cause_effects(
 
     ``images`` (B,C,H,W) and, per biomarker, the same images simulated ``without`` its cause. Images that are equal with
     and without (they never had the cause) are undefined and counted.
+
+    >>> planes = nodule_images(model, crop)
+    >>> cause_effects(model, planes, {"spiculation": 0.9 * planes})["spiculation"].own.shape
+    (3,)
     """
     forward = Forward(model, max_batch, precision)
     images = forward.place(images)

@@ -28,7 +28,11 @@ def noise_stability(
     noise_seed: int = 0,
     **options: Any,
 ) -> SimilarityResult:
-    """Similarity of the map with those of ``draws`` noisy images; σ = ``sigma`` × the image's standard deviation."""
+    """Similarity of the map with those of ``draws`` noisy images; σ = ``sigma`` × the image's standard deviation.
+
+    >>> noise_stability(vit, images, labels, draws=2).spearman.shape
+    (2,)
+    """
     if sigma <= 0 or draws < 1:
         raise UsageError(f"sigma is above 0 and draws from 1, not {sigma} and {draws}")
     first = explain(model, images, target, method, **options)
@@ -58,6 +62,10 @@ def attack_stability(
 
     The image moves against its score, ``steps`` steps of sign gradients within ±``epsilon`` in normalised units
     (1 step: FGSM; more: PGD from the image itself with steps of 2.5·ε/n).
+
+    >>> similarity, change = attack_stability(vit, images, labels)
+    >>> similarity.spearman.shape, bool((change < 0).all())
+    ((2,), True)
     """
     first = explain(model, images, target, method, **options)
     asked = first.columns if target is None else target
@@ -104,6 +112,9 @@ def run_stability(
     """Similarity between runs of a stochastic method that differ in their seed alone: the others against the first.
 
     A method without a seed gives exactly 1.
+
+    >>> run_stability(vit, images, labels, "cdam", runs=2).spearman.round(6).tolist()      # no seed: the same map
+    [1.0, 1.0]
     """
     if runs < 2:
         raise UsageError(f"runs is a whole number from 2, not {runs}")
@@ -120,6 +131,9 @@ def shifted(model: nn.Module, seed: int = 0, strength: float = 1.0) -> nn.Module
 
     The same random row is added to every row of the last linear layer: y → y + h(x). ``strength`` is in units of the
     rows' own standard deviation.
+
+    >>> torch.allclose(shifted(vit)(images).softmax(1), vit(images).softmax(1), atol=1e-5)
+    True
     """
     copied = deepcopy(model)
     last = classifier(copied)
@@ -147,6 +161,10 @@ def shift_invariance(
     """Similarity of the maps of two models with equal probabilities and different logits (arXiv 2306.13197).
 
     A target behind the softmax (Probability, LogProbability, LogOdds) gives 1; a logit does not.
+
+    >>> from lidc_xai.explain import LogProbability
+    >>> shift_invariance(vit, images, LogProbability(1)).spearman.round(3).tolist()
+    [1.0, 1.0]
     """
     first = explain(model, images, target, method, **options)
     asked = first.columns if target is None else target

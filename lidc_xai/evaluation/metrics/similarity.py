@@ -39,7 +39,12 @@ class SimilarityResult(Result):
 
 
 def map_similarity(first: MapLike, second: MapLike) -> SimilarityResult:
-    """Similarity of two maps (B,h,w) per image, both of one size."""
+    """Similarity of two maps (B,h,w) per image, both of one size.
+
+    >>> maps = torch.rand(2, 9, 9)
+    >>> map_similarity(maps, 2 * maps + 1).spearman.round(6).tolist()
+    [1.0, 1.0]
+    """
     a, b = (as_map(one, len(first), torch.device("cpu")).numpy() for one in (first, second))
     if a.shape != b.shape:
         raise DataError(f"maps of {a.shape[1:]} and {b.shape[1:]} cannot be compared; bring them to one size")
@@ -66,6 +71,9 @@ def compare_models(
 
     With a model trained on shuffled labels the maps ought to differ: an estimator that gives the same ones explains the
     architecture or the image. With a model retrained from another seed they ought to agree.
+
+    >>> compare_models(vit, vit, images, labels).spearman.round(6).tolist()
+    [1.0, 1.0]
     """
     maps = [explain(one, images, targets, method, **options).relevance[:, 0] for one in (model, other)]
     return map_similarity(*maps)
@@ -77,6 +85,9 @@ def seed_agreement(
     """Mean similarity over all pairs of models that were trained alike from different seeds.
 
     Call it with a logit target and with a probability to see which of the two is the more stable.
+
+    >>> seed_agreement([vit, vit], images, labels).spearman.round(6).tolist()
+    [1.0, 1.0]
     """
     if len(models) < 2:
         raise UsageError("agreement over seeds needs two models or more")
@@ -88,6 +99,11 @@ def method_agreement(maps: Mapping[str, MapLike]) -> tuple[pd.DataFrame, dict[tu
     """Mean Spearman correlation between the maps (B,h,w) of several methods, as a matrix, and the results of each pair.
 
     Maps on different grids meet on the finest of them.
+
+    >>> maps = torch.rand(2, 9, 9)
+    >>> table, pairs = method_agreement({"a": maps, "b": -maps})
+    >>> float(table.loc["a", "b"].round(6))
+    -1.0
     """
     names = list(maps)
     if not names:

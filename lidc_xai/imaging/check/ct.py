@@ -53,6 +53,10 @@ def check_ct(
     of a mask file, a LIDC nodule, or without any of these the nodules that LIDC's readers drew on this series (else the
     middle of the scan). Nothing is refused for a target that cannot be cut: the picture shows what there is, and
     ``problems`` says why. Raises what ``read_ct`` raises, and UsageError for an unknown system or nodule.
+
+    >>> found = check_ct(dicom, nodule=nodule.nodule_id, out=folder / "check.png")
+    >>> found.problems, found.picture.name
+    ([], 'check.png')
     """
     ct = read_ct(path, series_uid or _series_of(path, nodule, mask))
     targets = [*_from_points(ct, point, points, system, size_mm), *_from_mask(ct, mask, size_mm)]

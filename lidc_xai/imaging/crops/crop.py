@@ -37,6 +37,12 @@ def crop_nodule(
     together are larger than the box on some axis. Raises UsageError for a wrong size or option; DataError where the CT
     is not the nodule's series, where slices of its contours are missing, where the point lies outside the scan, or
     where slices are missing inside the box.
+
+    >>> crop = crop_nodule(ct, nodule)
+    >>> crop.ct.shape, crop.reader_masks.shape, crop.padded
+    ((32, 32, 32), (4, 32, 32, 32), False)
+    >>> crop_nodule(ct, crop.centre_mm, size_mm=24.0).consensus is None
+    True
     """
     count = voxels_per_side(size_mm, spacing_mm)
     if not isinstance(nodule_or_point_mm, Nodule):

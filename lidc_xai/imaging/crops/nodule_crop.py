@@ -21,6 +21,9 @@ class NoduleCrop:
     ``larger_than_box``: the readers' outlines together are larger than the box on some axis. ``issues``: what
     was found, in words. ``padded_share``: how much of the box lies outside the scan, 0 to 1. ``cut``: the planes that
     ``imaging.planes`` has cut already, each with the array it is of.
+
+    >>> crop.ct.shape, crop.affine.shape, crop.nodule_id
+    ((32, 32, 32), (4, 4), 'LIDC-IDRI-0475-s1-n0')
     """
 
     ct: np.ndarray

@@ -29,6 +29,10 @@ def read_ct(path: Path | str, series_uid: str | None = None) -> CTVolume:
     decoded once.
     Raises UsageError for a missing path, a folder without DICOM, an unknown or ambiguous series; DataError (with the
     reason) for a series that is not one readable CT volume. What could be met is in ``.issues``.
+
+    >>> ct = read_ct(dicom)
+    >>> ct.array.ndim, ct.series_uid == nodule.series_uid
+    (3, True)
     """
     path = Path(path)
     if not path.exists():

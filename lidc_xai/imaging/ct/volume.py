@@ -25,6 +25,10 @@ class CTVolume:
     refer to). ``sop_instance_uids``: one per stored slice, empty for a volume file. ``slice_thickness_mm``: NaN where
     not recorded. ``scanner``: manufacturer and model. ``outside_view``: those of ``issues`` that concern only pixels
     outside the scanner's field of view.
+
+    >>> i, j, k, one = np.linalg.inv(ct.affine) @ (*ct.affine[:3, 3], 1)      # the first voxel's place is (0, 0, 0)
+    >>> bool(np.allclose((i, j, k), 0))
+    True
     """
 
     array: NDArray[np.float32]

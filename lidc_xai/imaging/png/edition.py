@@ -23,7 +23,7 @@ from lidc_xai.annotations import load_nodules, select_cohort
 from lidc_xai.annotations.cohort import cohorts_of
 from lidc_xai.annotations.nodule import Nodule
 from lidc_xai.annotations.tables import nodule_row, nodule_votes
-from lidc_xai.errors import DataError, UsageError, reason_of
+from lidc_xai.errors import DataError, reason_of
 from lidc_xai.files import sha256_of
 from lidc_xai.imaging.crops.contours import GridBox, consensus_mask
 from lidc_xai.imaging.crops.crop import consensus_centre, crop_marked, voxels_per_side
@@ -35,7 +35,7 @@ from lidc_xai.imaging.png.learned import hu_of_pictures
 from lidc_xai.imaging.png.lines import HuLines, Lines
 from lidc_xai.imaging.png.match import PngMatch, match_nodule, place
 from lidc_xai.imaging.png.source import PngNodule, open_edition
-from lidc_xai.imaging.prepare import PrepareResult
+from lidc_xai.imaging.prepare import PrepareResult, check_jobs
 from lidc_xai.imaging.store.crop_store import StoreWriter
 from lidc_xai.progress import say, track
 from lidc_xai.skipped import ABSENT, Skipped
@@ -76,10 +76,13 @@ def prepare_png(
     where masks and annotations disagree, and where the HU are in doubt; ``hu_source`` is "calibrated" or "estimated"
     and ``hu_rmse`` the error in HU, of the fit or expected of the estimate. Raises UsageError for a path that is not
     the edition, an unknown cohort, or a store made by another rule; DataError for a wrong calibration file.
+
+    >>> prepare_png(folder / "absent.zip", folder / "png")
+    Traceback (most recent call last):
+    lidc_xai.errors...
     """
     voxels_per_side(size_mm, spacing_mm)
-    if jobs == 0 or jobs < -1:
-        raise UsageError(f"jobs = {jobs}: give the number of worker processes, or -1 for one per core")
+    check_jobs(jobs)
     source = Path(source).resolve()
     edition = open_edition(source)
     wanted = None if cohort is None else frozenset(select_cohort(cohort)["nodule_id"])
@@ -99,19 +102,11 @@ def prepare_png(
     result = PrepareResult(writer.path)
     say(f"{sum(len(unit.groups) for unit in units)} nodules of {len(units)} patients in {source.name}")
     for done in track(_run(writer, units, jobs), "importing patients", total=len(units)):
-        result.written += done.written
-        result.kept += done.kept
-        result.skipped += done.skipped
-        for part, seconds in done.seconds.items():
-            result.seconds[part] += seconds
+        result.add(done)
     if wanted is not None:
         left = wanted - {*result.written, *result.kept, *(row.nodule_id for row in result.skipped)}
         result.skipped += [Skipped(nodule_id, ABSENT, "not in the PNG edition") for nodule_id in left]
-    for row in result.skipped:
-        writer.skip(row.nodule_id, row.stage, row.reason)
-    writer.finish()
-    result.written.sort()
-    result.skipped = sorted(set(result.skipped))
+    result.close(writer)
     return result
 
 

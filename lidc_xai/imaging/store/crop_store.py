@@ -55,6 +55,9 @@ class CropStore:
     ``manifest``: one row per nodule in nodule_id order, index 0 to n − 1 (columns :data:`MANIFEST_COLUMNS`);
     ``votes``: one row per reading; ``fingerprint``: counts, spacings, HU statistics, versions, rule, hash. Raises
     UsageError where the path is no store, DataError where the store is unfinished or damaged.
+
+    >>> len(store), store.load(store.nodule_ids[0]).ct.shape, "malignancy_median" in store.manifest
+    (7, (32, 32, 32), True)
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -133,6 +136,12 @@ class StoreWriter:
 
     ``rule``: JSON-able description of how crops are made. An existing store with another rule, size or spacing is a
     UsageError; one with the same is continued: :meth:`done` says what it has.
+
+    >>> from lidc_xai.annotations import nodule_row, nodule_votes
+    >>> writer = StoreWriter(folder / "written", size_mm=32, spacing_mm=1, rule="an example")
+    >>> writer.write(crop, nodule_row(nodule), nodule_votes(nodule))
+    >>> writer.finish().nodule_ids
+    ['LIDC-IDRI-0475-s1-n0']
     """
 
     def __init__(self, path: Path | str, *, size_mm: float, spacing_mm: float, rule: Mapping[str, Any] | str) -> None:

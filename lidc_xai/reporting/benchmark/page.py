@@ -45,6 +45,12 @@ def benchmark_report(
     ``write_benchmark`` filled. ``about``: paragraphs at the top (model, data). ``outputs``: those whose curves are
     shown. ``seen``: patients that the model learned from (None: not recorded). ``known``: published figures to show
     beside. Raises UsageError where the folder holds no finished benchmark.
+
+    >>> options = BenchmarkOptions(methods=("cdam",), metrics=("compactness",))
+    >>> run = run_benchmark(vit, [(images, labels, None)], folder / "measured", options)
+    >>> table = write_benchmark(folder / "measured", resamples=10)
+    >>> benchmark_report(folder / "measured", folder / "page", pdf=False).index.suffix
+    '.html'
     """
     results, out = Path(results), Path(out)
     if not (results / "summary.parquet").is_file():
@@ -103,6 +109,10 @@ def image_sheet(
     the same order, relevance (B,T,·,·). ``names``: of the images; ``scores``: per image and target a text beside its
     name (such as a probability). ``per_panel``: every panel on its own symmetric scale (its largest absolute score
     stands below it), else one scale per method and image.
+
+    >>> pixels = [np.zeros((32, 32, 3), np.uint8)] * 2
+    >>> image_sheet(pixels, explain(vit, images, [0, 1], ["cdam"]), folder / "sheet.html").name
+    'sheet.html'
     """
     if not explanations:
         raise UsageError("image_sheet needs at least one method's explanation")

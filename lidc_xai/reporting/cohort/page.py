@@ -80,6 +80,9 @@ def cohort_report(
     benchmark: folder of a finished benchmark,
     whose tables are linked. pdf: of the cohort's page; nodule_pdf: of every nodule too. All is optional; what is
     missing is said on the page.
+
+    >>> cohort_report(store, folder / "cohort", pdf=False).index.suffix
+    '.html'
     """
     out, ids = Path(out), wanted_ids(store, nodule_ids)
     parts = ReportParts(

@@ -58,6 +58,10 @@ def export_dicom(
     an outline has its predictions at a sphere of the predicted diameter; ``key.dcm`` names the slice to open, where
     there are predictions. An object that the series lacks something for, and a nodule whose series is not there (or
     not one file per slice), is named in ``skipped.csv``.
+
+    >>> prepared = prepare_dicom(dicom, folder / "prepared")
+    >>> len(export_dicom(CropStore(folder / "prepared"), folder / "out", dicom).paths) > 0
+    True
     """
     scans = Scans(dicom)
     ids = list(store.nodule_ids if nodule_ids is None else nodule_ids)

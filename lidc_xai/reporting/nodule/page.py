@@ -42,6 +42,10 @@ def nodule_report(
     ``parts``: the fields of ``ReportParts`` (predictions, maps, model_info, …). The first method of ``maps`` that is
     not a control (``is_control``) is shown in full. What is missing (predictions, maps, contours) is said on the page.
     Returns the files and what was left out: a PDF that the system cannot make is a row there, not an error.
+
+    >>> files, left_out = nodule_report(store, store.nodule_ids[0], folder / "report", pdf=False)
+    >>> [path.suffix for path in files]
+    ['.html', '.json']
     """
     if nodule_id not in store.nodule_ids:
         raise UsageError(f"nodule {nodule_id!r} is not in {store.path}; its {len(store)} ids are in manifest.csv")

@@ -72,6 +72,9 @@ def with_ratings(nodule: Nodule, ratings: Mapping[str, float]) -> Nodule:
     """``nodule`` as if every reader had given ``ratings`` (rounded); its contours, and so its diameter, stay.
 
     Raises UsageError for a name that is no rating or a value outside its scale.
+
+    >>> [reading.ratings["texture"] for reading in with_ratings(nodule, {"texture": 2}).readers]
+    [2, 2, 2, 2]
     """
     for name, value in ratings.items():
         if name not in READER_RATINGS:
@@ -90,6 +93,10 @@ def independent_ratings(nodules: Iterable[Nodule], seed: int = 0) -> dict[str, d
     Half of the nodules have no calcium; the rest is uniform over the scale. Lobulation, sphericity and diameter stay
     the real ones, since the real contours show them. Malignancy follows from the drawn ratings and the real diameter
     by a stated rule with noise: spiculation and diameter raise it, calcium and a sharp margin lower it.
+
+    >>> drawn = independent_ratings([nodule], seed=0)[nodule.nodule_id]
+    >>> 1 <= drawn["spiculation"] <= 5
+    True
     """
     return {nodule.nodule_id: _drawn(nodule, stream(seed, nodule.nodule_id, "ratings")) for nodule in nodules}
 
