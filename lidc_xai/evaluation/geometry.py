@@ -67,7 +67,7 @@ def signed_distance(mask: Bools, spacing_mm: tuple[float, float]) -> Floats:
     half = sum(spacing_mm) / 4
     outside = distance_transform_edt(~mask, sampling=spacing_mm) - half
     inside = distance_transform_edt(mask, sampling=spacing_mm) - half
-    return np.where(mask, -inside, outside)
+    return np.asarray(np.where(mask, -inside, outside), dtype=np.float64)
 
 
 def centred_disc(size: tuple[int, int], pixels: int, spacing_mm: tuple[float, float] = (1.0, 1.0)) -> Floats:
@@ -82,7 +82,7 @@ def centred_disc(size: tuple[int, int], pixels: int, spacing_mm: tuple[float, fl
     order = np.argsort(distance, axis=None, kind="stable")
     disc = np.zeros(size[0] * size[1])
     disc[order[:pixels]] = 1.0
-    return disc.reshape(size) + _HINT * (1 - distance / distance.max())
+    return np.asarray(disc.reshape(size) + _HINT * (1 - distance / distance.max()), dtype=np.float64)
 
 
 def mask_as_map(mask: Bools, spacing_mm: tuple[float, float]) -> Floats:
@@ -91,4 +91,4 @@ def mask_as_map(mask: Bools, spacing_mm: tuple[float, float]) -> Floats:
     if not np.isfinite(depth).all():
         return mask.astype(np.float64)
     span = depth.max() - depth.min()
-    return mask.astype(np.float64) + _HINT * (depth - depth.min()) / span
+    return np.asarray(mask + _HINT * (depth - depth.min()) / span, dtype=np.float64)

@@ -58,7 +58,8 @@ def patch_means(relevance: Tensor, grid: tuple[int, int]) -> Tensor:
     height, width = relevance.shape[-2:]
     if height % grid[0] or width % grid[1]:
         raise DataError(f"a grid of {grid[0]}×{grid[1]} does not divide a map of {height}×{width}")
-    return relevance.unflatten(-2, (grid[0], -1)).unflatten(-1, (grid[1], -1)).mean((-3, -1))
+    patches: Tensor = relevance.unflatten(-2, (grid[0], -1)).unflatten(-1, (grid[1], -1))
+    return patches.mean((-3, -1))
 
 
 def spanning(explanation: Explanation) -> Tensor:
@@ -91,7 +92,7 @@ def pixel_ranks(maps: Tensor, seed: int) -> Tensor:
     order = permutation[flat[..., permutation].argsort(dim=-1, stable=True)]
     steps = torch.arange(flat.shape[-1], device=flat.device, dtype=torch.int32).expand_as(order)
     ranks = torch.empty_like(order, dtype=torch.int32).scatter_(-1, order, steps)
-    return ranks.unflatten(-1, maps.shape[-2:])
+    return ranks.view(maps.shape)
 
 
 def distinct(maps: Tensor) -> tuple[Tensor, list[int]]:

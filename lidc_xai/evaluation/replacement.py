@@ -146,5 +146,6 @@ def _noise_like(residual: Tensor, weights: Tensor, seed: int) -> Tensor:
     noise = noise - noise.mean((-2, -1), keepdim=True)
     count = weights.sum((-2, -1), keepdim=True).clamp_min(1)
     wanted = ((residual**2).sum((-2, -1), keepdim=True) / count).sqrt()
-    got = (noise**2).mean((-2, -1), keepdim=True).sqrt().clamp_min(1e-12)
-    return noise * (wanted / got)
+    got: Tensor = (noise**2).mean((-2, -1), keepdim=True).sqrt().clamp_min(1e-12)
+    scaled: Tensor = noise * (wanted / got)
+    return scaled

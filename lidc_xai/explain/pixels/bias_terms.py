@@ -142,7 +142,8 @@ def _batch_norm_bias(args: tuple[Any, ...], kwargs: Arguments) -> Tensor:
         raise ModelError("fullgrad: a batch norm without running statistics mixes the images of a batch")
     scale = (variance + (1e-5 if eps is None else eps)).rsqrt()
     scale = scale if weight is None else scale * weight
-    return -mean * scale if bias is None else bias - mean * scale
+    shift: Tensor = -mean * scale if bias is None else bias - mean * scale
+    return shift
 
 
 def _plain_bias(place: int) -> Callable[[tuple[Any, ...], Arguments], Tensor | None]:
