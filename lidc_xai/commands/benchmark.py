@@ -43,7 +43,7 @@ def benchmark(config: BenchmarkConfig, run: Run) -> None:
     options = load_config(BenchmarkOptions, None, (), config.options)
     store = CropStore(store_path)
     model = need_model(config.model).to(pick_device(config.device))
-    found = benchmark_store(
+    measured = benchmark_store(
         model,
         store,
         out,
@@ -52,8 +52,8 @@ def benchmark(config: BenchmarkConfig, run: Run) -> None:
         views=words(config.views),
         jobs=config.jobs,
     )
-    run.skipped = found.skipped
-    run.results = {"measured": found.measured, "already_there": found.found}
+    run.skipped = measured.skipped
+    run.results = {"measured": measured.measured, "already_there": measured.found}
     write_benchmark(out)
     simulated = bool(store.manifest["simulated"].any())
     info = {"argv": base_names(run.argv), "seed": config.seed, "versions": versions()}

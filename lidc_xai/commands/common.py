@@ -76,8 +76,8 @@ def _parameters(kind: type[Config], argument: str) -> list[inspect.Parameter]:
         "config": Annotated[Path | None, typer.Option("--config", help="YAML file with any of these fields.")],
         "assignments": Annotated[list[str], typer.Option("--set", help="field=value, also inside groups: a.b=c.")],
     }
-    own = [key for key in kind.model_fields if key not in Config.model_fields]
-    for key in [*own, *Config.model_fields]:
+    fields_here = [key for key in kind.model_fields if key not in Config.model_fields]
+    for key in [*fields_here, *Config.model_fields]:
         field = kind.model_fields[key]
         if _is_group(field.annotation):
             continue

@@ -70,8 +70,8 @@ def explain(config: ExplainConfig, run: Run) -> None:
         run.skipped += export_nifti(store, out / "nifti", maps, ids).skipped
     if "png" in formats:
         for nodule_id in ids:
-            found = {method: by_id[nodule_id] for method, by_id in maps.items()}
-            draw_nodule_panels(found, store.load(nodule_id), out / "png", bool(store.row(nodule_id)["simulated"]))
+            maps_here = {method: by_id[nodule_id] for method, by_id in maps.items()}
+            draw_nodule_panels(maps_here, store.load(nodule_id), out / "png", bool(store.row(nodule_id)["simulated"]))
     predictions = predict(models, store, nodule_ids=wanted, device=device)
     write_csv(out / "predictions.csv", predictions)
     run.results = {"nodules": len(ids), "methods": methods, "outputs": list(models[0].output_names)}

@@ -46,7 +46,7 @@ def explain_image(config: ExplainImageConfig, run: Run) -> None:
     device = pick_device(config.device)
     from lidc_xai.imagenet import explain_images
 
-    found = explain_images(
+    explained = explain_images(
         config.images,
         config.model,
         out,
@@ -63,9 +63,9 @@ def explain_image(config: ExplainImageConfig, run: Run) -> None:
         max_batch=config.max_batch,
         options=config.options,
     )
-    run.skipped += found.skipped
-    run.results = {"explained": len(found.folders), "weights": config.weights}
-    for folder in found.folders:
+    run.skipped += explained.skipped
+    run.results = {"explained": len(explained.folders), "weights": config.weights}
+    for folder in explained.folders:
         print(folder / "panel.png")
 
 

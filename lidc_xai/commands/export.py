@@ -56,11 +56,11 @@ def export(config: ExportConfig, run: Run) -> None:
         from lidc_xai.nodules.explained import explain_out_of_fold
 
         models, device = need_models(config.model), pick_device(config.device)
-        found = explain_out_of_fold(
+        explained = explain_out_of_fold(
             models, store, config.maps or out, ids, words(config.method), device, controls=False, spread=False
         )
-        maps = found.maps
-        run.skipped += found.skipped
+        maps = explained.maps
+        run.skipped += explained.skipped
         predictions = predict(models, store, nodule_ids=ids, device=device)
     results = []
     volumes = [{"nifti": "nii.gz", "nrrd": "nrrd"}[name] for name in formats if name != "dicom"]

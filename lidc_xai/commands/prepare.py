@@ -128,7 +128,7 @@ def check(config: CheckConfig, run: Run) -> None:
     from lidc_xai.imaging import check_ct
 
     out = need_out(config) / "check.png" if config.out else Path("check.png")
-    found = check_ct(
+    result = check_ct(
         path,
         _three_numbers(config.point),
         config.nodule,
@@ -139,10 +139,10 @@ def check(config: CheckConfig, run: Run) -> None:
         series_uid=config.series_uid,
         size_mm=config.size_mm,
     )
-    print("\n".join(found.lines))
-    print(found.picture)
-    if found.problems:
-        raise DataError(f"{len(found.problems)} of the targets cannot be cut: {found.problems[0]}")
+    print("\n".join(result.lines))
+    print(result.picture)
+    if result.problems:
+        raise DataError(f"{len(result.problems)} of the targets cannot be cut: {result.problems[0]}")
 
 
 def _three_numbers(text: str | None) -> list[float] | None:

@@ -67,11 +67,11 @@ def report(config: ReportConfig, run: Run) -> None:
     ids, device = usable_nodules(store, words(config.nodule), run), pick_device(config.device)
     predictions = predict(models, store, nodule_ids=ids, device=device)
     folder = need_path(config.maps, "--maps") if config.maps else out
-    found = explain_out_of_fold(
+    explained = explain_out_of_fold(
         models, store, folder, ids, words(config.method), device,
         controls=config.controls, spread=config.spread, curves=words(config.curves), seed=config.seed,
     )  # fmt: skip
-    anchors = {**recorded_anchors(models[0].training_info), **cohort_anchors(models, store, found.maps)}
+    anchors = {**recorded_anchors(models[0].training_info), **cohort_anchors(models, store, explained.maps)}
     if config.predictions and Path(str(config.model)).is_dir():
         save_anchors(Path(str(config.model)), anchors)  # a nodule of one's own has no cohort to be held against
     similar = _similar(config, models, store, ids, predictions, device)
@@ -80,9 +80,9 @@ def report(config: ReportConfig, run: Run) -> None:
         "anchors": anchors,
         "summary": config.format == "summary",
         "keep_ids": config.keep_ids,
-        "maps": found.maps,
-        "repeats": found.repeats,
-        "curves": found.curves,
+        "maps": explained.maps,
+        "repeats": explained.repeats,
+        "curves": explained.curves,
         "model_info": shared_info(models),
         "run_info": {"argv": base_names(run.argv), "seed": config.seed, "versions": versions()},
         "dicom": need_path(config.dicom, "--dicom") if config.dicom else None,
@@ -96,7 +96,7 @@ def report(config: ReportConfig, run: Run) -> None:
         result = _cohort_report(config, store, out, predictions, shared)
     else:
         result = study_report(store, out, predictions=with_baselines(predictions, Path(str(config.model))), **shared)
-    run.skipped += [*found.skipped, *result.skipped]
+    run.skipped += [*explained.skipped, *result.skipped]
     run.results = {"pages": len(result.paths)}
     print(result.index)
 

@@ -108,9 +108,9 @@ def sweep_verb(config: SweepConfig, run: Run) -> None:
     search = load_config(SweepOptions, None, (), config.search)
     store, options = CropStore(store_path), _options(config)
     train_ids, validation_ids = split_off_validation(store.manifest, store.nodule_ids, options)
-    found = sweep(store, out, train_ids=train_ids, validation_ids=validation_ids, options=options, search=search)
-    run.results = {"best_trial": found.number, "value": found.value, "trials": len(found.trials)}
-    print(f"{out / 'best.yaml'} (trial {found.number}: {search.objective} {found.value:.4f})")
+    best = sweep(store, out, train_ids=train_ids, validation_ids=validation_ids, options=options, search=search)
+    run.results = {"best_trial": best.number, "value": best.value, "trials": len(best.trials)}
+    print(f"{out / 'best.yaml'} (trial {best.number}: {search.objective} {best.value:.4f})")
 
 
 class PretrainConfig(Config):

@@ -144,8 +144,8 @@ class TrainingPlanes(Dataset):
         draw = self.augment.draw(item["nodule_id"], seed, epoch, len(self.data.views))
         middle = self.data.slices // 2 + draw.slice
         stack = slice(middle - self.channels // 2, middle + self.channels // 2 + 1)
-        found = {"row": row, "image": item["planes"][draw.view, stack], "numbers": draw.numbers()}
-        return found | ({"mask": item["masks"][draw.view, middle]} if "masks" in item else {})
+        drawn_item = {"row": row, "image": item["planes"][draw.view, stack], "numbers": draw.numbers()}
+        return drawn_item | ({"mask": item["masks"][draw.view, middle]} if "masks" in item else {})
 
 
 class NoduleDataset(PlaneDataset):

@@ -77,11 +77,13 @@ class Splits:
             )
         chosen = {part: set(getattr(self.folds[fold], part)) for part in PARTS}
         nodules = manifest["nodule_id"].tolist()
-        found = FoldIds(*([n for n, key in zip(nodules, ids, strict=True) if key in chosen[part]] for part in PARTS))
+        of_store = FoldIds(*([n for n, key in zip(nodules, ids, strict=True) if key in chosen[part]] for part in PARTS))
         if not self.leaks:
             patient_of = dict(zip(nodules, manifest["patient_id"].tolist(), strict=True))
-            _refuse_shared(FoldIds(*([patient_of[n] for n in getattr(found, p)] for p in PARTS)), fold, "these splits")
-        return found
+            _refuse_shared(
+                FoldIds(*([patient_of[n] for n in getattr(of_store, p)] for p in PARTS)), fold, "these splits"
+            )
+        return of_store
 
     def leaking_share(self, manifest: pandas.DataFrame, fold: int) -> float:
         """Share of a fold's test nodules whose patient is also in the training part (0 for a split by patient)."""

@@ -37,11 +37,11 @@ class ReadPlanes(Transform):
             planes = torch.from_numpy(planes_of(crop, self.views, self.slices))
         except DataError as error:
             raise DataError(f"{self.store.path}: {error}") from None
-        found = {**item, "planes": planes}
+        read = {**item, "planes": planes}
         if self.masks:
             inside = None if crop.consensus is None else planes_of(crop, self.views, self.slices, of="consensus")
-            found["masks"] = torch.zeros(planes.shape, dtype=torch.bool) if inside is None else torch.from_numpy(inside)
-        return found
+            read["masks"] = torch.zeros(planes.shape, dtype=torch.bool) if inside is None else torch.from_numpy(inside)
+        return read
 
 
 class MovePlanes(Transform):

@@ -87,8 +87,8 @@ class Forward:
         kind = images.device.type
         dtype = _AUTOCAST.get(self.precision)
         with torch.no_grad(), torch.autocast(kind, dtype=dtype, enabled=dtype is not None), in_eval_mode(self.model):
-            found = Pass(self.model, images).outputs
-        return each(found, Tensor.double)
+            outputs = Pass(self.model, images).outputs
+        return each(outputs, Tensor.double)
 
 
 @dataclass(frozen=True)
@@ -119,16 +119,16 @@ def scored(forward: Forward, images: Tensor, targets: TargetsLike) -> Scored:
     images = forward.place(images)
     outputs = forward.outputs(images)
     spec = output_spec(forward.model, outputs.values.shape[-1])
-    found = resolve(targets, spec, len(images), lambda: outputs.values)
-    return Scored(forward, images, found, outputs, found.scores(outputs))
+    resolved = resolve(targets, spec, len(images), lambda: outputs.values)
+    return Scored(forward, images, resolved, outputs, resolved.scores(outputs))
 
 
 def scored_for_one(forward: Forward, images: Tensor, target: TargetsLike) -> Scored:
     """``scored`` for a metric that takes one target per image."""
-    found = scored(forward, images, target)
-    if len(found.targets) != 1:
-        raise UsageError(f"this metric takes one target per image, got {len(found.targets)}; call it once for each")
-    return found
+    asked = scored(forward, images, target)
+    if len(asked.targets) != 1:
+        raise UsageError(f"this metric takes one target per image, got {len(asked.targets)}; call it once for each")
+    return asked
 
 
 def each(outputs: Outputs, function: Callable[[Tensor], Tensor]) -> Outputs:

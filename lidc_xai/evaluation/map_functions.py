@@ -46,20 +46,20 @@ def run_map_function(name: str, function: MapFunction, model: nn.Module, images:
         try:
             with torch.enable_grad(), in_eval_mode(model):
                 given = function(model, images.clone(), column.clone())
-            found = torch.as_tensor(given).detach()
+            relevance = torch.as_tensor(given).detach()
         except (KeyboardInterrupt, MemoryError):
             raise
         except Exception as error:  # somebody else's code: whatever it raises is this case's reason, not the run's end
             text = f"{type(error).__name__}: {error}".splitlines()[0]
             raise DataError(f"method {name!r} failed: {text}") from error
-        if found.ndim == 4 and found.shape[1] == 1:
-            found = found[:, 0]
-        if found.ndim != 3 or len(found) != len(images) or 0 in found.shape:
+        if relevance.ndim == 4 and relevance.shape[1] == 1:
+            relevance = relevance[:, 0]
+        if relevance.ndim != 3 or len(relevance) != len(images) or 0 in relevance.shape:
             raise DataError(
-                f"method {name!r} gave {tuple(found.shape)}, not one map (h, w) for each of {len(images)} images; "
+                f"method {name!r} gave {tuple(relevance.shape)}, not one map (h, w) for each of {len(images)} images; "
                 "sum over the channels first"
             )
-        maps.append(found.to(images.device, torch.float64))
+        maps.append(relevance.to(images.device, torch.float64))
     return torch.stack(maps, dim=1)
 
 

@@ -50,10 +50,10 @@ class Result:
         """
         rows = {}
         for name in self.figures:
-            found = bootstrap_mean(getattr(self, name), clusters, resamples=resamples, seed=seed)
+            interval = bootstrap_mean(getattr(self, name), clusters, resamples=resamples, seed=seed)
             notes = [note for note in self.notes(name) if note]
-            told = "; ".join(part for part in (found.note, _most_frequent(notes)) if part)
-            rows[name] = (found.mean, found.low, found.high, found.n, len(notes), told)
+            told = "; ".join(part for part in (interval.note, _most_frequent(notes)) if part)
+            rows[name] = (interval.mean, interval.low, interval.high, interval.n, len(notes), told)
         return pd.DataFrame.from_dict(rows, orient="index", columns=list(SUMMARY_COLUMNS))
 
     def by_group(self, groups: Sequence[Hashable], **options: Any) -> pd.DataFrame:

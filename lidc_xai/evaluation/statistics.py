@@ -179,8 +179,8 @@ def compare_methods(
     pairs = [(reference, name) for name in names if name != reference] if reference else list(combinations(names, 2))
     rows = []
     for a, b in pairs:
-        found = paired_difference(table[a], table[b], clusters, resamples=resamples, seed=seed)
-        rows.append({"a": a, "b": b, **found.__dict__})
+        difference = paired_difference(table[a], table[b], clusters, resamples=resamples, seed=seed)
+        rows.append({"a": a, "b": b, **difference.__dict__})
     columns = ["a", "b", "difference", "low", "high", "p", "n", "clusters", "undefined"]
     result = pd.DataFrame(rows, columns=columns)
     result.insert(6, "p_holm", holm(result["p"]))

@@ -63,7 +63,7 @@ def sigma_scores(
         raise UsageError("sigmas is empty; give at least one")
     judge = score or _fidelity_area
     size = options.get("max_batch", row.options["max_batch"].default)
-    found = {}
+    by_sigma = {}
     for sigma in sigmas:
         areas = []
         for start in range(0, len(images), size):
@@ -72,8 +72,8 @@ def sigma_scores(
             maps = explain(model, images[rows], single, method=method, sigma=sigma, **options).to_pixels()
             for t, target in enumerate(single or [None]):
                 areas.append(torch.as_tensor(judge(model, images[rows], maps[:, t], target), dtype=torch.float64))
-        found[float(sigma)] = float(torch.cat(areas).nanmean())
-    return found
+        by_sigma[float(sigma)] = float(torch.cat(areas).nanmean())
+    return by_sigma
 
 
 def _one_by_one(model: nn.Module, targets: TargetsLike) -> list[TargetLike] | None:

@@ -81,12 +81,12 @@ class ClassNames:
             if self.synsets is None or text not in self.synsets:
                 raise UsageError(f"class {text}: this classifier has no such synset")
             return self.synsets.index(text)
-        for found in (self._by_name.get(text, []), [i for i, name in enumerate(self.names) if text in name.lower()]):
-            if len(found) == 1:
-                return found[0]
-            if found:
-                listed = "; ".join(f"{i} {self.names[i]}" for i in found[:_SHOWN])
-                more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        for matches in (self._by_name.get(text, []), [i for i, name in enumerate(self.names) if text in name.lower()]):
+            if len(matches) == 1:
+                return matches[0]
+            if matches:
+                listed = "; ".join(f"{i} {self.names[i]}" for i in matches[:_SHOWN])
+                more = f" and {len(matches) - _SHOWN} more" if len(matches) > _SHOWN else ""
                 raise UsageError(f"class {text!r} is ambiguous: {listed}{more}; give the number")
         near = get_close_matches(text, self._by_name, n=3, cutoff=0.7)
         hint = f"; near: {', '.join(near)}" if near else ""
@@ -94,11 +94,11 @@ class ClassNames:
 
     @cached_property
     def _by_name(self) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
+        by_name: dict[str, list[int]] = {}
         for index, names in enumerate(self.names):
             for name in names.lower().split(","):
-                found.setdefault(name.strip(), []).append(index)
-        return found
+                by_name.setdefault(name.strip(), []).append(index)
+        return by_name
 
 
 def checked_index(index: int, count: int) -> int:

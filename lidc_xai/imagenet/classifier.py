@@ -68,15 +68,15 @@ def load_classifier(
         if not path.is_file():
             raise UsageError(f"{path}: no such weights file; give a file, 'pretrained' or 'random'")
         content = state_dict(read_tensors(path))
-    own = _own_count(library, short)
+    own_count = _own_count(library, short)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _build(library, short, own or 1000, size)
-        found = _classes_in(model, content)
-        if found is None and own == 0:
+        model = _build(library, short, own_count or 1000, size)
+        class_count = _classes_in(model, content)
+        if class_count is None and own_count == 0:
             raise UsageError(f"model {name!r} has features but no classifier; give a file that holds one as --weights")
-        if found is not None and found != (own or 1000):
-            model = _build(library, short, found, size)
+        if class_count is not None and class_count != (own_count or 1000):
+            model = _build(library, short, class_count, size)
     origin: dict[str, Any] = {"source": "random", "seed": seed, "sha256": None}
     if path is not None and content is not None:
         insert_weights(library, short, model, content, path)
@@ -134,8 +134,8 @@ def _classes_in(model: nn.Module, content: dict[str, Tensor] | None) -> int | No
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if content is None or not layers:
         return None
-    own = f"{layers[-1]}.weight"
-    key = next((key for key in content if key == own or key.endswith(f".{own}")), None)
+    last_weight = f"{layers[-1]}.weight"
+    key = next((key for key in content if key == last_weight or key.endswith(f".{last_weight}")), None)
     return None if key is None else int(content[key].shape[0])
 
 
@@ -148,8 +148,8 @@ def input_spec(library: str, name: str, model: nn.Module, size: int | None) -> I
         short = round(side * ratio)
         return InputSpec((side, side), short, tuple(preset.mean), tuple(preset.std), _kind(preset.interpolation.value))
     config = _data_config(name, model)
-    own = getattr(getattr(model, "patch_embed", None), "img_size", None) or config["input_size"][1:]
-    rows, columns = (size, size) if size is not None else (int(own[0]), int(own[1]))
+    model_size = getattr(getattr(model, "patch_embed", None), "img_size", None) or config["input_size"][1:]
+    rows, columns = (size, size) if size is not None else (int(model_size[0]), int(model_size[1]))
     short = int(min(rows, columns) / (config.get("crop_pct") or 0.875))
     return InputSpec((rows, columns), short, config["mean"], config["std"], _kind(config.get("interpolation", "")))
 

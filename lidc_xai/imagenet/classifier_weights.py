@@ -101,8 +101,8 @@ def published_address(library: str, name: str) -> tuple[str | None, Path | None]
     from huggingface_hub import hf_hub_url, try_to_load_from_cache
 
     file_name = config.hf_hub_filename or "model.safetensors"
-    found = try_to_load_from_cache(config.hf_hub_id, file_name)
-    return hf_hub_url(config.hf_hub_id, file_name), Path(found) if isinstance(found, str) else None
+    cached = try_to_load_from_cache(config.hf_hub_id, file_name)
+    return hf_hub_url(config.hf_hub_id, file_name), Path(cached) if isinstance(cached, str) else None
 
 
 def _reach(host: str) -> None:

@@ -114,8 +114,8 @@ def explain_images(
         logits = _logits(classifier, image, path)
         classes = wanted or _most_probable(logits, top)
         asked = [index if score is None else SCORES[score](index) for index in classes]
-        found = explain(classifier.model, image, asked, names, **given)
-        _write(folders[path], photo, classifier, logits, classes, score, fit, found)
+        explanations = explain(classifier.model, image, asked, names, **given)
+        _write(folders[path], photo, classifier, logits, classes, score, fit, explanations)
         result.folders.append(folders[path])
     if not result.folders:
         raise DataError(f"none of {len(photos)} pictures could be read; first: {result.skipped[0].reason}")
@@ -186,11 +186,11 @@ def _write(
     classes: list[int],
     score: str | None,
     fit: str,
-    found: Mapping[str, Explanation],
+    explanations: Mapping[str, Explanation],
 ) -> None:
     """The three files of one photograph."""
-    values = _values(photo, classifier, logits, classes, score, fit, found)
-    maps: dict[str, Any] = {name: result.relevance[0].float().cpu().numpy() for name, result in found.items()}
+    values = _values(photo, classifier, logits, classes, score, fit, explanations)
+    maps: dict[str, Any] = {name: result.relevance[0].float().cpu().numpy() for name, result in explanations.items()}
     warning = RANDOM if classifier.random else None
     rows = [f"{entry['name']}\nlogit {entry['logit']:.3g}, p {entry['probability']:.3f}" for entry in values["targets"]]
     title = f"{photo.path.name}: {classifier.name}, {values['weights']['source']} weights"
@@ -208,7 +208,7 @@ def _values(
     classes: list[int],
     score: str | None,
     fit: str,
-    found: Mapping[str, Explanation],
+    explanations: Mapping[str, Explanation],
 ) -> dict[str, Any]:
     """Everything but the maps, as JSON can hold it."""
     probabilities = logits.softmax(-1) if len(logits) > 1 else logits.sigmoid()
@@ -235,7 +235,7 @@ def _values(
         "predicted": [entry(index) for index in _most_probable(logits, _PREDICTED_SHOWN)],
         "score": score or "each method's own",
         "targets": [entry(index) for index in classes],
-        "methods": {name: _method_values(result) for name, result in found.items()},
+        "methods": {name: _method_values(result) for name, result in explanations.items()},
     }
 
 

@@ -46,20 +46,20 @@ class Photo:
 
 def find_photos(paths: Iterable[Path | str]) -> list[Path]:
     """Files as given, and every picture inside folders; ``UsageError`` for a path that is not there."""
-    found: list[Path] = []
+    photos: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
             if not inside:
                 raise UsageError(f"{path}: this folder holds no picture ({', '.join(SUFFIXES)})")
-            found += inside
+            photos += inside
         elif path.is_file():
-            found.append(path)
+            photos.append(path)
         else:
             raise UsageError(f"{path}: no such picture or folder")
-    if not found:
+    if not photos:
         raise UsageError("no picture was given; name at least one file or folder")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(photos))
 
 
 def read_photo(path: Path | str, spec: InputSpec, fit: str = "crop") -> Photo:
@@ -94,6 +94,6 @@ def read_photo(path: Path | str, spec: InputSpec, fit: str = "crop") -> Photo:
 def _central(size: tuple[int, int], spec: InputSpec) -> tuple[float, float, float, float]:
     """The central part that remains after resizing the short side and cropping, in pixels of the photograph."""
     scale = min(size) / max(spec.short_side, *spec.size)
-    width, height = (min(wanted * scale, own) for wanted, own in zip(reversed(spec.size), size, strict=True))
+    width, height = (min(wanted * scale, side) for wanted, side in zip(reversed(spec.size), size, strict=True))
     left, top = (size[0] - width) / 2, (size[1] - height) / 2
     return left, top, left + width, top + height

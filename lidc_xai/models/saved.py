@@ -136,10 +136,10 @@ def _pairs(values: dict[str, Any]) -> dict[str, tuple[float, float]]:
 
 
 def _dtype(name: str) -> torch.dtype:
-    found = getattr(torch, name, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype {name!r} is none")
-    return found
+    return dtype
 
 
 def _check_shapes(recipe: dict[str, Any], weights: Path) -> None:

@@ -121,8 +121,8 @@ def known_patients(model: NoduleModel) -> set[str]:
 
 def patient_of(nodule_id: str) -> str:
     """The patient in a nodule's id ("LIDC-IDRI-0003-s1-n1"); an id of another form stands for its own patient."""
-    found = re.fullmatch(r"(.+)-s\d+-n\d+", nodule_id)
-    return found[1] if found else nodule_id
+    match = re.fullmatch(r"(.+)-s\d+-n\d+", nodule_id)
+    return match[1] if match else nodule_id
 
 
 def _check_finite(raw: Sequence[Tensor], nodule_ids: Sequence[str]) -> None:

@@ -39,12 +39,14 @@ def overlap_figures(
     rows = []
     for method, item in maps.items():
         names = item.output_names[:1] if method in class_blind else item.output_names
-        found = [
+        figures = [
             localisation(item.relevance[place, : len(names)], np.repeat(mask[None], len(names), axis=0), spacing)
             for place, (mask, spacing) in enumerate(evaluated_masks(crop, item))
         ]
         for column, output in enumerate(names):
-            rows.append({"method": method, "output": None if method in class_blind else output, **_mean(found, column)})
+            rows.append(
+                {"method": method, "output": None if method in class_blind else output, **_mean(figures, column)}
+            )
     first = next(iter(maps.values()))
     discs = [centred_disc_localisation(mask[None], spacing) for mask, spacing in evaluated_masks(crop, first)]
     rows.append({"method": "centred disc", "output": None, **_mean(discs, 0)})
@@ -58,12 +60,12 @@ def overlap_figures(
 
 def map_spread(repeats: Sequence[NoduleMaps]) -> dict[str, float | None]:
     """Per output, the mean Spearman correlation of the token scores between every two of several models' maps."""
-    found: dict[str, float | None] = {}
+    spread: dict[str, float | None] = {}
     for column, output in enumerate(repeats[0].output_names if len(repeats) > 1 else ()):
         scores = [np.asarray(item.relevance[:, column], np.float64).ravel() for item in repeats]
         values = [spearmanr(a, b).statistic for a, b in combinations(scores, 2) if np.ptp(a) > 0 and np.ptp(b) > 0]
-        found[output] = float(np.mean(values)) if values else None
-    return found
+        spread[output] = float(np.mean(values)) if values else None
+    return spread
 
 
 def evaluated_masks(
@@ -74,10 +76,10 @@ def evaluated_masks(
     return [(np.array(plane.image, dtype=bool), plane.spacing_mm) for plane in planes]
 
 
-def _mean(found: Sequence[LocalisationResult], column: int) -> dict[str, float | None]:
+def _mean(terms: Sequence[LocalisationResult], column: int) -> dict[str, float | None]:
     means: dict[str, float | None] = {}
     for figure in FIGURES:
-        values = [float(getattr(one, figure)[column]) for one in found]
+        values = [float(getattr(one, figure)[column]) for one in terms]
         known = [value for value in values if np.isfinite(value)]
         means[figure] = float(np.mean(known)) if known else None
     return means

@@ -44,8 +44,8 @@ class StoredMaps(Mapping[str, NoduleMaps]):
     name: str = ""
 
     def __getitem__(self, nodule_id: str) -> NoduleMaps:
-        found = load_maps(self.folders[nodule_id] / "maps", nodule_id, self.method)
-        return replace(found, method=self.name) if self.name else found
+        maps = load_maps(self.folders[nodule_id] / "maps", nodule_id, self.method)
+        return replace(maps, method=self.name) if self.name else maps
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.folders)
@@ -107,12 +107,12 @@ def explain_out_of_fold(
     """
     from lidc_xai.evaluation.metrics._parameter_randomisation import randomised
 
-    own = {nodule_id: own_model(models, str(store.row(nodule_id)["patient_id"])) for nodule_id in nodule_ids}
-    skipped = [Skipped(nodule_id, "explain", _SEEN) for nodule_id, place in own.items() if place is None]
+    explained_by = {nodule_id: own_model(models, str(store.row(nodule_id)["patient_id"])) for nodule_id in nodule_ids}
+    skipped = [Skipped(nodule_id, "explain", _SEEN) for nodule_id, place in explained_by.items() if place is None]
     if not methods:
         return Explained(skipped=skipped)
     places = [folder if len(models) == 1 else folder / f"fold-{_fold(models, k)}" for k in range(len(models))]
-    members = {k: [name for name in nodule_ids if own[name] == k] for k in range(len(models))}
+    members = {k: [name for name in nodule_ids if explained_by[name] == k] for k in range(len(models))}
     spread = spread and len(models) > 1
     digests = [weights_digest(model) for model in models]
     for k, model in enumerate(models):
@@ -120,7 +120,7 @@ def explain_out_of_fold(
             explain_store(model, store, places[k], nodule_ids, methods[:1], device, digests[k])
         if members[k]:
             explain_store(model, store, places[k], members[k], methods, device, digests[k], **(options or {}))
-    shown = {name: places[place] for name, place in own.items() if place is not None}
+    shown = {name: places[place] for name, place in explained_by.items() if place is not None}
     maps = {method: StoredMaps(method, shown) for method in methods}
     if controls and shown:
         name = f"{methods[0]}@{RANDOM_WEIGHTS}"
@@ -135,7 +135,7 @@ def explain_out_of_fold(
     wanted = [name for name in curves if name in models[0].output_names]
     if wanted:
         for nodule_id, place in track(shown.items(), "deletion curves", len(shown)):
-            model = models[cast("int", own[nodule_id])]
+            model = models[cast("int", explained_by[nodule_id])]
             drawn[nodule_id] = deletion_curves(model, store, maps[methods[0]][nodule_id], place, wanted, device)
     return Explained(maps, repeats, {name: found for name, found in drawn.items() if found}, skipped)
 
@@ -210,8 +210,8 @@ def deletion_curves(
     where no readers' consensus says where the nodule is.
     """
     path = folder / "maps" / maps.nodule_id / f"{maps.method}.curves.json"
-    found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    missing = [name for name in outputs if name not in found]
+    kept: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    missing = [name for name in outputs if name not in kept]
     if missing:
         import torch
 
@@ -227,14 +227,14 @@ def deletion_curves(
         for name in missing:
             scores = torch.from_numpy(maps.relevance[:, maps.output_names.index(name)]).to(device)
             curve = fidelity(model, case.images.to(device), scores, name, points=CURVE_POINTS, **options)
-            found[name] = {
+            kept[name] = {
                 "percent": curve.percent.tolist(),
                 "mif": curve.mif.mean(axis=0).tolist(),
                 "lif": curve.lif.mean(axis=0).tolist(),
                 "removed": float(curve.at_stake.mean()),
             }
-        write_json(path, found)
-    return {name: found[name] for name in outputs}
+        write_json(path, kept)
+    return {name: kept[name] for name in outputs}
 
 
 def _fold(models: Sequence[NoduleModel], place: int) -> int:

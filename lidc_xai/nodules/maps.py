@@ -137,7 +137,7 @@ def explain_nodules(
     for crop in crops:
         planes = [crop_plane(crop, view) for view in views]
         images = [nodule_images(model, crop, views, turn).to(device) for turn in range(model.preprocess.turns)]
-        found = _explained(model, images, methods, options)
+        explained = _explained(model, images, methods, options)
         yield {
             name: NoduleMaps(
                 nodule_id=crop.nodule_id,
@@ -151,7 +151,7 @@ def explain_nodules(
                 engine=explanation.engine,
                 options={key: value for key, value in explanation.options.items() if _is_plain(value)},
             )
-            for name, (relevance, values, explanation) in found.items()
+            for name, (relevance, values, explanation) in explained.items()
         }
 
 
@@ -165,12 +165,12 @@ def _explained(
     from lidc_xai.models.turns import turned_back
 
     each = [explain(model, images, method=list(methods), **options) for images in turns]
-    found = {}
+    means = {}
     for name in each[0]:
         maps = [turned_back(one[name].relevance.float().cpu(), turn) for turn, one in enumerate(each)]
         values = [one[name].values.float().cpu() for one in each]
-        found[name] = torch.stack(maps).mean(0), torch.stack(values).mean(0), each[0][name]
-    return found
+        means[name] = torch.stack(maps).mean(0), torch.stack(values).mean(0), each[0][name]
+    return means
 
 
 def explain_store(
@@ -199,8 +199,8 @@ def explain_store(
     missing = [name for name in wanted if not all((folder / name / f"{method}.npz").exists() for method in methods)]
     crops = (store.load(name) for name in missing)
     for maps in track(explain_nodules(model, crops, methods, device=device, **options), "explain", len(missing)):
-        for found in maps.values():
-            found.save(folder)
+        for by_method in maps.values():
+            by_method.save(folder)
     return wanted
 
 

@@ -45,11 +45,11 @@ LIMITS = {"lung_mode": 40.0, "muscle_mode": 15.0, "muscle_noise": 0.30, "lung_no
 vessels differs from scan to scan (0.037 in LIDC-IDRI-0002) and is shown without a limit."""
 
 
-def outside_limits(found: Appearance, real: Appearance = REAL) -> list[str]:
+def outside_limits(simulated: Appearance, real: Appearance = REAL) -> list[str]:
     """What of ``found`` lies further from ``real`` than :data:`LIMITS` allow, in words; empty where all is well."""
     wrong = []
     for name, limit in LIMITS.items():
-        value, wanted = getattr(found, name), getattr(real, name)
+        value, wanted = getattr(simulated, name), getattr(real, name)
         allowed = limit if name.endswith("_mode") else limit * wanted
         if not abs(value - wanted) <= allowed:
             wrong.append(f"{name} is {value:.1f}, further than {allowed:.1f} from the real {wanted:.1f}")
@@ -92,8 +92,8 @@ def _calm_sd(slices: NDArray[np.float32], between: tuple[float, float], spacing:
         mean = ndimage.uniform_filter(image, size)
         variance = ndimage.uniform_filter(image**2, size) - mean**2
         calm.append(np.sqrt(np.maximum(variance, 0))[(mean > between[0]) & (mean < between[1])])
-    found = np.concatenate(calm)
-    return float(np.percentile(found, 5)) if len(found) else float("nan")
+    values = np.concatenate(calm)
+    return float(np.percentile(values, 5)) if len(values) else float("nan")
 
 
 def _lungs(image: NDArray[np.float32], spacing: float) -> NDArray[np.bool_]:

@@ -48,7 +48,7 @@ def evaluate_predictions(
     """
     table = _read(predictions)
     options = {"resamples": resamples, "seed": seed}
-    found: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "nodules": len(table),
         "patients": int(table["patient_id"].nunique()),
         "simulated": bool(table["simulated"].astype(bool).any()) if "simulated" in table else False,
@@ -56,15 +56,15 @@ def evaluate_predictions(
         "resamples": resamples,
         "meaning": "agreement with radiologists' ratings, not with pathology",
     }
-    found["leaks"] = found["split"] == "paper"
+    metrics["leaks"] = metrics["split"] == "paper"
     names = _baselines(table)
     if "malignancy_probability" in table:
-        found["malignancy"] = _malignancy(table, "malignancy_probability", options)
-        found["malignancy"]["per_fold"] = _per_fold(table)
-        found["malignancy"]["reliability"] = reliability(table, options)
-        found["comparisons"] = comparisons(table, names, options)
-    found["biomarkers"] = _biomarkers(table, "", options)
-    found["baselines"] = {
+        metrics["malignancy"] = _malignancy(table, "malignancy_probability", options)
+        metrics["malignancy"]["per_fold"] = _per_fold(table)
+        metrics["malignancy"]["reliability"] = reliability(table, options)
+        metrics["comparisons"] = comparisons(table, names, options)
+    metrics["biomarkers"] = _biomarkers(table, "", options)
+    metrics["baselines"] = {
         name: _without_empty(
             {
                 "malignancy": _malignancy(table, f"baseline.{name}.malignancy_probability", options),
@@ -73,11 +73,11 @@ def evaluate_predictions(
         )
         for name in names
     }
-    found["reader_noise"] = _noise(table)
-    found = _plain(found)
+    metrics["reader_noise"] = _noise(table)
+    metrics = _plain(metrics)
     if out is not None:
-        write_json(Path(out) / "metrics.json", found)
-    return found
+        write_json(Path(out) / "metrics.json", metrics)
+    return metrics
 
 
 def _read(predictions: pd.DataFrame | Path | str) -> pd.DataFrame:
@@ -107,14 +107,14 @@ def _malignancy(table: pd.DataFrame, column: str, options: dict[str, int]) -> di
         return {}
     sizes = table["diameter_readers"].map(diameter_stratum)
     parts = {"all": table, **{name: table[sizes == name] for _, name in DIAMETER_STRATA}}
-    found = {part: _classification(rows, column, options) for part, rows in parts.items()}
+    by_part = {part: _classification(rows, column, options) for part, rows in parts.items()}
     tested = table.dropna(subset=["label", column])
     if _several_folds(tested):
         y, probability = tested["label"].to_numpy(np.float64), tested[column].to_numpy(np.float64)
         metric = auc_within(tested["fold"].to_numpy())
         within = metric_interval(metric, y, probability, tested["patient_id"].tolist(), **options)
-        found["all"]["auc_within_folds"] = _interval(within)
-    return found
+        by_part["all"]["auc_within_folds"] = _interval(within)
+    return by_part
 
 
 def _several_folds(table: pd.DataFrame) -> bool:
@@ -144,7 +144,7 @@ def _per_fold(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _biomarkers(table: pd.DataFrame, prefix: str, options: dict[str, int]) -> dict[str, Any]:
     """MSE(z), MAE in own units, R² and Spearman of every biomarker, and the mean MSE(z) over those predicted."""
-    found: dict[str, Any] = {}
+    by_biomarker: dict[str, Any] = {}
     scaled: list[tuple[np.ndarray, np.ndarray]] = []
     patients = table["patient_id"].tolist()
     for name in BIOMARKERS:
@@ -154,7 +154,7 @@ def _biomarkers(table: pd.DataFrame, prefix: str, options: dict[str, int]) -> di
         value = table[f"{prefix}{name}"].to_numpy(np.float64)
         sd = table[f"{name}_train_sd"].to_numpy(np.float64)
         scaled.append((y / sd, value / sd))
-        found[name] = {
+        by_biomarker[name] = {
             "mse_z": _interval(metric_interval(mean_squared, y / sd, value / sd, patients, **options)),
             "mae": _interval(metric_interval(mean_absolute, y, value, patients, **options)),
             "r2": _interval(metric_interval(r_squared, y, value, patients, **options)),
@@ -166,8 +166,8 @@ def _biomarkers(table: pd.DataFrame, prefix: str, options: dict[str, int]) -> di
         mean = np.where(counted > 0, np.nansum(error, 0) / np.maximum(counted, 1), np.nan)
         zero = np.zeros_like(mean)
         overall = metric_interval(mean_squared, zero, np.sqrt(mean), patients, **options)
-        found["mean"] = {"mse_z": _interval(overall), "outputs": len(scaled)}
-    return found
+        by_biomarker["mean"] = {"mse_z": _interval(overall), "outputs": len(scaled)}
+    return by_biomarker
 
 
 def reliability(table: pd.DataFrame, options: dict[str, int]) -> list[dict[str, Any]]:
@@ -196,36 +196,42 @@ def comparisons(table: pd.DataFrame, baselines: list[str], options: dict[str, in
     rows = []
     sizes = table["diameter_readers"].map(diameter_stratum)
     for part, chosen in (("all", table), ("8–12 mm", table[sizes == "8–12 mm"])):
-        y, own = chosen["label"].to_numpy(np.float64), chosen["malignancy_probability"].to_numpy(np.float64)
+        y, model = chosen["label"].to_numpy(np.float64), chosen["malignancy_probability"].to_numpy(np.float64)
         for name in baselines:
             other = chosen[f"baseline.{name}.malignancy_probability"].to_numpy(np.float64)
             compared: dict[str, Metric] = dict(_COMPARED)
-            if part == "all" and _several_folds(chosen) and np.isfinite([y, own, other]).all():
+            if part == "all" and _several_folds(chosen) and np.isfinite([y, model, other]).all():
                 compared["auc_within_folds"] = auc_within(chosen["fold"].to_numpy())
             for metric, function in compared.items():
-                found = metric_difference(function, y, own, other, chosen["patient_id"].tolist(), **options)
-                row = {"part": part, "metric": metric, "a": "model", "b": name, **vars(found)}
-                rows.append(row | ({"p_mcnemar": mcnemar(y, own, other)} if metric == "accuracy" else {}))
+                difference = metric_difference(function, y, model, other, chosen["patient_id"].tolist(), **options)
+                row = {"part": part, "metric": metric, "a": "model", "b": name, **vars(difference)}
+                rows.append(row | ({"p_mcnemar": mcnemar(y, model, other)} if metric == "accuracy" else {}))
     for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = float(corrected)
     return rows
 
 
 def _noise(table: pd.DataFrame) -> dict[str, Any]:
-    found = {}
+    noise = {}
     for name in ("malignancy", *BIOMARKERS):
         if f"{name}_readers" in table:
             means, deviations = (table[f"{name}_readers{end}"].to_numpy(np.float64) for end in ("", "_sd"))
-            found[name] = vars(reader_noise(means, deviations, table["n_readers"].to_numpy(np.float64)))
-    return found
+            noise[name] = vars(reader_noise(means, deviations, table["n_readers"].to_numpy(np.float64)))
+    return noise
 
 
-def _interval(found: Any) -> dict[str, Any]:
-    values = {"value": found.mean, "low": found.low, "high": found.high, "n": found.n, "patients": found.clusters}
+def _interval(interval: Any) -> dict[str, Any]:
+    values = {
+        "value": interval.mean,
+        "low": interval.low,
+        "high": interval.high,
+        "n": interval.n,
+        "patients": interval.clusters,
+    }
     return (
         values
-        | ({"undefined": found.undefined} if found.undefined else {})
-        | ({"note": found.note} if found.note else {})
+        | ({"undefined": interval.undefined} if interval.undefined else {})
+        | ({"note": interval.note} if interval.note else {})
     )
 
 

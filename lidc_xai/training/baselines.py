@@ -64,7 +64,7 @@ def baseline_predictions(
     ``targets``: columns label (0, 1, NaN) and biomarkers, by nodule id. A biomarker is not predicted from itself. A
     nodule without the features gets NaN; so does every nodule where the training part cannot fit the baseline.
     """
-    found = pd.DataFrame(index=pd.Index(test_ids, name="nodule_id"))
+    table = pd.DataFrame(index=pd.Index(test_ids, name="nodule_id"))
     for name, columns in BASELINES.items():
         known = features[list(columns)].dropna()
         learn = [key for key in train_ids if key in known.index]
@@ -74,7 +74,7 @@ def baseline_predictions(
             if not binary and (target in columns or name not in _FROM_PIXELS_OR_SIZE):
                 continue
             column = f"baseline.{name}.{'malignancy_probability' if binary else target}"
-            found[column] = np.nan
+            table[column] = np.nan
             y = targets.loc[learn, target].astype("float64")
             use = y.dropna().index
             if not ask or len(use) < 2 or (binary and y[use].nunique() < 2):
@@ -82,5 +82,5 @@ def baseline_predictions(
             estimator = LogisticRegression(C=1.0, max_iter=1000) if binary else RidgeCV(np.logspace(-3, 3, 7))
             model = make_pipeline(StandardScaler(), estimator).fit(known.loc[use].to_numpy(), y[use].to_numpy())
             asked = known.loc[ask].to_numpy()
-            found.loc[ask, column] = model.predict_proba(asked)[:, 1] if binary else model.predict(asked)
-    return found
+            table.loc[ask, column] = model.predict_proba(asked)[:, 1] if binary else model.predict(asked)
+    return table

@@ -33,5 +33,5 @@ def calibrate(
 
     start = np.zeros(2 if kind == "platt" else 1)
     bounds = [(-6.0, 6.0), (-20.0, 20.0)][: len(start)]
-    found = minimize(loss, start, method="L-BFGS-B", bounds=bounds).x
-    return math.exp(found[0]) / spread, float(found[1]) if kind == "platt" else 0.0
+    fitted = minimize(loss, start, method="L-BFGS-B", bounds=bounds).x
+    return math.exp(fitted[0]) / spread, float(fitted[1]) if kind == "platt" else 0.0

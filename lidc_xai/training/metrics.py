@@ -69,7 +69,7 @@ def auc_within(folds: Array) -> Metric:
 
     def mean_auc(y: Array, score: Array, weights: Array | None = None) -> Array:
         return np.mean(
-            [auc(y[own], score[own], None if weights is None else weights[:, own]) for own in members], axis=0
+            [auc(y[rows], score[rows], None if weights is None else weights[:, rows]) for rows in members], axis=0
         )
 
     return mean_auc

@@ -58,10 +58,12 @@ class Rows:
         """The rows of one image: metric, method, output, x, value, note."""
         parts: list[dict[str, Any]] = []
         for metric, method, output, x, values, reasons in self.entries:
-            own = np.atleast_1d(values[b])
-            at = np.full(len(own), np.nan) if x is None else x
+            at_image = np.atleast_1d(values[b])
+            at = np.full(len(at_image), np.nan) if x is None else x
             note = reasons[b]
-            parts.append({"metric": metric, "method": method, "output": output, "x": at, "value": own, "note": note})
+            parts.append(
+                {"metric": metric, "method": method, "output": output, "x": at, "value": at_image, "note": note}
+            )
         if not parts:
             return pd.DataFrame(columns=["metric", "method", "output", "x", "value", "note"])
         lengths = [len(part["value"]) for part in parts]
@@ -107,12 +109,12 @@ class Batch:
             return None
         top = values.topk(2).indices
         rows = []
-        for case, own in zip(self.cases, top.split([len(case.images) for case in self.cases]), strict=True):
+        for case, most_probable in zip(self.cases, top.split([len(case.images) for case in self.cases]), strict=True):
             if case.targets is None:
-                rows.append(own)
+                rows.append(most_probable)
                 continue
-            given = case.targets.long().reshape(len(own), -1)
-            second = torch.where(own[:, 0] == given[:, 0], own[:, 1], own[:, 0])[:, None]
+            given = case.targets.long().reshape(len(most_probable), -1)
+            second = torch.where(most_probable[:, 0] == given[:, 0], most_probable[:, 1], most_probable[:, 0])[:, None]
             rows.append(given[:, :2] if given.shape[1] > 1 else torch.cat([given, second], dim=1))
         return torch.cat(rows)
 
@@ -121,10 +123,10 @@ class Batch:
     @cached_property
     def maps(self) -> dict[str, Tensor]:
         """Label → raw maps (B,T,h,w), float64 on the CPU's or the model's device."""
-        found = self.explain_all(self.model, self.images)
+        maps = self.explain_all(self.model, self.images)
         if self.options.disc:
-            found[DISC] = self._discs()
-        return found
+            maps[DISC] = self._discs()
+        return maps
 
     @cached_property
     def pixels(self) -> dict[str, Tensor]:
@@ -141,16 +143,16 @@ class Batch:
             asked = self._rows(slice(start, start + chunk))
             if plain:
                 usable = {k: v for k, v in seeds.items() if any(k in find_method(label).options for label in plain)}
-                for label, found in explain(model, some, asked, plain, **usable).items():
-                    parts[label].append(spanning(found).double())
+                for label, explanation in explain(model, some, asked, plain, **usable).items():
+                    parts[label].append(spanning(explanation).double())
             for label, (method, given) in self.variants.items():
                 if not isinstance(method, str):
                     columns = self.asked.targets.columns[start : start + chunk]
                     parts[label].append(run_map_function(label, method, model, some, columns))
                 elif label not in plain:
-                    own = {k: v for k, v in seeds.items() if k in find_method(method).options}
-                    found = explain(model, some, asked, method, **{**given, **own})
-                    parts[label].append(spanning(found).double())
+                    seeded = {k: v for k, v in seeds.items() if k in find_method(method).options}
+                    explanation = explain(model, some, asked, method, **{**given, **seeded})
+                    parts[label].append(spanning(explanation).double())
         return {label: torch.cat(several) for label, several in parts.items()}
 
     def _rows(self, rows: slice) -> TargetsLike:
@@ -206,8 +208,8 @@ class Batch:
 
     def box_scores(self, name: ReplacementName) -> Floats:
         """(B,S·n,T): scores with one box replaced, shared by all methods."""
-        found = self.asked.read(box_outputs(self.forward, self.images, self.removed(name), self.boxes))
-        return np.asarray(found.cpu().numpy())
+        scores = self.asked.read(box_outputs(self.forward, self.images, self.removed(name), self.boxes))
+        return np.asarray(scores.cpu().numpy())
 
     @cached_property
     def plain_scores(self) -> Floats:

@@ -90,7 +90,7 @@ def draw_curves(figure: CurveFigure, drawn: Mapping[str, pd.DataFrame]) -> str:
 
 def _panel(axes: Axes, curves: pd.DataFrame, looks: Mapping[str, tuple[str, str]]) -> None:
     for method, (colour, dashes) in looks.items():
-        own = curves[curves["method"] == method].sort_values("x")
-        axes.plot(own["x"], own["mean"], color=colour, linestyle=dashes, linewidth=1.3, label=method)
-        axes.fill_between(own["x"], own["low"], own["high"], color=colour, alpha=0.12, linewidth=0)
+        curve = curves[curves["method"] == method].sort_values("x")
+        axes.plot(curve["x"], curve["mean"], color=colour, linestyle=dashes, linewidth=1.3, label=method)
+        axes.fill_between(curve["x"], curve["low"], curve["high"], color=colour, alpha=0.12, linewidth=0)
     axes.spines[["top", "right"]].set_visible(False)

@@ -35,24 +35,24 @@ NO_CAUSE_GIVEN = "the case has no known cause of this output"
 
 def maps_and_controls(batch: Batch) -> dict[str, Tensor]:
     """Label → maps (B,T,h,w) on the CPU: the methods, the disc, and the methods on random weights."""
-    found = {label: maps.cpu() for label, maps in batch.maps.items()}
+    by_label = {label: maps.cpu() for label, maps in batch.maps.items()}
     if batch.options.random_weights:
         other = batch.explain_all(randomised(batch.model, batch.options.seed), batch.images)
-        found |= {f"{label}{RANDOM_WEIGHTS}": maps.cpu() for label, maps in other.items()}
-    return found
+        by_label |= {f"{label}{RANDOM_WEIGHTS}": maps.cpu() for label, maps in other.items()}
+    return by_label
 
 
 def measure_localisation(batch: Batch, rows: Rows, maps: dict[str, Tensor]) -> None:
     """Figures against the consensus and against each reader, and the readers against each other."""
-    for label, own in maps.items():
+    for label, by_output in maps.items():
         for t in judged(batch):
-            found = [_localise(case, part[:, t], batch.options.seed) for case, part in batch.by_case(own)]
-            rows.add_result("localisation", label, batch.outputs[t], LocalisationResult.join(found))
+            results = [_localise(case, part[:, t], batch.options.seed) for case, part in batch.by_case(by_output)]
+            rows.add_result("localisation", label, batch.outputs[t], LocalisationResult.join(results))
     if any(case.readers is not None for case in batch.cases):
-        for label, own in maps.items():
+        for label, by_output in maps.items():
             for t in judged(batch):
-                found = [_readers(case, part[:, t], batch.options.seed) for case, part in batch.by_case(own)]
-                rows.add_result("readers", label, batch.outputs[t], LocalisationResult.join(found))
+                results = [_readers(case, part[:, t], batch.options.seed) for case, part in batch.by_case(by_output)]
+                rows.add_result("readers", label, batch.outputs[t], LocalisationResult.join(results))
         ceiling = LocalisationResult.join([_agreement(case, batch.options.seed) for case in batch.cases])
         rows.add_result("localisation", READERS, "", ceiling)
 
@@ -83,10 +83,10 @@ def _nothing(count: int, reason: str) -> LocalisationResult:
 def measure_radial(batch: Batch, rows: Rows, maps: dict[str, Tensor]) -> None:
     """Mean relevance by distance from the consensus boundary, scaled by the case's largest |S| over its planes."""
     token_mm = _token_mm(batch)
-    for label, own in maps.items():
+    for label, by_output in maps.items():
         for t in judged(batch):
             parts = []
-            for case, part in batch.by_case(own):
+            for case, part in batch.by_case(by_output):
                 if case.masks is None:
                     continue
                 top = float(part[:, t].abs().max())
@@ -97,21 +97,21 @@ def measure_radial(batch: Batch, rows: Rows, maps: dict[str, Tensor]) -> None:
                 for name in RadialProfile.figures:
                     rows.add(f"radial/{name}", label, batch.outputs[t], np.full(len(reasons), np.nan), reasons)
                 continue
-            found = RadialProfile.join(parts)
-            rows.add_result("radial", label, batch.outputs[t], found)
+            profile = RadialProfile.join(parts)
+            rows.add_result("radial", label, batch.outputs[t], profile)
             if batch.options.curves:
-                rows.add_curve("radial/profile", label, batch.outputs[t], found.distance_mm, found.profile)
+                rows.add_curve("radial/profile", label, batch.outputs[t], profile.distance_mm, profile.profile)
 
 
 def _token_mm(batch: Batch) -> float | None:
     """The widest cell of any method's map: profiles of all methods share its bins."""
     coarsest = min(batch.maps.values(), key=lambda own: own.shape[-1] * own.shape[-2])
-    found = [
+    widths = [
         in_plane(coarsest[: len(case.images), 0].cpu(), case.masks, case.spacing_mm).token_mm
         for case in batch.cases
         if case.masks is not None
     ]
-    return max(found, default=None)
+    return max(widths, default=None)
 
 
 def measure_causes(batch: Batch, rows: Rows, maps: dict[str, Tensor]) -> None:
@@ -124,11 +124,11 @@ def measure_causes(batch: Batch, rows: Rows, maps: dict[str, Tensor]) -> None:
         change = [values for _, values in batch.by_case(torch.from_numpy(moved))]
         reasons = ["" if np.isfinite(value) else "no pair with and without the cause" for value in moved]
         rows.add("causes/moved", MODEL, name, moved, reasons)
-        for label, own in maps.items():
-            found: list[Result] = []
-            for (case, part), effect in zip(batch.by_case(own), change, strict=True):
-                found.append(_against_cause(case, part[:, t], name, _signs(batch, case, effect.numpy(), t), batch))
-            rows.add_result("causes", label, name, LocalisationResult.join(found))  # type: ignore[arg-type]
+        for label, by_output in maps.items():
+            results: list[Result] = []
+            for (case, part), effect in zip(batch.by_case(by_output), change, strict=True):
+                results.append(_against_cause(case, part[:, t], name, _signs(batch, case, effect.numpy(), t), batch))
+            rows.add_result("causes", label, name, LocalisationResult.join(results))  # type: ignore[arg-type]
 
 
 def _against_cause(case: Case, maps: Tensor, name: str, moved: Floats, batch: Batch) -> LocalisationResult:
@@ -140,18 +140,18 @@ def _against_cause(case: Case, maps: Tensor, name: str, moved: Floats, batch: Ba
 
 def _moved(batch: Batch, name: str, t: int) -> Floats:
     """(B,) f(x) − f(x without the cause) of its own output; NaN where there is no such pair."""
-    found = []
+    changes = []
     for case, scores in batch.by_case(batch.asked.scores):
         if name not in case.without:
-            found.append(np.full(len(scores), np.nan))
+            changes.append(np.full(len(scores), np.nan))
             continue
         images = batch.forward.place(case.without[name])
         column = int(batch.asked.targets.columns[0, t])
         after = batch.forward.outputs(images).values[:, column].cpu().numpy()
         change = scores[:, t].cpu().numpy() - after
         same = (images == batch.forward.place(case.images)).flatten(1).all(1).cpu().numpy()
-        found.append(np.where(same, np.nan, change))
-    return np.concatenate(found)
+        changes.append(np.where(same, np.nan, change))
+    return np.concatenate(changes)
 
 
 def _signs(batch: Batch, case: Case, moved: Floats, t: int) -> Floats:
@@ -159,6 +159,6 @@ def _signs(batch: Batch, case: Case, moved: Floats, t: int) -> Floats:
     if np.isfinite(moved).all():
         return moved
     scores: Iterator[Floats] = (
-        own.cpu().numpy()[:, t] for other, own in batch.by_case(batch.asked.scores) if other is case
+        case_scores.cpu().numpy()[:, t] for other, case_scores in batch.by_case(batch.asked.scores) if other is case
     )
     return np.where(np.isfinite(moved), moved, next(scores))

@@ -78,11 +78,11 @@ def measure_fidelity(batch: Batch, rows: Rows, discriminate: bool) -> None:
             bad, flat = broken(maps).cpu().numpy(), constant(maps).cpu().numpy()
             family = f"fidelity{suffix(name)}"
             for t in judged(batch):
-                found = fidelity_result(scores[:, t, :, :, t], bad[:, t], flat[:, t])
-                rows.add_result(family, label, batch.outputs[t], found)
+                result = fidelity_result(scores[:, t, :, :, t], bad[:, t], flat[:, t])
+                rows.add_result(family, label, batch.outputs[t], result)
                 if batch.options.curves:
-                    rows.add_curve(f"{family}/mif", label, batch.outputs[t], found.percent, found.mif)
-                    rows.add_curve(f"{family}/lif", label, batch.outputs[t], found.percent, found.lif)
+                    rows.add_curve(f"{family}/mif", label, batch.outputs[t], result.percent, result.mif)
+                    rows.add_curve(f"{family}/lif", label, batch.outputs[t], result.percent, result.lif)
             if discriminate:
                 percent = np.linspace(0, 100, scores.shape[3])
                 areas = trapezoid(np.moveaxis(scores, 3, -1), percent)  # (B, map, 2, score)
@@ -99,13 +99,13 @@ def measure_box(batch: Batch, rows: Rows, discriminate: bool) -> None:
         for label, maps in batch.pixels.items():
             different, which = distinct(maps)
             sums = box_sums(torch.nan_to_num(different, nan=0.0, posinf=0.0, neginf=0.0), batch.boxes)
-            found = box_areas(different, sums, scores, batch.plain_scores, batch.boxes, batch.size)
+            areas_by_map = box_areas(different, sums, scores, batch.plain_scores, batch.boxes, batch.size)
             correlation, areas = (
-                found.correlation[:, which],
-                found.area[:, which],
+                areas_by_map.correlation[:, which],
+                areas_by_map.area[:, which],
             )  # (B, map, score, sides), (B, map, score)
             for t in judged(batch):
-                reasons = tuple(found.reasons[b][which[t]][t] for b in range(len(areas)))
+                reasons = tuple(areas_by_map.reasons[b][which[t]][t] for b in range(len(areas)))
                 rows.add(f"box{suffix(name)}/area", label, batch.outputs[t], areas[:, t, t], reasons)
                 if batch.options.curves:
                     family = f"box{suffix(name)}/correlation"
@@ -135,10 +135,10 @@ def measure_compactness(batch: Batch, rows: Rows) -> None:
         on_pixels = tuple(maps.shape[-2:]) == batch.size
         divides = grid is not None and not (batch.size[0] % grid[0] or batch.size[1] % grid[1])
         for t in judged(batch):
-            found = compactness(maps[:, t], grid=grid if on_pixels and divides else None)
-            rows.add("compactness/value", label, batch.outputs[t], found.value, found.reasons)
-            if found.on_grid is not None:
-                rows.add("compactness/on_grid", label, batch.outputs[t], found.on_grid, found.reasons)
+            result = compactness(maps[:, t], grid=grid if on_pixels and divides else None)
+            rows.add("compactness/value", label, batch.outputs[t], result.value, result.reasons)
+            if result.on_grid is not None:
+                rows.add("compactness/on_grid", label, batch.outputs[t], result.on_grid, result.reasons)
 
 
 def measure_deletion(batch: Batch, rows: Rows) -> None:
@@ -151,11 +151,11 @@ def measure_deletion(batch: Batch, rows: Rows) -> None:
         bad, flat = broken(maps).cpu().numpy(), constant(maps).cpu().numpy()
         for t in judged(batch):
             scores = probability_scores(outputs[:, t], columns[:, t], spec.kinds).cpu().numpy()
-            found = deletion_result(scores, bad[:, t], flat[:, t])
-            rows.add_result("deletion", label, batch.outputs[t], found)
+            result = deletion_result(scores, bad[:, t], flat[:, t])
+            rows.add_result("deletion", label, batch.outputs[t], result)
             if batch.options.curves:
-                rows.add_curve("deletion/deletion", label, batch.outputs[t], found.share, found.deletion)
-                rows.add_curve("deletion/insertion", label, batch.outputs[t], found.share, found.insertion)
+                rows.add_curve("deletion/deletion", label, batch.outputs[t], result.share, result.deletion)
+                rows.add_curve("deletion/insertion", label, batch.outputs[t], result.share, result.insertion)
 
 
 def measure_sensitivity_n(batch: Batch, rows: Rows) -> None:
@@ -163,10 +163,10 @@ def measure_sensitivity_n(batch: Batch, rows: Rows) -> None:
     chosen = SensitivityNOptions(sets=batch.options.sets, seed=batch.options.seed)
     sets = random_sets(batch.size, chosen)
     removed = batch.removed(batch.options.replacements[0])
-    found = batch.asked.read(set_outputs(batch.forward, batch.images, removed, sets, chosen)).cpu().numpy()
+    scores = batch.asked.read(set_outputs(batch.forward, batch.images, removed, sets, chosen)).cpu().numpy()
     for label, maps in batch.pixels.items():
         for t in judged(batch):
-            one = sensitivity_n_result(maps[:, t], found[..., t], batch.plain_scores[:, t], sets, chosen)
+            one = sensitivity_n_result(maps[:, t], scores[..., t], batch.plain_scores[:, t], sets, chosen)
             rows.add("sensitivity_n/mean", label, batch.outputs[t], one.mean, one.reasons)
             if batch.options.curves:
                 rows.add_curve("sensitivity_n/correlation", label, batch.outputs[t], one.share, one.correlation)
@@ -220,8 +220,8 @@ def _adcc(batch: Batch, asked: Scored, explainer: Explainer, wanted: Target) -> 
 def _of_function(name: str, function: MapFunction, model: nn.Module, images: Tensor, target: Target) -> Tensor:
     """(b,h,w) of a function of the caller's own, which knows outputs alone: the other side's map is its negative."""
     columns = torch.as_tensor(target.output).reshape(-1, 1).expand(len(images), 1)
-    found = run_map_function(name, function, model, images, columns)[:, 0]
-    return -found if isinstance(target, OtherSide) else found
+    relevance = run_map_function(name, function, model, images, columns)[:, 0]
+    return -relevance if isinstance(target, OtherSide) else relevance
 
 
 def _same(maps: Tensor, images: Tensor) -> Tensor:
@@ -247,10 +247,10 @@ def measure_runs(batch: Batch, rows: Rows) -> None:
 def _similarities(batch: Batch, rows: Rows, family: str, others: list[dict[str, Tensor]]) -> None:
     for label in batch.variants:
         for t in judged(batch):
-            found = [map_similarity(batch.maps[label][:, t], other[label][:, t]) for other in others]
-            for name in found[0].figures:
-                values = np.mean([getattr(one, name) for one in found], axis=0)
-                rows.add(f"{family}/{name}", label, batch.outputs[t], values, found[0].reasons)
+            similarities = [map_similarity(batch.maps[label][:, t], other[label][:, t]) for other in others]
+            for name in similarities[0].figures:
+                values = np.mean([getattr(one, name) for one in similarities], axis=0)
+                rows.add(f"{family}/{name}", label, batch.outputs[t], values, similarities[0].reasons)
 
 
 def measure_randomisation(batch: Batch, rows: Rows) -> None:
@@ -259,10 +259,10 @@ def measure_randomisation(batch: Batch, rows: Rows) -> None:
     steps = np.arange(1, len(stages) + 1, dtype=np.float64)
     for label in batch.variants:
         for t in judged(batch):
-            found = [map_similarity(batch.maps[label][:, t], maps[label][:, t]) for maps in stages]
-            for name in found[0].figures:
-                values = np.stack([getattr(one, name) for one in found], axis=1)
-                rows.add(f"randomisation/{name}", label, batch.outputs[t], values[:, -1], found[-1].reasons)
+            similarities = [map_similarity(batch.maps[label][:, t], maps[label][:, t]) for maps in stages]
+            for name in similarities[0].figures:
+                values = np.stack([getattr(one, name) for one in similarities], axis=1)
+                rows.add(f"randomisation/{name}", label, batch.outputs[t], values[:, -1], similarities[-1].reasons)
                 if batch.options.curves:
                     rows.add_curve(f"randomisation/{name}_by_stage", label, batch.outputs[t], steps, values)
 

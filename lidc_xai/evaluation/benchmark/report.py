@@ -107,21 +107,21 @@ def _patients(per_case: pd.DataFrame) -> int:
 
 def _outputs_shown(layout: Layout, summary: pd.DataFrame) -> list[str]:
     """The joined outputs first, then each of them; a table of one output alone."""
-    own = summary[summary["metric"].isin([metric for metric, _, _ in layout.columns]) & (summary["output"] != "")]
-    names = list(dict.fromkeys(own["output"]))
+    in_table = summary[summary["metric"].isin([metric for metric, _, _ in layout.columns]) & (summary["output"] != "")]
+    names = list(dict.fromkeys(in_table["output"]))
     return sorted(names, key=lambda name: name != ALL_OUTPUTS)
 
 
 def _all_best(summary: pd.DataFrame) -> dict[tuple[str, str], str]:
     """(metric, output) → the best method, for every column that has a better and a worse."""
-    found = {}
+    best_of = {}
     for layout in LAYOUTS:
         for metric, _, higher in layout.columns:
             for output in _outputs_shown(layout, summary):
                 best = _best(summary, metric, output, higher)
                 if best is not None:
-                    found[metric, output] = best
-    return found
+                    best_of[metric, output] = best
+    return best_of
 
 
 def _all_comparisons(
@@ -140,12 +140,12 @@ def _all_comparisons(
 
 
 def _best(summary: pd.DataFrame, metric: str, output: str, higher: bool | None) -> str | None:
-    own = summary[(summary["metric"] == metric) & (summary["output"] == output) & summary["mean"].notna()]
-    own = own[~own["method"].map(is_unranked)]
-    if higher is None or len(own) < 2 or own["mean"].nunique() < 2:
+    ranked = summary[(summary["metric"] == metric) & (summary["output"] == output) & summary["mean"].notna()]
+    ranked = ranked[~ranked["method"].map(is_unranked)]
+    if higher is None or len(ranked) < 2 or ranked["mean"].nunique() < 2:
         return None
-    order = own["mean"] if higher else -own["mean"]
-    return str(own["method"].to_numpy()[int(np.argmax(order.to_numpy()))])
+    order = ranked["mean"] if higher else -ranked["mean"]
+    return str(ranked["method"].to_numpy()[int(np.argmax(order.to_numpy()))])
 
 
 @dataclass(frozen=True)
@@ -234,13 +234,13 @@ def _number(value: float) -> str:
 
 def _gathered(notes: list[tuple[str, str]]) -> list[str]:
     """One line per reason, naming the methods that it stands for."""
-    found: dict[str, list[str]] = {}
+    methods_of: dict[str, list[str]] = {}
     for method, reason in notes:
-        places = found.setdefault(reason, [])
+        places = methods_of.setdefault(reason, [])
         if method not in places:
             places.append(method)
     lines = []
-    for reason, methods in found.items():
+    for reason, methods in methods_of.items():
         who = ", ".join(methods) if len(methods) <= 6 else f"{', '.join(methods[:5])} and {len(methods) - 5} more"
         lines.append(f"{who}: {reason}")
     return lines

@@ -77,12 +77,12 @@ def run_benchmark(
     functions = dict(map_functions or {})
     variants: Variants = {**options.variants(model), **{name: (function, {}) for name, function in functions.items()}}
     prepare_benchmark(model, folder, options, functions, clean=shard == (0, 1))
-    found, measured = 0, 0
+    kept, measured = 0, 0
     skipped: list[Skipped] = []
     waiting: list[Case] = []
     for lazy in track(_sharded(cases_of(samples), shard), "benchmark", total):
         if part_path(folder, lazy.case_id).exists():
-            found += 1
+            kept += 1
             continue
         case = _load(lazy, skipped)
         if case is None:
@@ -96,7 +96,7 @@ def run_benchmark(
             waiting = []
     if waiting:
         measured += _measure(model, waiting, folder, options, variants, skipped)
-    return BenchmarkRun(folder, measured, found, skipped)
+    return BenchmarkRun(folder, measured, kept, skipped)
 
 
 def read_parts(out: Path | str) -> pd.DataFrame:
@@ -141,9 +141,9 @@ def _by_case(cases: list[Case], rows: Rows) -> Iterator[pd.DataFrame]:
     for case in cases:
         planes = []
         for v, plane in enumerate(case.plane_names):
-            own = rows.of_image(start + v)
-            own.insert(0, "plane", plane)
-            planes.append(own)
+            of_plane = rows.of_image(start + v)
+            of_plane.insert(0, "plane", plane)
+            planes.append(of_plane)
         start += len(case.images)
         frame = pd.concat(planes, ignore_index=True).assign(case=case.case_id, cluster=case.cluster, group=case.group)
         frame = frame[list(COLUMNS)]

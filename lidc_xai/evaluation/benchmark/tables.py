@@ -39,8 +39,8 @@ def figures(rows: pd.DataFrame) -> pd.DataFrame:
     noted = scalars["note"].astype(str)
     table = scalars.assign(defined=np.isfinite(scalars["value"]), noted=noted.where(noted != "", None))
     grouped = table.groupby(keys, sort=False)
-    found = grouped.agg(value=("value", "mean"), defined=("defined", "sum"), planes=("value", "size"))
-    return found.assign(note=grouped["noted"].first().fillna("")).reset_index()
+    means = grouped.agg(value=("value", "mean"), defined=("defined", "sum"), planes=("value", "size"))
+    return means.assign(note=grouped["noted"].first().fillna("")).reset_index()
 
 
 def summarise(
@@ -67,36 +67,36 @@ def summarise(
     )
     parts = pd.concat([per_case, joined.assign(output=ALL_OUTPUTS)], ignore_index=True)
     keys = ["metric", *(["group"] if by_group else [])]
-    found = [_summary_of(own, resamples, seed) for _, own in parts.groupby(keys, sort=False)]
-    if not found:
+    summaries = [_summary_of(of_metric, resamples, seed) for _, of_metric in parts.groupby(keys, sort=False)]
+    if not summaries:
         return pd.DataFrame(columns=SUMMARY_COLUMNS)
-    table = pd.concat(found, ignore_index=True)
+    table = pd.concat(summaries, ignore_index=True)
     return table if by_group else table.drop(columns="group")
 
 
-def _summary_of(own: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
+def _summary_of(of_metric: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
     """The rows of one metric (and group): every method and output is drawn with the same patients."""
     columns = ["method", "output"]
-    wide = own.pivot_table(
+    wide = of_metric.pivot_table(
         index=["case", "cluster"], columns=columns, values="value", aggfunc="mean", sort=False, dropna=False
     )
-    noted = own.assign(note=own["note"].where(own["note"] != "", None))
+    noted = of_metric.assign(note=of_metric["note"].where(of_metric["note"] != "", None))
     rows = noted.groupby(columns, sort=False).agg(rows=("value", "size"), note=("note", "first"))
     rows["note"] = rows["note"].fillna("")
     wide = wide.reindex(columns=rows.index)
     clusters = _labels(wide.index.get_level_values("case"), wide.index.get_level_values("cluster"))
-    found = bootstrap_curve(wide.to_numpy(), clusters, resamples=resamples, seed=seed)
+    means = bootstrap_curve(wide.to_numpy(), clusters, resamples=resamples, seed=seed)
     codes = pd.factorize(np.asarray(clusters, dtype=object))[0]
     defined = np.isfinite(wide.to_numpy())
-    found["clusters"] = [len(set(codes[column])) for column in defined.T]
-    found["undefined"] = rows["rows"].to_numpy() - found["n"].to_numpy()
-    why = np.where(found["n"] == 0, "undefined for every sample", "")
-    why = np.where((found["n"] > 0) & (found["clusters"] < 2), "no interval from a single patient", why)
-    found["note"] = ["; ".join(text for text in (a, b) if text) for a, b in zip(why, rows["note"], strict=True)]
+    means["clusters"] = [len(set(codes[column])) for column in defined.T]
+    means["undefined"] = rows["rows"].to_numpy() - means["n"].to_numpy()
+    why = np.where(means["n"] == 0, "undefined for every sample", "")
+    why = np.where((means["n"] > 0) & (means["clusters"] < 2), "no interval from a single patient", why)
+    means["note"] = ["; ".join(text for text in (a, b) if text) for a, b in zip(why, rows["note"], strict=True)]
     names = rows.index.to_frame(index=False)
-    names.insert(0, "metric", own["metric"].iloc[0])
-    names["group"] = own["group"].iloc[0]
-    return pd.concat([names, found], axis=1)[SUMMARY_COLUMNS]
+    names.insert(0, "metric", of_metric["metric"].iloc[0])
+    names["group"] = of_metric["group"].iloc[0]
+    return pd.concat([names, means], axis=1)[SUMMARY_COLUMNS]
 
 
 def comparisons(
@@ -112,10 +112,10 @@ def comparisons(
 
     Cases where either is undefined are left out of that pair and counted.
     """
-    own = per_case[per_case["metric"] == metric]
+    chosen = per_case[per_case["metric"] == metric]
     if output != ALL_OUTPUTS:
-        own = own[own["output"] == output]
-    wide = own.pivot_table(index=["case", "cluster"], columns="method", values="value", aggfunc="mean", sort=False)
+        chosen = chosen[chosen["output"] == output]
+    wide = chosen.pivot_table(index=["case", "cluster"], columns="method", values="value", aggfunc="mean", sort=False)
     clusters = _labels(wide.index.get_level_values("case"), wide.index.get_level_values("cluster"))
     return compare_methods(wide, clusters, reference=reference, resamples=resamples, seed=seed)
 
@@ -126,20 +126,22 @@ def metric_correlations(per_case: pd.DataFrame, metrics: Sequence[str]) -> tuple
     Each case's mean over methods is taken off first: whether metrics agree on which method is better, not on which
     image is easy.
     """
-    own = per_case[per_case["metric"].isin(list(metrics)) & ~per_case["method"].str.endswith(RANDOM_WEIGHTS)]
-    own = own[~own["method"].isin([DISC, READERS])]
-    centred = own.assign(value=own["value"] - own.groupby(["case", "output", "metric"])["value"].transform("mean"))
+    ranked = per_case[per_case["metric"].isin(list(metrics)) & ~per_case["method"].str.endswith(RANDOM_WEIGHTS)]
+    ranked = ranked[~ranked["method"].isin([DISC, READERS])]
+    centred = ranked.assign(
+        value=ranked["value"] - ranked.groupby(["case", "output", "metric"])["value"].transform("mean")
+    )
     wide = centred.pivot_table(index=["case", "output", "method"], columns="metric", values="value", aggfunc="mean")
     return rank_correlations(wide.reindex(columns=list(metrics)))
 
 
 def curves(rows: pd.DataFrame, metric: str, *, outputs: Iterable[str] | None = None, seed: int = 0) -> pd.DataFrame:
     """Mean curve with a 95 % band per method and output: method, output, x, mean, low, high, n."""
-    own = rows[(rows["metric"] == metric) & rows["x"].notna()]
+    points = rows[(rows["metric"] == metric) & rows["x"].notna()]
     if outputs is not None:
-        own = own[own["output"].isin(list(outputs))]
-    keys = [own[name].astype(str) for name in ("method", "output", "case", "cluster")]
-    wide = own.groupby([*keys, "x"], sort=False)["value"].mean().unstack("x").sort_index(axis="columns")
+        points = points[points["output"].isin(list(outputs))]
+    keys = [points[name].astype(str) for name in ("method", "output", "case", "cluster")]
+    wide = points.groupby([*keys, "x"], sort=False)["value"].mean().unstack("x").sort_index(axis="columns")
     parts = []
     for names, some in wide.groupby(level=["method", "output"], sort=False):
         some = some.dropna(axis="columns", how="all")

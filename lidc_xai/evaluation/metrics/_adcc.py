@@ -196,9 +196,9 @@ def on_each_side(explainer: Explainer, images: Tensor, target: Target, asked: Sc
     for wanted in (True, False):
         rows = torch.nonzero(sides == wanted)[:, 0]
         for chunk in rows.split(asked.forward.max_batch) if len(rows) else ():
-            own = _for_rows(target, chunk)
-            own = own if wanted else OtherSide(own.output, own)
-            parts.append((chunk, explainer(images[chunk.to(images.device)], own)))
+            asked_side = _for_rows(target, chunk)
+            asked_side = asked_side if wanted else OtherSide(asked_side.output, asked_side)
+            parts.append((chunk, explainer(images[chunk.to(images.device)], asked_side)))
     joined = torch.cat([maps for _, maps in parts])
     return joined[torch.cat([rows for rows, _ in parts]).argsort().to(joined.device)]
 

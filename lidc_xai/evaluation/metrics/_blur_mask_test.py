@@ -120,8 +120,8 @@ def blur_mask_test(
 
     def fill(buffer: Tensor, image: int, first: int, last: int) -> None:
         at = torch.arange(first, last, device=ranks.device)
-        own, count = ranks[image].flatten(0, 1)[at], counts[image][at % 2][:, None, None]
-        gone = own < count if mode == "positive" else own >= pixels - count
+        pixel_rank, count = ranks[image].flatten(0, 1)[at], counts[image][at % 2][:, None, None]
+        gone = pixel_rank < count if mode == "positive" else pixel_rank >= pixels - count
         torch.where(gone[:, None], removed[image], images[image], out=buffer)
 
     outputs = forward.copies(images, maps.shape[1] * 2, fill).values.unflatten(1, (-1, 2))

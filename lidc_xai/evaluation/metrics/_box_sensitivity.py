@@ -131,12 +131,12 @@ def box_sums(maps: Tensor, boxes: Boxes) -> Tensor:
 def box_result(maps: Tensor, scores: Floats, plain: Floats, boxes: Boxes, size: tuple[int, int]) -> BoxResult:
     """Correlations and areas from maps (B,H,W), scores (B,S·n) with a box replaced and plain scores (B,)."""
     usable = torch.nan_to_num(maps, nan=0.0, posinf=0.0, neginf=0.0)[:, None]
-    found = box_areas(maps[:, None], box_sums(usable, boxes), scores[..., None], plain[:, None], boxes, size)
+    areas = box_areas(maps[:, None], box_sums(usable, boxes), scores[..., None], plain[:, None], boxes, size)
     return BoxResult(
         sizes_px=np.asarray(boxes.sides, dtype=np.float64),
-        correlation=found.correlation[:, 0, 0],
-        area=found.area[:, 0, 0],
-        reasons=tuple(reasons[0][0] for reasons in found.reasons),
+        correlation=areas.correlation[:, 0, 0],
+        area=areas.area[:, 0, 0],
+        reasons=tuple(reasons[0][0] for reasons in areas.reasons),
     )
 
 

@@ -79,7 +79,7 @@ def class_discrimination(
         boxes_of.append(box_result(maps[:, m], boxed, plain, boxes, asked.size))
     reasons = tuple(
         "; ".join(dict.fromkeys(reason for reason in each if reason))
-        for each in zip(*(found.reasons for found in (*lines, *boxes_of)), strict=True)
+        for each in zip(*(result.reasons for result in (*lines, *boxes_of)), strict=True)
     )
     return DiscriminationResult(
         fidelity=lines[0].area - lines[1].area, box=boxes_of[0].area - boxes_of[1].area, reasons=reasons

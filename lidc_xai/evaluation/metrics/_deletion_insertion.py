@@ -102,10 +102,10 @@ def deletion_outputs(
 
     def fill(buffer: Tensor, image: int, first: int, last: int) -> None:
         at = torch.arange(first, last, device=ranks.device)
-        own, handled = ranks[image, at // copies], (at % steps)[:, None, None]
+        pixel_rank, handled = ranks[image, at // copies], (at % steps)[:, None, None]
         inserting = (at % copies >= steps)[:, None, None]
         # Highest rank first: cell of rank r is handled at step cells − r.
-        gone = (own >= steps - 1 - handled) != inserting
+        gone = (pixel_rank >= steps - 1 - handled) != inserting
         torch.where(gone[:, None], removed[image], images[image], out=buffer)
 
     inner = forward.copies(images, different.shape[1] * copies, fill)

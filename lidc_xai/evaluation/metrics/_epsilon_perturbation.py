@@ -63,11 +63,15 @@ class EpsilonResult(Result):
 
     def table(self, clusters: Sequence[Hashable] | None = None, *, seed: int = 0) -> pd.DataFrame:
         """Columns contrast, steps, figure, mean, low, high, n: intervals over images (clusters: a patient each)."""
-        found = {"delta_logit": self.delta_logit, "delta_probability": self.delta_probability, "accuracy": self.correct}
+        by_figure = {
+            "delta_logit": self.delta_logit,
+            "delta_probability": self.delta_probability,
+            "accuracy": self.correct,
+        }
         rows = []
         for c, contrast in enumerate(self.contrasts):
             for s, steps in enumerate(self.steps):
-                for figure, values in found.items():
+                for figure, values in by_figure.items():
                     one = bootstrap_mean(values[:, c, s], clusters, seed=seed)
                     rows.append((contrast, steps, figure, one.mean, one.low, one.high, one.n))
         return pd.DataFrame(rows, columns=["contrast", "steps", "figure", "mean", "low", "high", "n"])
@@ -118,19 +122,19 @@ def epsilon_perturbation(
         CONTRASTS[name]().check(spec, column)
     before = _figures(plain.values, column, spec.is_classifier)
     shape = (len(contrasts), len(steps))
-    found = torch.full((3, len(images), *shape), torch.nan, dtype=torch.float64)
+    measured = torch.full((3, len(images), *shape), torch.nan, dtype=torch.float64)
     for c, name in enumerate(contrasts):
         for s, count in enumerate(steps):
             moved = _perturb(model, pixels, column, CONTRASTS[name](), (shift, scale), (epsilon, count), max_batch)
             after = _figures(forward.outputs((moved - shift) / scale).values, column, spec.is_classifier)
-            found[:, :, c, s] = torch.stack([after[0] - before[0], after[1] - before[1], after[2]])
-    return _result(found, before[2], tuple(contrasts), tuple(steps), outside)
+            measured[:, :, c, s] = torch.stack([after[0] - before[0], after[1] - before[1], after[2]])
+    return _result(measured, before[2], tuple(contrasts), tuple(steps), outside)
 
 
 def _result(
-    found: Tensor, correct_before: Tensor, contrasts: tuple[str, ...], steps: tuple[int, ...], outside: Tensor
+    measured: Tensor, correct_before: Tensor, contrasts: tuple[str, ...], steps: tuple[int, ...], outside: Tensor
 ) -> EpsilonResult:
-    logit, probability, correct = (part.numpy() for part in found)
+    logit, probability, correct = (part.numpy() for part in measured)
     reasons = first_reason(
         (~np.isfinite(logit).all((1, 2)), "the model's score is not finite"),
         (outside.cpu().numpy(), "the image leaves [0, 1] in pixels (another normalisation?); it was clamped"),
@@ -163,12 +167,12 @@ def _perturb(
         sigmoid = not output_spec(model, model((pixels[:1] - shift) / scale).shape[-1]).is_classifier
         for start in range(0, len(pixels), max_batch):
             first = pixels[start : start + max_batch].clamp(0, 1)
-            own = column[start : start + max_batch].to(pixels.device)
+            classes = column[start : start + max_batch].to(pixels.device)
             x = first.clone()
             for _ in range(count):
                 x = x.detach().requires_grad_(True)
                 values = model((x - shift) / scale)
-                score = target.score(Outputs(values), own, sigmoid=sigmoid)
+                score = target.score(Outputs(values), classes, sigmoid=sigmoid)
                 step = torch.autograd.grad(score.sum(), x)[0].sign() * (epsilon / count)
                 x = torch.clamp(x.detach() + step, min=first - epsilon, max=first + epsilon).clamp(0, 1)
             moved.append(x.detach())

@@ -102,8 +102,8 @@ def curve_outputs(
 
     def fill(buffer: Tensor, image: int, first: int, last: int) -> None:
         at = torch.arange(first, last, device=ranks.device)
-        own, step = ranks[image, at // copies], at % copies
-        gone = (own >= low[step, None, None]) & (own < high[step, None, None])
+        pixel_rank, step = ranks[image, at // copies], at % copies
+        gone = (pixel_rank >= low[step, None, None]) & (pixel_rank < high[step, None, None])
         torch.where(gone[:, None], removed[image], images[image], out=buffer)
 
     inner = forward.copies(images, count * copies, fill)

@@ -121,9 +121,9 @@ def average_precision(scores: Floats, mask: Bools) -> float:
     order = np.argsort(-scores, axis=None, kind="stable")
     ranked, truth = scores.ravel()[order], mask.ravel()[order]
     ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
-    found = np.cumsum(truth)[ends]
-    precision = found / (ends + 1)
-    return float((np.diff(found, prepend=0) * precision).sum() / total)
+    hits = np.cumsum(truth)[ends]
+    precision = hits / (ends + 1)
+    return float((np.diff(hits, prepend=0) * precision).sum() / total)
 
 
 def centred_disc_localisation(
@@ -152,8 +152,8 @@ def against_readers(
     [1.0]
     """
     readers = _reader_masks(reader_masks)
-    found = [localisation(relevance, readers[:, r], spacing_mm, seed=seed) for r in range(readers.shape[1])]
-    return _mean_over(found, "no reader marked this plane")
+    by_reader = [localisation(relevance, readers[:, r], spacing_mm, seed=seed) for r in range(readers.shape[1])]
+    return _mean_over(by_reader, "no reader marked this plane")
 
 
 def reader_agreement(
@@ -168,20 +168,20 @@ def reader_agreement(
     """
     readers = _reader_masks(reader_masks)
     marked = np.asarray(readers.any((2, 3)))
-    found = []
+    by_reader = []
     for r in range(readers.shape[1]):
         others = np.delete(readers, r, axis=1)
         count = np.delete(marked, r, axis=1).sum(1)[:, None, None]
         consensus = (others.sum(1) * 2 >= count) & (count > 0) & marked[:, r, None, None]
         plane = _masks_on(consensus, spacing_mm, grid)
-        own = _masks_on(readers[:, r], spacing_mm, grid)
-        maps = np.stack([mask_as_map(mask, plane.spacing_mm) for mask in own.masks])
-        found.append(localise(Plane(maps, plane.masks, plane.spacing_mm, plane.token_mm), seed))
-    return _mean_over(found, "fewer than two readers marked this plane")
+        reader = _masks_on(readers[:, r], spacing_mm, grid)
+        maps = np.stack([mask_as_map(mask, plane.spacing_mm) for mask in reader.masks])
+        by_reader.append(localise(Plane(maps, plane.masks, plane.spacing_mm, plane.token_mm), seed))
+    return _mean_over(by_reader, "fewer than two readers marked this plane")
 
 
-def _mean_over(found: list[LocalisationResult], reason: str) -> LocalisationResult:
-    n = len(found[0])
+def _mean_over(by_reader: list[LocalisationResult], reason: str) -> LocalisationResult:
+    n = len(by_reader[0])
 
     def mean(values: list[Floats]) -> Floats:
         stacked = np.stack(values)
@@ -190,10 +190,12 @@ def _mean_over(found: list[LocalisationResult], reason: str) -> LocalisationResu
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
     names = (*LocalisationResult.figures, "area_mm2")
-    values: dict[str, Any] = {name: mean([getattr(one, name) for one in found]) for name in names}
+    values: dict[str, Any] = {name: mean([getattr(one, name) for one in by_reader]) for name in names}
     none = ~np.isfinite(values["rank_accuracy"])
-    own = [next((one.reasons[i] for one in found if one.reasons[i] not in ("", NO_MASK)), "") for i in range(n)]
-    reasons = tuple(own[i] or (reason if none[i] else "") for i in range(n))
+    first_reasons = [
+        next((one.reasons[i] for one in by_reader if one.reasons[i] not in ("", NO_MASK)), "") for i in range(n)
+    ]
+    reasons = tuple(first_reasons[i] or (reason if none[i] else "") for i in range(n))
     return LocalisationResult(**values, reasons=reasons)
 
 

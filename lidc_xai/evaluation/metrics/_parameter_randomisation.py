@@ -81,15 +81,17 @@ def parameter_randomisation(
     if target is None:
         target = first.columns
     original = first.relevance[:, 0]
-    stages, found = [], []
+    stages, similarities = [], []
     for name, changed in cascade(model, seed):
         stages.append(name)
-        found.append(map_similarity(original, explain(changed, images, target, method, **options).relevance[:, 0]))
+        similarities.append(
+            map_similarity(original, explain(changed, images, target, method, **options).relevance[:, 0])
+        )
     reasons = tuple(
         next((f"after {stage}: {reason}" for stage, reason in zip(stages, each, strict=True) if reason), "")
-        for each in zip(*(one.reasons for one in found), strict=True)
+        for each in zip(*(one.reasons for one in similarities), strict=True)
     )
-    stacked = {name: np.stack([getattr(one, name) for one in found], axis=1) for name in found[0].figures}
+    stacked = {name: np.stack([getattr(one, name) for one in similarities], axis=1) for name in similarities[0].figures}
     return RandomisationResult(stages=tuple(stages), **stacked, reasons=reasons)
 
 

@@ -80,16 +80,16 @@ def radial_profile(
         raise UsageError(f"limit_mm {limit_mm} is below one bin of {width:.3g} mm (the token)")
     edges = np.asarray(np.arange(-count, count + 1) * width, dtype=np.float64)
     maps = plane.maps
-    own = np.abs(maps).max((1, 2)) if scale is None else np.asarray(scale, dtype=np.float64)
-    if own.shape != (len(maps),):
-        raise DataError(f"scale has one number for each of {len(maps)} planes, got {own.shape}")
+    largest = np.abs(maps).max((1, 2)) if scale is None else np.asarray(scale, dtype=np.float64)
+    if largest.shape != (len(maps),):
+        raise DataError(f"scale has one number for each of {len(maps)} planes, got {largest.shape}")
     not_finite = ~finite(maps, (1, 2))
-    nothing = own == 0
+    nothing = largest == 0
     zones = np.array([-np.inf, -width, width, edges[-1]])
     profile, means = np.full((len(maps), 2 * count), np.nan), np.full((len(maps), 3), np.nan)
     for b in np.flatnonzero(~not_finite & ~nothing):
         distance = signed_distance(plane.masks[b], plane.spacing_mm)
-        scaled = maps[b] / own[b]
+        scaled = maps[b] / largest[b]
         if np.isfinite(distance).all():
             profile[b] = _binned(scaled, distance, edges)
             means[b] = _binned(scaled, distance, zones)

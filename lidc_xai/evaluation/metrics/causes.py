@@ -102,7 +102,7 @@ def cause_effects(
     names = tuple(getattr(model, "output_names", None) or ())
     plain = forward.outputs(images).values.cpu().numpy()
     names = names or tuple(str(column) for column in range(plain.shape[1]))
-    found = {}
+    effects = {}
     for biomarker, changed in without.items():
         changed = forward.place(changed)
         if changed.shape != images.shape:
@@ -112,11 +112,11 @@ def cause_effects(
         change = plain - forward.outputs(changed).values.cpu().numpy()
         same = (changed == images).flatten(1).all(1).cpu().numpy()
         change[same] = np.nan
-        own = change[:, names.index(biomarker)] if biomarker in names else np.full(len(change), np.nan)
+        own_change = change[:, names.index(biomarker)] if biomarker in names else np.full(len(change), np.nan)
         reasons = first_reason(
             (same, "the image has no such cause"),
-            (~np.isfinite(own), f"the model has no output {biomarker!r}"),
+            (~np.isfinite(own_change), f"the model has no output {biomarker!r}"),
             n=len(change),
         )
-        found[biomarker] = CauseEffect(outputs=names, change=change, own=own, reasons=reasons)
-    return found
+        effects[biomarker] = CauseEffect(outputs=names, change=change, own=own_change, reasons=reasons)
+    return effects

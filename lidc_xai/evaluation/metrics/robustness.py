@@ -39,13 +39,13 @@ def noise_stability(
     asked = first.columns if target is None else target
     scale = images.std((1, 2, 3), keepdim=True) * sigma
     generator = torch.Generator().manual_seed(noise_seed)
-    found = []
+    similarities = []
     for _ in range(draws):
         # Every image meets the same draw, so that a batch gives what its images give one by one.
         noise = torch.randn(images.shape[1:], generator=generator, dtype=images.dtype).to(images.device)
         moved = explain(model, images + scale * noise, asked, method, **options)
-        found.append(map_similarity(first.relevance[:, 0], moved.relevance[:, 0]))
-    return mean_similarity(found)
+        similarities.append(map_similarity(first.relevance[:, 0], moved.relevance[:, 0]))
+    return mean_similarity(similarities)
 
 
 def attack_stability(

@@ -114,9 +114,9 @@ def method_agreement(maps: Mapping[str, MapLike]) -> tuple[pd.DataFrame, dict[tu
     means = np.eye(len(names))
     pairs = {}
     for i, j in combinations(range(len(names)), 2):
-        found = map_similarity(full[i], full[j])
-        pairs[names[i], names[j]] = found
-        means[i, j] = means[j, i] = bootstrap_mean(found.spearman, resamples=1).mean
+        similarity = map_similarity(full[i], full[j])
+        pairs[names[i], names[j]] = similarity
+        means[i, j] = means[j, i] = bootstrap_mean(similarity.spearman, resamples=1).mean
     return pd.DataFrame(means, index=names, columns=names), pairs
 
 

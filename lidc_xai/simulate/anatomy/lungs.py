@@ -43,10 +43,10 @@ def branches(
         if kind == 0 and len(crowds):
             ends, weight = np.concatenate([ends, crowds]), np.concatenate([weight, np.ones(len(crowds))])
         for side in (-1.0, 1.0):
-            own = np.sign(ends[:, 0] - thorax.centre[0]) == side
+            on_this_side = np.sign(ends[:, 0] - thorax.centre[0]) == side
             root = np.array([thorax.centre[0] + side * sideways, thorax.centre[1] + back, thorax.hilum_z + up])
-            if own.any():
-                blood.append(grow(ends[own], weight[own], root, rng))
+            if on_this_side.any():
+                blood.append(grow(ends[on_this_side], weight[on_this_side], root, rng))
                 if kind == 0:
                     bronchi.append(_beside(blood[-1]))
     return Branches(join(blood), join(bronchi))

@@ -128,13 +128,13 @@ def _device(options: MachineOptions) -> tuple[str, int | list[int]]:
         return ("gpu" if torch.cuda.is_available() else "cpu"), options.devices
     if options.device == "cpu":
         return "cpu", options.devices
-    found = re.fullmatch(r"cuda(?::(\d+))?", options.device)
-    if not found:
+    match = re.fullmatch(r"cuda(?::(\d+))?", options.device)
+    if not match:
         raise UsageError(f"device {options.device!r}: wanted auto, cpu, cuda or cuda:N")
     if not torch.cuda.is_available():
         raise UsageError(f"device {options.device!r}: no CUDA device is visible; use device cpu")
-    if found[1] is None:
+    if match[1] is None:
         return "gpu", options.devices
     if options.devices > 1:
         raise UsageError(f"device {options.device!r} names one device, devices is {options.devices}; use device cuda")
-    return "gpu", [int(found[1])]
+    return "gpu", [int(match[1])]
