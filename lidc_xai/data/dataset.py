@@ -227,7 +227,7 @@ def fold_datasets(
 
     >>> splits = make_splits(store.manifest, n_folds=2, kind="paper", validation_share=0)
     >>> parts = fold_datasets(store, splits, 0, ["diameter"], size=32)
-    >>> len(parts.training) + len(parts.test)
+    >>> len(parts.train) + len(parts.test)
     7
     """
     ids = splits.nodules(store.manifest, fold)
