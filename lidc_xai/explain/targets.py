@@ -255,7 +255,8 @@ class ConceptSimilarity(Target):
             return features @ vector
         if self.measure == "cosine":
             return nn.functional.cosine_similarity(features, vector.expand_as(features), dim=-1)
-        return -(features - vector).norm(dim=-1)
+        distance: Tensor = (features - vector).norm(dim=-1)
+        return -distance
 
 
 TargetLike = int | str | Tensor | Target
