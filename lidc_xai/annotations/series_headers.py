@@ -77,7 +77,7 @@ def _with_missing(slices: NDArray[np.float64], outlines: NDArray[np.float64], st
 def _by_series(paths: Iterable[Path]) -> dict[str, _Headers]:
     from lidc_xai.dicom_stream import read_dataset  # pydicom takes a second
 
-    found: dict[str, _Headers] = defaultdict(list)
+    by_uid: dict[str, _Headers] = defaultdict(list)
     for path in sorted(paths):
         if path.suffix.lower() == ".xml":
             continue
@@ -88,8 +88,8 @@ def _by_series(paths: Iterable[Path]) -> dict[str, _Headers]:
         except Exception:  # not DICOM: a licence, a table, a half-copied or damaged file
             continue
         if values["Modality"] == "CT" and values["SeriesInstanceUID"]:
-            found[str(values["SeriesInstanceUID"])].append((path, values))
-    return found
+            by_uid[str(values["SeriesInstanceUID"])].append((path, values))
+    return by_uid
 
 
 def _positive(value: Any) -> float | None:

@@ -36,16 +36,16 @@ def info(config: InfoConfig, run: Run) -> None:
     """Collect and print."""
     if config.model is not None and config.topic != "methods":
         raise UsageError(f"--model goes with info methods, not with info {config.topic}")
-    found = _TOPICS[config.topic]() if config.model is None else _methods_of(config.model)
+    rows = _TOPICS[config.topic]() if config.model is None else _methods_of(config.model)
     if config.json_:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
         return
-    if isinstance(found, dict):
-        width = max(map(len, found))
-        for key, value in found.items():
+    if isinstance(rows, dict):
+        width = max(map(len, rows))
+        for key, value in rows.items():
             print(f"{key:{width}}  {value}")
         return
-    print_table(found)
+    print_table(rows)
 
 
 def _system() -> dict[str, Any]:
