@@ -121,7 +121,10 @@ def _dicom(path: Path) -> pydicom.Dataset:
     try:
         stream, _ = open_dicom(path)
         with stream:
-            return pydicom.dcmread(stream, stop_before_pixels=True)
+            header = pydicom.dcmread(stream, stop_before_pixels=True)
+        for name in ("SOPClassUID", "Modality"):  # converted here, where a damaged one is met
+            header.get(name)
+        return header
     except DataError:
         raise
     except InvalidDicomError as error:

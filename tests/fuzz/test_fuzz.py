@@ -16,7 +16,7 @@ OWN = ("store", "model", "maps", "run", "splits")
 
 
 @pytest.mark.parametrize(
-    ("kinds", "cases"), [(FAST, 25), (("xml", "prepare", "seg"), 12), (OWN, 25)], ids=["files", "programs", "results"]
+    ("kinds", "cases"), [(FAST, 15), (("xml", "prepare", "seg"), 8), (OWN, 12)], ids=["files", "programs", "results"]
 )
 def test_no_kind_of_damage_does_more_than_refuse_one_input(kinds, cases, tmp_path):
     chosen = [word for kind in kinds for word in ("--kind", kind)]
