@@ -2,11 +2,11 @@
 
     python benchmarks/explain.py --models s16 --targets 8 --out runs/benchmark-explain
 
-Beside each method of ``lidc_xai.explain``: the usual way (hooks and whole backward passes, ``usual_ways.py``), captum
-and grad-cam where they have the method. A figure is the median over ``--repeats`` pairs (a plain forward pass, then the
-method), so that the machine's other work falls on both. Ways that would take minutes run with 5 of 50 samples or steps
-and are extrapolated (marked ×10). Memory is the peak above the loaded model, in a process of its own: on a CPU of
-resident pages, on a GPU of the allocator.
+Beside each method of ``lidc_xai.explain``: the usual way (hooks and whole backward passes, ``usual_ways.py``), captum,
+grad-cam and zennit where they have the method. A figure is the median over ``--repeats`` pairs (a plain forward pass,
+then the method), so that the machine's other work falls on both. Ways that would take minutes run with 5 of 50 samples
+or steps and are extrapolated (marked ×10). Memory is the peak above the loaded model, in a process of its own: on a CPU
+of resident pages, on a GPU of the allocator.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,6 +43,11 @@ OURS: dict[str, tuple[str | list[str], dict[str, Any]]] = {
     "relevance_propagation": ("relevance_propagation", {}),
     "gradient_rollout": ("gradient_rollout", {}),
     "transformer_attribution": ("transformer_attribution", {}),
+    "token_input_x_gradient": ("token_input_x_gradient", {}),
+    "attn_lrp": ("attn_lrp", {}),
+    "attn_lrp, γ": ("attn_lrp", {"gamma_linear": 0.05, "gamma_conv": 0.25, "at": "pixels"}),
+    "libragrad": ("libragrad", {}),
+    "legrad": ("legrad", {}),
     "saliency": ("saliency", {}),
     "fullgrad": ("fullgrad", {}),
     "smoothgrad": ("smoothgrad", {}),
@@ -74,7 +80,25 @@ def others(name: str, model: Any, x: Tensor, classes: list[int]) -> dict[str, tu
         found["captum"] = (each(tunnel, nt_samples=5, nt_samples_batch_size=1, stdevs=0.5, abs=False), 10)
     if name in ("gradcam", "xgradcam"):
         found["grad-cam"] = (_grad_cam(name, model, x, classes), 1)
+    if name == "attn_lrp, γ" and find_spec("zennit") is not None:
+        found["zennit"] = (_zennit(model, x, classes), 1)
     return found
+
+
+def _zennit(model: Any, x: Tensor, classes: list[int]) -> Call:
+    """zennit's γ rule on every linear layer and convolution, one backward pass a target; the rest is plain gradient."""
+    from zennit.composites import LayerMapComposite
+    from zennit.rules import Gamma
+
+    def run() -> None:
+        rules = [(torch.nn.Conv2d, Gamma(0.25)), (torch.nn.Linear, Gamma(0.05))]
+        with LayerMapComposite(rules).context(model) as changed:
+            pixels = x.clone().requires_grad_()
+            y = changed(pixels)
+            for c in classes:
+                torch.autograd.grad(y[0, c], pixels, retain_graph=True)
+
+    return run
 
 
 def _grad_cam(name: str, model: Any, x: Tensor, classes: list[int]) -> Call:
@@ -179,14 +203,18 @@ def memory(args: argparse.Namespace, name: str, targets: int) -> dict[str, int]:
 
 
 def markdown(rows: list[dict[str, Any]], peaks: dict[str, dict[str, int]], title: str) -> str:
-    lines = [title, "", "| model | targets | method | ours | usual way | captum | grad-cam | peak / forward's |"]
-    lines.append("|" + "---|" * 8)
+    lines = [
+        title,
+        "",
+        "| model | targets | method | ours | usual way | captum | grad-cam | zennit | peak / forward's |",
+    ]
+    lines.append("|" + "---|" * 9)
     for model, targets, label in dict.fromkeys((row["model"], row["targets"], row["method"]) for row in rows):
         mine = [row for row in rows if (row["model"], row["targets"], row["method"]) == (model, targets, label)]
         cells = {row["who"]: f"{row['forwards']:.2f}" + (" (×10)" if row["extrapolated"] > 1 else "") for row in mine}
         peak = peaks.get(f"{model} {targets}", {})
         ratio = f"{peak[label] / peak['forward']:.2f}" if label in peak else ""
-        who = [cells.get(name, "") for name in ("ours", "usual way", "captum", "grad-cam")]
+        who = [cells.get(name, "") for name in ("ours", "usual way", "captum", "grad-cam", "zennit")]
         lines.append(f"| {model} | {targets} | {label} | " + " | ".join(who) + f" | {ratio} |")
     return "\n".join(lines) + "\n"
 

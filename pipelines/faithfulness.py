@@ -4,10 +4,10 @@
     python pipelines/faithfulness.py --photos ../shared/photos/msrc --weights dinov2_vits14.safetensors --limit 20 \\
         --out runs/faithfulness
 
-An arm is a model with its images: each ``--model`` on one nodule of each of ``limit`` patients of ``--store`` (removed
-pixels become the image's mean, or lung), and DINOv2 ViT-S/14 with a linear head, fitted here on ``photos_to_learn``
-other photographs to name the largest thing in the picture (removed: mean, or blur). Each arm's results lie in OUT/<arm>
-and are kept: the same command goes on after a kill, and one more arm joins the table faithfulness.md.
+An arm is a model with its images: each ``--model`` on ``limit`` nodules of ``--store`` (removed pixels become the mean
+of the image, or lung), and DINOv2 ViT-S/14 with a linear head, fitted here on ``photos_to_learn`` other photographs to
+name the largest thing in the picture (removed: mean, or blur). An arm has a file for every method and fill in
+OUT/<arm>, which the same command keeps after a kill; faithfulness.md joins the arms that lie in OUT.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "libragrad of gradcam": {"method": "libragrad", "base": "gradcam"},
     "libragrad of cdam": {"method": "libragrad", "base": "cdam"},
 }
-COLUMNS = ("fidelity mean", "fidelity {other}", "saco mean", "saco {other}", "compactness")
 
 
 class Study(Config):
@@ -67,7 +67,7 @@ class Study(Config):
     weights: Path | None = Field(None, description="DINOv2 ViT-S/14, for the photographs.")
     photo_size: int = Field(112, ge=28, description="Side of the photographs in pixels, a multiple of 14.")
     photos_to_learn: int = Field(300, ge=20, description="Photographs that the linear head is fitted on.")
-    limit: int = Field(60, ge=2, description="Nodules, one of each patient, or photographs.")
+    limit: int = Field(60, ge=2, description="Nodules, or photographs.")
     points: int = Field(11, ge=3, description="Points of the MIF and LIF curves.")
     samples: int = Field(50, ge=1, description="Samples or steps of the methods that repeat themselves.")
 
@@ -81,6 +81,7 @@ class Arm:
     images: Tensor
     target: Any
     ids: list[str]
+    clusters: list[str]
     other: str
     fill: dict[str, Any]
 
@@ -101,65 +102,62 @@ def measure(study: Study, run: Run) -> None:
 
 
 def measure_arm(study: Study, arm: Arm, folder: Path) -> None:
-    """A file for every method: what lies there already, for the same images and options, is kept."""
+    """A file for every method and fill: what lies there already, for the same images and options, is kept."""
     repeated = {"smoothgrad": "samples", "smooth_cdam": "samples"}
     repeated |= {"integrated_gradients": "steps", "integrated_cdam": "steps"}
     able = list_methods(arm.model)
-    rows = {name: {"method": name} | ({repeated[name]: study.samples} if name in repeated else {}) for name in able}
-    rows |= {label: given for label, given in VARIANTS.items() if given["method"] in able}
-    asked = study.model_dump(mode="json", exclude={"out", "store", "photos", "weights", "model", "device", "quiet"})
-    made_with = f"{asked} {arm.ids}"
-    for label, given in rows.items():
-        path = folder / f"{re.sub(r'[^a-z0-9]+', '_', label.lower())}.parquet"
+    rows = {label: given for label, given in VARIANTS.items() if given["method"] in able}
+    rows |= {name: {"method": name} | ({repeated[name]: study.samples} if name in repeated else {}) for name in able}
+    asked = {"points": study.points, "seed": study.seed, "samples": study.samples, "images": arm.ids}
+    for fill, label in product(("mean", arm.other), rows):
+        path = folder / f"{re.sub(r'[^a-z0-9]+', '_', label.lower())}-{fill}.parquet"
+        made_with = json.dumps(asked | {"target": str(arm.target), "options": rows[label]}, sort_keys=True)
         if path.exists() and pd.read_parquet(path)["made_with"].iloc[0] == made_with:
             continue
         start = time.process_time()
-        options = {name: value for name, value in given.items() if name != "method"}
+        options = {name: value for name, value in rows[label].items() if name != "method"}
         try:
-            found = explain(arm.model, arm.images, arm.target, given["method"], **options)
+            found = explain(arm.model, arm.images, arm.target, rows[label]["method"], **options)
         except ModelError as error:
             say(f"{arm.name}: {label}: {error}")
             continue
-        table = figures_of(study, arm, spanning(found)[:, 0]).assign(method=label, made_with=made_with)
+        table = figures_of(study, arm, spanning(found)[:, 0], fill)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
-            table.to_parquet(temporary, index=False)
-        say(f"{arm.name}: {label}, {time.process_time() - start:.0f} s")
+            table.assign(method=label, made_with=made_with).to_parquet(temporary, index=False)
+        say(f"{arm.name}: {label}, {fill}: {time.process_time() - start:.0f} s")
 
 
-def figures_of(study: Study, arm: Arm, maps: Tensor) -> pd.DataFrame:
-    """Columns case and every figure, a row per image."""
-    pixels = (
-        maps
-        if tuple(maps.shape[-2:]) == tuple(arm.images.shape[-2:])
-        else resampled(maps, tuple(arm.images.shape[-2:]))
+def figures_of(study: Study, arm: Arm, maps: Tensor, fill: str) -> pd.DataFrame:
+    """A row per image with every figure; removed pixels become ``fill``."""
+    size = (arm.images.shape[-2], arm.images.shape[-1])
+    pixels = maps if tuple(maps.shape[-2:]) == size else resampled(maps, size)
+    how: dict[str, Any] = {"replacement": fill, "seed": study.seed} | (arm.fill if fill == arm.other else {})
+    found = fidelity(arm.model, arm.images, pixels, arm.target, points=study.points, **how)
+    return pd.DataFrame(
+        {
+            "case": arm.ids,
+            "cluster": arm.clusters,
+            "fill": fill,
+            "fidelity": found.area,
+            "at_stake": found.at_stake,
+            "saco": saco(arm.model, arm.images, pixels, arm.target, **how).saco,
+            "compactness": compactness(maps).value,
+        }
     )
-    columns: dict[str, Any] = {"case": arm.ids, "compactness": compactness(maps).value}
-    for name in ("mean", arm.other):
-        how: dict[str, Any] = {"replacement": name, "seed": study.seed} | (arm.fill if name == arm.other else {})
-        found = fidelity(arm.model, arm.images, pixels, arm.target, points=study.points, **how)
-        columns[f"fidelity {name}"] = found.area
-        columns[f"at stake {name}"] = found.at_stake
-        columns[f"saco {name}"] = saco(arm.model, arm.images, pixels, arm.target, **how).saco
-    return pd.DataFrame(columns)
 
 
 def nodules(study: Study, store: CropStore, name: str) -> Arm:
-    """The middle axial plane of one nodule of each patient."""
+    """The middle axial planes of ``limit`` nodules, drawn by the seed; patients are the clusters."""
     model = load_model(name)
-    cases = [lazy.load() for lazy in store_cases(model, store, one_of_each_patient(store, study), ("axial",))]
+    ids = store.manifest["nodule_id"].sample(frac=1, random_state=study.seed).head(study.limit)
+    cases = [lazy.load() for lazy in store_cases(model, store, sorted(ids), ("axial",))]
     cases = [case for case in cases if case.masks is not None]
     fill = {"masks": torch.cat([case.masks for case in cases if case.masks is not None])}
     fill["parenchyma"] = torch.cat([case.parenchyma for case in cases if case.parenchyma is not None])
-    images, ids = torch.cat([case.images for case in cases]), [case.case_id for case in cases]
-    return Arm(f"nodules, {Path(name).name}", model, images, study.output, ids, "lung", fill)
-
-
-def one_of_each_patient(store: CropStore, study: Study) -> list[str]:
-    """One nodule of each of ``limit`` patients, drawn by the seed."""
-    table = store.manifest[["nodule_id", "patient_id"]]
-    chosen = table.sample(frac=1, random_state=study.seed).drop_duplicates("patient_id").head(study.limit)
-    return sorted(chosen["nodule_id"])
+    images, names = torch.cat([case.images for case in cases]), [case.case_id for case in cases]
+    clusters = [case.cluster for case in cases]
+    return Arm(f"nodules, {Path(name).name}", model, images, study.output, names, clusters, "lung", fill)
 
 
 def photographs(study: Study, folder: Path, weights: Path) -> Arm:
@@ -192,7 +190,8 @@ def photographs(study: Study, folder: Path, weights: Path) -> Arm:
     with torch.no_grad():
         right = float((model(images).argmax(1) == truth).float().mean())
     say(f"{len(rest)} photographs; the head names {right:.0%} of them rightly")
-    return Arm("photographs, dinov2_vits14", model, images, truth, [names[index] for index in rest], "blur", {})
+    ids = [names[index] for index in rest]
+    return Arm("photographs, dinov2_vits14", model, images, truth, ids, ids, "blur", {})
 
 
 def photograph(folder: Path, name: str, size: int) -> Tensor:
@@ -221,38 +220,44 @@ def write_table(out: Path) -> None:
     parts, lines = [], []
     for folder in sorted({path.parent for path in out.glob("*/*.parquet")}):
         rows = pd.concat([pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))], ignore_index=True)
-        rows = rows[rows["made_with"] == rows["made_with"].iloc[-1]]
-        other = "lung" if "fidelity lung" in rows else "blur"
-        table = summary(rows, [name.format(other=other) for name in COLUMNS] + ["at stake mean", f"at stake {other}"])
+        table = summary(rows)
         parts.append(table.assign(arm=folder.name))
-        lines += markdown(folder.name, table, other, rows["case"].nunique())
+        lines += markdown(folder.name, table, rows)
     write_csv(out / "faithfulness.csv", pd.concat(parts, ignore_index=True))
     write_text(out / "faithfulness.md", "\n".join(lines) + "\n")
 
 
-def summary(rows: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
-    """Mean and 95 % interval over images (one of each patient) of every figure and method."""
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean and 95 % interval (whole patients drawn) of every figure, method and fill."""
     found = []
-    for metric in metrics:
-        for method, own in rows.groupby("method", sort=False):
-            mean = bootstrap_mean(own[metric].to_numpy(dtype=float))
-            found.append({"method": method, "metric": metric, "mean": mean.mean, "low": mean.low, "high": mean.high})
-            found[-1]["n"] = mean.n
+    for (fill, method), own in rows.groupby(["fill", "method"], sort=False):
+        for metric in ("fidelity", "saco", "compactness", "at_stake"):
+            mean = bootstrap_mean(own[metric].to_numpy(dtype=float), own["cluster"].tolist())
+            figures = {"mean": mean.mean, "low": mean.low, "high": mean.high, "n": mean.n}
+            found.append({"method": method, "fill": fill, "metric": metric} | figures)
     return pd.DataFrame(found)
 
 
-def markdown(arm: str, table: pd.DataFrame, other: str, count: int) -> list[str]:
-    wide = table.set_index(["metric", "method"])
-    metrics = [name.format(other=other) for name in COLUMNS]
-    lines = [f"### {arm} (n = {count})", ""]
+def markdown(arm: str, table: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
+    """One arm's lines: methods by their fidelity with the mean as fill."""
+    wide = table.set_index(["metric", "fill", "method"]).sort_index()
+    other = next((fill for fill in rows["fill"].unique() if fill != "mean"), "other")
+    lines = [f"### {arm}: {rows['case'].nunique()} images of {rows['cluster'].nunique()} clusters", ""]
     lines.append(f"| method | LIF − MIF, mean | LIF − MIF, {other} | SaCo, mean | SaCo, {other} | compactness |")
     lines.append("|---|---|---|---|---|---|")
-    for method in wide.loc[metrics[0]].sort_values("mean", ascending=False).index:
+    columns = [(metric, fill) for metric in ("fidelity", "saco") for fill in ("mean", other)] + [
+        ("compactness", "mean")
+    ]
+    for method in wide.loc[("fidelity", "mean")].sort_values("mean", ascending=False).index:
         cells = []
-        for metric in metrics:
-            row, digits = wide.loc[(metric, method)], 0 if "fidelity" in metric else 2
+        for metric, fill in columns:
+            row = wide.loc[(metric, fill, method)] if (metric, fill, method) in wide.index else None
+            if row is None or not np.isfinite(row["mean"]):
+                cells.append("—")
+                continue
+            digits = 0 if metric == "fidelity" else 2
             half = max(row["high"] - row["mean"], row["mean"] - row["low"])
-            cells.append(f"{row['mean']:.{digits}f} ± {half:.{digits}f}" if np.isfinite(row["mean"]) else "—")
+            cells.append(f"{row['mean']:.{digits}f} ± {half:.{digits}f}")
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -413,3 +415,30 @@ def test_options_are_checked(build: Build, images_of: Images) -> None:
     assert "has no patch embedding" in refusals(cnn)["token_input_x_gradient"]
     with pytest.raises(ModelError, match="needs a Vision Transformer's tokens"):
         explain(cnn, torch.randn(1, 3, 64, 64), 1, "libragrad", base="cdam")
+
+
+LXT = """
+import sys, torch, torchvision
+from torchvision.models import vision_transformer
+from lxt.efficient import monkey_patch
+torch.manual_seed(0)
+model = torchvision.models.VisionTransformer(32, 8, 3, 3, 24, 48, num_classes=5)
+for parameter in model.parameters():
+    torch.nn.init.normal_(parameter, std=0.2)
+model = model.double().eval()
+x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+from lidc_xai.explain import explain
+ours = explain(model, x, 1, "attn_lrp", attention="detach", at="pixels").relevance[0, 0]
+monkey_patch(vision_transformer, verbose=False)
+x = x.requires_grad_()
+model(x)[0, 1].backward()
+theirs = (x * x.grad).sum(1)[0].detach()
+print(float((ours - theirs).abs().max() / theirs.abs().max()))
+"""
+
+
+def test_with_constant_attention_it_is_lxts() -> None:
+    """lxt's rules for torchvision's ViT. It patches the library's classes: a process of its own."""
+    pytest.importorskip("lxt.efficient", exc_type=ImportError)  # needs transformers 4
+    ran = subprocess.run([sys.executable, "-c", LXT], capture_output=True, text=True, check=True)
+    assert float(ran.stdout.split()[-1]) < 1e-6
