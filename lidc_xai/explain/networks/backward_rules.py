@@ -46,10 +46,7 @@ class _Secant(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         y = function(x)
-        slope = y / x
-        at_zero = x == 0
-        if at_zero.any():
-            slope = torch.where(at_zero, _slope_at_zero(function, x), slope)
+        slope = (y / x).nan_to_num_(nan=_slope_at_zero(function, x), posinf=torch.inf, neginf=-torch.inf)  # 0/0 alone
         ctx.save_for_backward(slope)
         return y
 
@@ -59,10 +56,10 @@ class _Secant(torch.autograd.Function):
         return grads[0] * slope, None
 
 
-def _slope_at_zero(function: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+def _slope_at_zero(function: Callable[[Tensor], Tensor], like: Tensor) -> float:
     with torch.enable_grad():
         zero = torch.zeros((), dtype=like.dtype, device=like.device, requires_grad=True)
-        return torch.autograd.grad(function(zero), zero)[0]
+        return float(torch.autograd.grad(function(zero), zero)[0])
 
 
 def secant(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -91,6 +88,31 @@ class _CentredNorm(torch.autograd.Function):
 def centred_norm(x: Tensor, dims: tuple[int, ...], eps: float, *, centred: bool = True) -> Tensor:
     """x less its mean over ``dims``, divided by its standard deviation there, which is a constant to the gradient."""
     return _CentredNorm.apply(x, dims, eps, centred)
+
+
+class _LayerNorm(torch.autograd.Function):
+    """The library's own kernel forth; back, the same with σ as a constant."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: tuple[int, ...], eps: float
+    ) -> Tensor:
+        y, _, over = torch.native_layer_norm(x, shape, weight, bias, eps)
+        ctx.save_for_backward(over, weight)
+        ctx.dims = tuple(range(-len(shape), 0))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor | None, None, None]:
+        over, weight = ctx.saved_tensors
+        g = grads[0] * over if weight is None else grads[0] * weight * over
+        bias = grads[0].flatten(0, -1 - len(ctx.dims)).sum(0) if ctx.needs_input_grad[2] else None
+        return g - g.mean(ctx.dims, keepdim=True), None, bias, None, None
+
+
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: tuple[int, ...], eps: float) -> Tensor:
+    """LayerNorm over the last dimensions, ``shape``; its standard deviation is a constant to the gradient."""
+    return _LayerNorm.apply(x, weight, bias, shape, eps)
 
 
 Product = Callable[[Tensor, Tensor], Tensor]

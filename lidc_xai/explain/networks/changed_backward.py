@@ -30,7 +30,14 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from lidc_xai.errors import ModelError
-from lidc_xai.explain.networks.backward_rules import centred_norm, gamma_conv2d, gamma_linear, scaled, secant
+from lidc_xai.explain.networks.backward_rules import (
+    centred_norm,
+    gamma_conv2d,
+    gamma_linear,
+    layer_norm,
+    scaled,
+    secant,
+)
 from lidc_xai.explain.networks.outputs import Outputs
 from lidc_xai.explain.networks.recorded_graph import mark_product, refuse_unknown
 
@@ -97,9 +104,9 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: tuple[
 
 def _layer_norm(rules: Rules, func: Any, args: Any, kwargs: Any) -> Tensor:
     get = partial(_argument, args, kwargs)
-    x, shape = get(0, "input"), tuple(get(1, "normalized_shape"))
-    y = centred_norm(x, tuple(range(-len(shape), 0)), get(4, "eps", 1e-5))
-    return _affine(y, get(2, "weight"), get(3, "bias"), shape)
+    return layer_norm(
+        get(0, "input"), get(2, "weight"), get(3, "bias"), tuple(get(1, "normalized_shape")), get(4, "eps", 1e-5)
+    )
 
 
 def _rms_norm(rules: Rules, func: Any, args: Any, kwargs: Any) -> Tensor:

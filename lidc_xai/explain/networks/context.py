@@ -124,6 +124,15 @@ class Pass:
                 self._tokens[layer] = z
         return self._tokens[layer]
 
+    def keep_all_tokens(self) -> None:
+        """``tokens`` of every block by one pass, for a method that asks for each of them."""
+        assert self.vit is not None
+        if self.parts is None:
+            self._look(tuple(range(self.vit.depth)))
+        else:
+            for layer in range(self.vit.depth):
+                self.tokens(layer)
+
     def normed(self, layer: int = -1) -> Tensor:
         """(B, T, D): the tokens t that the attention of block ``layer`` reads, norm1 of ``tokens(layer)``."""
         assert self.vit is not None

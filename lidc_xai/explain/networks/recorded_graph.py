@@ -21,7 +21,7 @@ _WORDS = """
     PixelShuffle PixelUnshuffle Im2Col Col2Im AsStrided Alias Where MaskedFill Repeat Movedim Relu LeakyRelu
     PreluKernel Threshold Amax Max Softmax Sigmoid Hardsigmoid ScaledDotProductFlashAttentionForCpu
     ScaledDotProductFlashAttention ScaledDotProductEfficientAttention ScaledDotProductCudnnAttention LiftFresh Diagonal
-    _Scaled _Secant _CentredNorm _Gamma
+    _Scaled _Secant _CentredNorm _LayerNorm _Gamma
 """
 _KEPT = frozenset(_WORDS.split())
 """Operations whose own gradient is the rule: linear and piecewise linear ones, what was changed, and the softmaxes."""

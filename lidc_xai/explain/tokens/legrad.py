@@ -22,6 +22,7 @@ def legrad(context: Context) -> Result:
     vit = context.vit
     assert vit is not None
     total: Tensor | None = None
+    context.run.keep_all_tokens()
     block = _block if context.run.parts is not None else _own_block
     for number in range(vit.depth):
         found = block(context, number)
@@ -40,6 +41,7 @@ def _block(context: Context, number: int) -> Tensor:
     with torch.no_grad():
         q, k, v = block.softmax.project(t)
         a = block.softmax.matrix(q[..., rows, :], k)
+        del q, k
     a.requires_grad_()
     mixed = block.softmax.mix(a @ v, t[:, rows])
     out = block.finish(z[:, rows], mixed)
