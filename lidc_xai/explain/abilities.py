@@ -125,8 +125,10 @@ def why_not(method: Method, run: Pass) -> str | None:
     """Why the model of ``run`` cannot do ``method``, or None where it can."""
     if method.needs == "none":
         return None
-    if (words := quantised(run.model)) is not None:
-        return words
+    if run.facts.quantised is None:
+        run.facts.quantised = quantised(run.model) or ""
+    if run.facts.quantised:
+        return run.facts.quantised
     try:
         if method.name not in _FORWARD:
             run.believe_gradients()

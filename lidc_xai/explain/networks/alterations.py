@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ from lidc_xai.errors import ModelError
 _OURS = ("torch", "timm", "torchvision", "transformers")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _QUANTISED = ("quantized", "bitsandbytes", "torchao", "auto_gptq", "gptqmodel", "quanto", "awq", "hqq")
+_PLAIN = (bool, int, float, str, type(None))
+_TOLD = (*_PLAIN, FunctionType, MethodType, partial)
 _FUNCTIONS = ("linear", "layer_norm", "gelu", "silu", "softmax", "scaled_dot_product_attention", "conv2d", "dropout")
 
 
@@ -51,11 +55,20 @@ def alteration(model: nn.Module) -> str | None:
 def signature(model: nn.Module, images: Tensor) -> tuple[Any, ...]:
     """What a finding about ``model`` on such images rests on; a finding is kept as long as this stays the same."""
     state: list[Any] = [tuple(images.shape[1:]), images.dtype, images.device]
+    kinds: dict[type, None] = {}
     for module in model.modules():
         values = module.__dict__
-        state.append((id(module), type(module), id(type(module).forward), id(values.get("forward"))))
-        state.append(tuple(v for v in values.values() if v is None or isinstance(v, bool | int | float | str)))
-        state.extend(tuple(values[hooks]) for hooks in _HOOKS if values.get(hooks))
+        kinds[type(module)] = None
+        state.append((id(module), type(module), values.get("forward")))
+        for hooks in _HOOKS:
+            if values[hooks]:
+                state.extend(values[hooks])
+        if type(module).__module__.startswith("torch.nn.modules."):
+            continue  # a layer: called as it is, whatever it holds
+        state.append(tuple(v if isinstance(v, _PLAIN) else id(v) for v in values.values() if isinstance(v, _TOLD)))
+    for kind in kinds:
+        for owner in kind.__mro__[:-2]:
+            state.extend(id(value) for value in owner.__dict__.values() if isinstance(value, FunctionType))
     return tuple(state)
 
 
@@ -104,19 +117,28 @@ def quantised(model: nn.Module) -> str | None:
 
 
 def _patched(kind: type) -> str | None:
-    """Where a known package's class has its ``forward`` from, if not from that package."""
-    owner = next(base for base in kind.__mro__ if "forward" in base.__dict__)
-    package = owner.__module__.split(".")[0]
-    if package not in _OURS:
-        return None
-    where = _foreign(owner.__dict__["forward"], package)
-    return None if where is None else f"{owner.__name__}.forward was replaced for the whole process ({where})"
+    """Which method of a known package's class does not come from that package, or None."""
+    for owner in kind.__mro__:
+        package = owner.__module__.split(".")[0]
+        if package not in _OURS:
+            continue
+        for name, function in owner.__dict__.items():
+            where = _foreign(function, package) if isinstance(function, FunctionType) else None
+            if where is not None:
+                return f"{owner.__name__}.{name} was replaced for the whole process ({where})"
+    return None
 
 
 def _foreign(function: Any, package: str) -> str | None:
     """The file that a Python function was written in, where that is not a file of ``package``."""
     code = getattr(function, "__code__", None)
     home = getattr(sys.modules.get(package), "__file__", None)
-    if code is None or home is None or code.co_filename.startswith("<"):
+    if code is None or home is None or _inside(code.co_filename, home):
         return None
-    return None if Path(code.co_filename).is_relative_to(Path(home).parent) else Path(code.co_filename).name
+    return Path(code.co_filename).name
+
+
+@lru_cache(maxsize=4096)
+def _inside(file: str, home: str) -> bool:
+    """Whether ``file`` belongs to the package whose ``__init__`` is ``home`` (or is made up, as dataclasses do)."""
+    return file.startswith("<") or Path(file).is_relative_to(Path(home).parent)

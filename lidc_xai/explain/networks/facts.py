@@ -21,6 +21,7 @@ class Facts:
     none. ``skips``: blocks can pass their input on without changing what lies behind. ``read``: (T,) of bool, tokens
     that the head reads. ``attention``: why a block's matrix cannot be read, "" where it can. ``derivative``: gradients
     were found to be derivatives. ``rules``: changed backward passes under which the outputs were found the same.
+    ``quantised``: why its weights cannot be differentiated, "" where they can.
     """
 
     parts: Parts | str | None = None
@@ -28,6 +29,7 @@ class Facts:
     read: Tensor | None = None
     attention: dict[int, str] = field(default_factory=dict)
     derivative: bool = False
+    quantised: str | None = None
     rules: set[Rules] = field(default_factory=set)
 
 

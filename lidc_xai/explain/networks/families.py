@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -89,8 +90,11 @@ def find_anatomy(model: nn.Module) -> Anatomy | str:
     outer: Any = unwrapped(model)
     if isinstance(outer, DescribedViT):
         return outer.anatomy
-    bodies = [(body, family) for body in outer.modules() if (family := family_of(body)) is not None]
-    bodies = [(body, family) for body, family in bodies if not _inside_another(body, [other for other, _ in bodies])]
+    family = family_of(type(outer))
+    if family is not None:
+        return _anatomy(outer, outer, family)
+    bodies = [(body, found) for body in outer.modules() if (found := family_of(type(body))) is not None]
+    bodies = [(body, found) for body, found in bodies if not _inside_another(body, [other for other, _ in bodies])]
     name = type(outer).__name__
     if len(bodies) > 1:
         kinds = ", ".join(sorted({type(body).__name__ for body, _ in bodies}))
@@ -106,9 +110,10 @@ def find_anatomy(model: nn.Module) -> Anatomy | str:
     return _anatomy(outer, *bodies[0])
 
 
-def family_of(body: nn.Module) -> Family | None:
-    """The family that ``body`` is a model of, by the name of its class or a base's."""
-    for base in type(body).__mro__:
+@lru_cache(maxsize=4096)
+def family_of(kind: type) -> Family | None:
+    """The family that a class is of, by its own name or a base's."""
+    for base in kind.__mro__:
         for family in FAMILIES:
             if base.__name__ == family.name and base.__module__.split(".")[0] == family.package:
                 return family
@@ -166,8 +171,15 @@ def _not_plain(block: nn.Module) -> str | None:
 
 def _first(module: nn.Module, paths: tuple[str, ...]) -> Any:
     """The first of ``paths`` that leads to a module, or None."""
-    known = dict(module.named_modules())
-    return next((known[path] for path in paths if path in known), None)
+    return next((found for path in paths if (found := _at(module, path)) is not None), None)
+
+
+def _at(module: Any, path: str) -> nn.Module | None:
+    for name in path.split("."):
+        module = module._modules.get(name)
+        if module is None:
+            return None
+    return module  # type: ignore[no-any-return]
 
 
 def _patch(body: Any, embed: Any) -> Size | None:
