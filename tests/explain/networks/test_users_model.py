@@ -1,4 +1,4 @@
-"""The model that the user has (hooked, patched, wrapped, in half precision, quantised): explained as it is, or refused."""
+"""The model that the user has: hooked, patched, wrapped, in half precision, quantised. It is explained, or refused."""
 
 from __future__ import annotations
 
