@@ -7,7 +7,7 @@ models; it says how much the model disagrees with itself, not how far it is from
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from lidc_xai.models.nodule_model import NoduleModel
 from lidc_xai.models.saved import load_model
 from lidc_xai.progress import track
 from lidc_xai.ratings import SCALES
+from lidc_xai.training.intervals import add_intervals, malignancy_set
 
 Models = NoduleModel | Path | str | Sequence["NoduleModel | Path | str"]
 MUCH_PADDING = 0.25
@@ -46,9 +47,12 @@ def predict(
     ``crops_or_store``: a store (``nodule_ids`` chooses from it) or crops, which need no reader and no patient.
 
     Columns: nodule_id, patient_id; malignancy_probability (calibrated: that the readers' median rating is above 3),
-    malignancy_logit (raw, what maps explain), malignancy_probability_low and _high (least and greatest over views and
+    malignancy_logit (raw, what maps explain), malignancy_probability_least and _greatest (over views and
     fold models), malignancy_words; for every biomarker its value in its own unit (within the ends of its scale),
-    ``<name>_sd`` (standard deviation over views and fold models) and ``<name>_words``; n_models; out_of_fold: the
+    ``<name>_models_disagree_by`` (standard deviation over views and fold models: how far the models agree, not how far
+    they are right), ``<name>_words`` where its scale is ordered, and, where the model brings the record of
+    ``cross_validate``, ``<name>_low`` and ``<name>_high`` (90 % interval, ``training.intervals``), malignancy_set and
+    p_calcified, the probability of any calcification; n_models; out_of_fold: the
     patient was in no training or validation part of the models used. Where every model knows the patient, all are used
     and out_of_fold is False; where no model records whom it learned from, it is unknown (NA, an empty cell). flag: why
     the prediction is in doubt (the nodule is larger than the box; a large part of the box lies outside the scan), which
@@ -147,17 +151,32 @@ def prediction_row(models: Sequence[NoduleModel], raw: Sequence[Tensor], flag: s
             probability = float(torch.sigmoid((slopes[:, 0] * logits + slopes[:, 1]).mean()))
             row[f"{name}_probability"] = probability
             row[f"{name}_logit"] = float(logits.mean())
-            row[f"{name}_probability_low"] = min(float(spread.min()), probability)
-            row[f"{name}_probability_high"] = max(float(spread.max()), probability)
+            row[f"{name}_probability_models_disagree_by"] = float(spread.std(correction=0))
+            row[f"{name}_probability_least"] = min(float(spread.min()), probability)
+            row[f"{name}_probability_greatest"] = max(float(spread.max()), probability)
             row[f"{name}_words"] = doubted(
                 SCALES[name].high_words if probability >= 0.5 else SCALES[name].low_words, flag
             )
         else:
             scale = SCALES[name]
             row[name] = min(max(float(spread.mean()), scale.low), scale.high)
-            row[f"{name}_sd"] = float(spread.std(correction=0))
-            row[f"{name}_words"] = doubted(scale.in_words(row[name]), flag)
-    return row
+            row[f"{name}_models_disagree_by"] = float(spread.std(correction=0))
+            if name != "calcification":  # its codes are names: there is nothing between two of them
+                row[f"{name}_words"] = doubted(scale.in_words(row[name]), flag)
+    return row | _measured(models, row)
+
+
+def _measured(models: Sequence[NoduleModel], row: Mapping[str, Any]) -> dict[str, Any]:
+    """90 % intervals, set of malignancy and P(any calcification), from the first model that brings their record."""
+    records = [held for each in models if (held := each.training_info.get("intervals"))]
+    if not records:
+        return {}
+    kept = {name: value for name, value in records[0].items() if name != "malignancy"}
+    single = {name: [float(value)] for name, value in row.items() if isinstance(value, int | float)}
+    found = add_intervals(pd.DataFrame(single), kept).iloc[0].to_dict()
+    if "malignancy_threshold" in kept and "malignancy_probability" in row:
+        found["malignancy_set"] = malignancy_set(row["malignancy_probability"], kept["malignancy_threshold"])
+    return {name: value for name, value in found.items() if name not in row}
 
 
 def _outputs(model: NoduleModel, planes: Tensor, device: str, batch_size: int) -> Tensor:

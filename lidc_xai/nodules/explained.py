@@ -175,6 +175,11 @@ def shared_info(models: Sequence[NoduleModel]) -> dict[str, Any]:
     if len(models) == 1:
         return {**first, **reads}
     info = {key: value for key, value in first.items() if all(one.training_info.get(key) == value for one in models)}
+    held = [one.training_info.get("intervals", {}).get("coverage") for one in models]
+    if held[0] and all(
+        coverage == held[0] for coverage in held
+    ):  # each fold has a record of its own, measured together
+        info["intervals"] = {"coverage": held[0]}
     return {"models": f"{len(models)}, each nodule by one that never saw its patient", **info, **reads}
 
 

@@ -29,6 +29,7 @@ from lidc_xai.training.metrics import (
     brier,
     mean_absolute,
     mean_squared,
+    mean_value,
     r_squared,
     spearman,
 )
@@ -64,6 +65,7 @@ def evaluate_predictions(
         metrics["malignancy"]["reliability"] = reliability(table, options)
         metrics["comparisons"] = comparisons(table, names, options)
     metrics["biomarkers"] = _biomarkers(table, "", options)
+    metrics["intervals"] = coverage(table, options)
     metrics["baselines"] = {
         name: _without_empty(
             {
@@ -168,6 +170,54 @@ def _biomarkers(table: pd.DataFrame, prefix: str, options: dict[str, int]) -> di
         overall = metric_interval(mean_squared, zero, np.sqrt(mean), patients, **options)
         by_biomarker["mean"] = {"mse_z": _interval(overall), "outputs": len(scaled)}
     return by_biomarker
+
+
+def coverage(table: pd.DataFrame, options: dict[str, int]) -> dict[str, Any]:
+    """How often the readers' mean lies inside its 90 % interval, and how wide that is in the output's own unit: on all
+    nodules, by predicted and by readers' diameter; ``mean`` over the biomarkers; for malignancy how often the set holds
+    the label, how many ends it has, and the share of empty ones.
+    """
+    parts = {"all": np.ones(len(table), bool)}
+    for column, words in (("diameter", "predicted"), ("diameter_readers", "readers")):
+        if column in table:
+            sizes = table[column].map(diameter_stratum)
+            parts |= {f"{words} {size}": (sizes == size).to_numpy() for _, size in DIAMETER_STRATA}
+    found: dict[str, Any] = {}
+    every = []
+    for name in BIOMARKERS:
+        if f"{name}_low" in table:
+            y, low, high = (table[f"{name}{end}"].to_numpy(np.float64) for end in ("_readers", "_low", "_high"))
+            inside = np.where(np.isfinite(y), (y >= low) & (y <= high), np.nan)
+            found[name] = _shares(table, parts, {"coverage": inside, "width": high - low}, options)
+            every.append(inside)
+    if every:
+        inside = np.stack(every)
+        counted = np.isfinite(inside).sum(axis=0)
+        mean = np.where(counted > 0, np.nansum(inside, axis=0) / np.maximum(counted, 1), np.nan)
+        found["mean"] = _shares(table, parts, {"coverage": mean}, options)
+    if "malignancy_set" in table:
+        given, label = table["malignancy_set"].astype(str), table["label"].to_numpy(np.float64)
+        empty = given.str.contains("empty").to_numpy()
+        has = {end: given.str.contains(end).to_numpy() for end in ("low", "high")}
+        held = np.where(np.isfinite(label), np.where(label > 0.5, has["high"], has["low"]), np.nan)
+        size = has["low"].astype(float) + has["high"]
+        values = {"coverage": held, "width": size, "empty": empty.astype(float)}
+        found["malignancy"] = _shares(table, parts, values, options)
+    return found
+
+
+def _shares(
+    table: pd.DataFrame, parts: dict[str, np.ndarray], values: dict[str, np.ndarray], options: dict[str, int]
+) -> dict[str, Any]:
+    patients = table["patient_id"].to_numpy()
+    return {
+        part: {
+            name: _interval(metric_interval(mean_value, value[chosen], value[chosen], patients[chosen], **options))
+            for name, value in values.items()
+        }
+        for part, chosen in parts.items()
+        if chosen.any()
+    }
 
 
 def reliability(table: pd.DataFrame, options: dict[str, int]) -> list[dict[str, Any]]:

@@ -23,15 +23,26 @@ def calibrate(
     positives, negatives = int((labels > 0.5).sum()), int((labels <= 0.5).sum())
     if not positives or not negatives:
         return None
-    wanted = np.where(labels > 0.5, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    return platt(
+        logits, np.where(labels > 0.5, (positives + 1) / (positives + 2), 1 / (negatives + 2)), shift=kind == "platt"
+    )
+
+
+def platt(logits: np.ndarray, wanted: np.ndarray, shift: bool = True) -> tuple[float, float]:
+    """(slope, intercept) of the sigmoid that is likeliest for (n,) targets between 0 and 1; ``shift=False``: through 0.
+
+    >>> slope, intercept = platt(np.array([-2.0, -1.0, 1.0, 2.0]), np.array([0.1, 0.3, 0.7, 0.9]))
+    >>> slope > 0.5, abs(intercept) < 1e-3
+    (True, True)
+    """
     spread = max(float(np.std(logits)), 1e-6)
     scaled = np.asarray(logits, dtype=np.float64) / spread
 
     def loss(parameters: np.ndarray) -> float:
-        value = np.exp(parameters[0]) * scaled + (parameters[1] if kind == "platt" else 0.0)
+        value = np.exp(parameters[0]) * scaled + (parameters[1] if shift else 0.0)
         return float(np.mean(np.logaddexp(0.0, value) - wanted * value))
 
-    start = np.zeros(2 if kind == "platt" else 1)
+    start = np.zeros(2 if shift else 1)
     bounds = [(-6.0, 6.0), (-20.0, 20.0)][: len(start)]
     fitted = minimize(loss, start, method="L-BFGS-B", bounds=bounds).x
-    return math.exp(fitted[0]) / spread, float(fitted[1]) if kind == "platt" else 0.0
+    return math.exp(fitted[0]) / spread, float(fitted[1]) if shift else 0.0

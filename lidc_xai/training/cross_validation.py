@@ -7,7 +7,7 @@ split by nodule stays available and says that it leaks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +23,13 @@ from lidc_xai.errors import DataError, UsageError
 from lidc_xai.files import write_text
 from lidc_xai.models.inference import view_outputs
 from lidc_xai.models.nodule_model import NoduleModel
+from lidc_xai.models.saved import load_model, save_model
 from lidc_xai.progress import say
 from lidc_xai.ratings import BIOMARKERS
 from lidc_xai.training.assessment import evaluate_predictions
 from lidc_xai.training.baselines import baseline_features, baseline_predictions
 from lidc_xai.training.fitting import FitResult, fit, planes_for
+from lidc_xai.training.intervals import cross_fitted, fit_record
 from lidc_xai.training.options import FitOptions
 from lidc_xai.training.sweeping import SweepOptions, sweep
 
@@ -107,12 +109,19 @@ def cross_validate(
         ids = splits.nodules(tested, fold)
         tables.append(_fold(store, folder, options, search, splits, fold, ids, data, features, run))
     predictions = pd.concat(tables, ignore_index=True).sort_values("nodule_id", ignore_index=True)
+    predictions, records = cross_fitted(predictions, options.calibration)
     write_predictions(predictions, folder / PREDICTIONS)
     metrics = evaluate_predictions(folder / PREDICTIONS, folder, resamples=resamples, seed=options.seed)
+    covered = {"coverage": {name: figure["all"]["coverage"]["value"] for name, figure in metrics["intervals"].items()}}
+    for fold, record in records.items():
+        _equip(folder / f"fold-{fold}" / "model", record | covered)
     last = None
     if final and folds is None and not permute_labels and search is None:
         say("final model on all patients")
         last = fit(store, folder, train_ids=data.nodule_ids, options=options, data=data, info={**run, "fold": None})
+        if records:
+            everything = fit_record(predictions, options.calibration)
+            last = replace(last, model=_equip(folder / "model", everything | covered))
     return CrossValidation(folder, predictions, metrics, last)
 
 
@@ -152,6 +161,16 @@ def _fold(
     return table
 
 
+def _equip(path: Path, record: dict[str, Any]) -> NoduleModel:
+    """Give a saved model its intervals and the calibration of pooled out-of-fold logits."""
+    model = load_model(path)
+    model.training_info["intervals"] = record
+    if "malignancy" in record:
+        model.calibration["malignancy"] = (record["malignancy"][0], record["malignancy"][1])
+    save_model(model, path)
+    return model
+
+
 def _of_cohort(manifest: pd.DataFrame, cohort: str | None, store: CropStore) -> pd.DataFrame:
     if cohort is None:
         return manifest
@@ -183,8 +202,9 @@ def fold_predictions(model: NoduleModel, data: PlaneDataset, nodule_ids: Sequenc
     """What ``predictions.csv`` holds of these nodules, less the fold and the baselines.
 
     nodule_id, patient_id, label, n_readers, simulated; malignancy_logit (mean of three views) and
-    malignancy_probability; per biomarker the prediction in its own unit and ``_train_sd``, the deviation that
-    standardises it; per rating the readers' ``_readers`` mean and ``_readers_sd``.
+    malignancy_probability (of the validation part's calibration, which :func:`cross_validate` replaces by the pooled
+    one where there are several folds); per biomarker the prediction in its own unit and ``_train_sd``, the deviation
+    that standardises it; per rating the readers' ``_readers`` mean and ``_readers_sd``.
     """
     rows = data.rows(nodule_ids)
     manifest = data.manifest.iloc[rows.tolist()].reset_index(drop=True)
@@ -197,6 +217,8 @@ def fold_predictions(model: NoduleModel, data: PlaneDataset, nodule_ids: Sequenc
             table[f"{name}_logit"], table[f"{name}_probability"] = raw[:, column].numpy(), units[:, column].numpy()
         else:
             table[name] = units[:, column].numpy()
+    if "p_calcified" in manifest:
+        table["p_calcified_readers"] = manifest["p_calcified"].astype("float64")
     for name in dict.fromkeys([*model.output_names, "diameter"]):
         table[f"{name}_readers"] = manifest[name].astype("float64")
         table[f"{name}_readers_sd"] = manifest[f"{name}_sd"].astype("float64")

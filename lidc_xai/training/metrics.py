@@ -96,6 +96,12 @@ def mean_squared(y: Array, value: Array, weights: Array | None = None) -> Array:
     return _ratio(w @ (value - y) ** 2, w.sum(1), single)
 
 
+def mean_value(y: Array, value: Array, weights: Array | None = None) -> Array:
+    """Mean of ``value`` (``y`` is not read): a share of nodules, a width."""
+    w, single = _weights(y, weights)
+    return _ratio(w @ value, w.sum(1), single)
+
+
 def mean_absolute(y: Array, value: Array, weights: Array | None = None) -> Array:
     """Mean absolute error in the unit of ``y``."""
     w, single = _weights(y, weights)

@@ -46,11 +46,11 @@ def test_values_are_the_models_own_in_clinical_units(model: NoduleModel) -> None
     assert row["malignancy_logit"] == pytest.approx(float(raw[:, 0].mean()), abs=1e-5)
     assert row["malignancy_probability"] == pytest.approx(float(torch.sigmoid(2 * raw[:, 0].mean() - 0.5)), abs=1e-5)
     sides = torch.sigmoid(2 * raw[:, 0] - 0.5)
-    assert row["malignancy_probability_low"] == pytest.approx(float(sides.min()), abs=1e-5)
-    assert row["malignancy_probability_high"] == pytest.approx(float(sides.max()), abs=1e-5)
+    assert row["malignancy_probability_least"] == pytest.approx(float(sides.min()), abs=1e-5)
+    assert row["malignancy_probability_greatest"] == pytest.approx(float(sides.max()), abs=1e-5)
     diameters = 10 + 4 * raw[:, 2]
     assert row["diameter"] == pytest.approx(float(diameters.mean()), abs=1e-4)
-    assert row["diameter_sd"] == pytest.approx(float(diameters.std(correction=0)), abs=1e-4)
+    assert row["diameter_models_disagree_by"] == pytest.approx(float(diameters.std(correction=0)), abs=1e-4)
     assert row["diameter_words"] == f"{row['diameter']:.1f} mm"
     assert row["margin_words"] in ("medium margin", "near sharp", "sharp")
 
@@ -97,7 +97,7 @@ def test_fold_models_are_used_where_they_did_not_see_the_patient(
     assert table.loc["D", "malignancy_logit"] == first.loc["D", "malignancy_logit"]
     mean = (first.loc["C", "malignancy_logit"] + second.loc["C", "malignancy_logit"]) / 2
     assert table.loc["C", "malignancy_logit"] == pytest.approx(mean)
-    assert table.loc["C", "malignancy_probability_low"] <= table.loc["C", "malignancy_probability"]
+    assert table.loc["C", "malignancy_probability_least"] <= table.loc["C", "malignancy_probability"]
 
 
 def test_crops_of_several_sizes_and_the_model_is_left_as_it_was(model: NoduleModel) -> None:

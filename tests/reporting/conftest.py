@@ -66,9 +66,9 @@ def make_predictions(nodule_ids: list[str], out_of_fold: bool = True) -> pd.Data
     rows = []
     for place, nodule_id in enumerate(nodule_ids):
         row = {"nodule_id": nodule_id, "malignancy_probability": 0.2 + 0.3 * place, "malignancy_logit": place - 1.0}
-        row |= {"malignancy_probability_low": 0.1 + 0.3 * place, "malignancy_probability_high": 0.3 + 0.3 * place}
+        row |= {"malignancy_probability_least": 0.1 + 0.3 * place, "malignancy_probability_greatest": 0.3 + 0.3 * place}
         for name in BIOMARKERS:
-            row |= {name: 11.25 if name == "diameter" else 2.5 + place, f"{name}_sd": 0.4}
+            row |= {name: 11.25 if name == "diameter" else 2.5 + place, f"{name}_models_disagree_by": 0.4}
         rows.append({**row, "out_of_fold": out_of_fold})
     return pd.DataFrame(rows)
 

@@ -135,6 +135,6 @@ def test_columns_of_a_run_are_joined_where_they_belong(run: Path, study: SimpleN
     assert with_baselines(joined, tmp_path) is joined
     table = pd.read_csv(run / "predictions.csv")
     wider = with_spread(table, predict(run, store))
-    assert {"malignancy_probability_low", "texture_sd"} <= set(wider)
+    assert {"malignancy_probability_least", "texture_models_disagree_by"} <= set(wider)
     other = predict(load_models(run)[0], store).assign(malignancy_probability=0.123)
     assert with_spread(table, other) is table  # of other models: not mixed

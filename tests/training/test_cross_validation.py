@@ -154,3 +154,27 @@ def test_one_class_only_gives_notes_instead_of_numbers(run: CrossValidation) -> 
     found = evaluate_predictions(run.predictions.assign(label=1.0), resamples=50)
     assert found["malignancy"]["all"]["auc"]["value"] is None
     assert found["malignancy"]["all"]["sensitivity"]["value"] is not None
+
+
+def test_models_carry_the_intervals_that_the_table_shows(make_store, quick, tmp_path) -> None:
+    """Pooled calibration and intervals of the other folds: in predictions.csv, and the same from the saved models."""
+    from lidc_xai.nodules import predict
+
+    store = make_store(tmp_path / "store", patients=36, seed=4)
+    options = quick(epochs=1, outputs=["malignancy", "texture", "diameter"])
+    run = cross_validate(store, tmp_path / "run", options=options, n_folds=3, baselines=False, resamples=50)
+    table = run.predictions.set_index("nodule_id")
+    again = predict(tmp_path / "run", store).set_index("nodule_id").loc[table.index]
+    for column in ("malignancy_probability", "texture_low", "texture_high", "diameter_low", "diameter_high"):
+        np.testing.assert_allclose(again[column], table[column], atol=2e-4)
+    assert again["out_of_fold"].all()
+    assert again["malignancy_set"].tolist() == table["malignancy_set"].tolist()
+    assert (table["texture_low"] <= table["texture_high"]).all()
+    assert run.final is not None
+    own = predict(tmp_path / "run" / "model", [store.load(store.nodule_ids[0])]).iloc[0]
+    assert own["diameter_low"] <= own["diameter"] <= own["diameter_high"]
+    assert run.final.model.training_info["intervals"]["coverage"]["texture"] == pytest.approx(
+        run.metrics["intervals"]["texture"]["all"]["coverage"]["value"]
+    )
+    resumed = cross_validate(store, tmp_path / "run", options=options, n_folds=3, baselines=False, resamples=50)
+    pd.testing.assert_frame_equal(resumed.predictions, run.predictions)

@@ -242,7 +242,7 @@ def _prediction(name: str, parts: NoduleParts) -> Prediction | None:
         "percentile": None, "logit": None, "diameter_only": None,
     }  # fmt: skip
     if name == "malignancy":
-        found["least"], found["greatest"] = (number(row, f"{column}_{end}") for end in ("low", "high"))
+        found["least"], found["greatest"] = (number(row, f"{column}_{end}") for end in ("least", "greatest"))
         found["set"] = _set_words(words(row, "malignancy_set"))
         found["logit"] = number(row, "malignancy_logit")
         found["diameter_only"] = number(row, "baseline.diameter_only.malignancy_probability")
@@ -252,9 +252,8 @@ def _prediction(name: str, parts: NoduleParts) -> Prediction | None:
 
 
 def _disagreement(row: Mapping[str, Any] | None, column: str) -> float | None:
-    """The standard deviation over folds, views and slices, under any name that a table of predictions gives it."""
-    names = (f"{column}_models_disagree_by", f"{column}_sd")
-    return next((value for name in names if (value := number(row, name)) is not None), None)
+    """The standard deviation over folds, views and slices."""
+    return number(row, f"{column}_models_disagree_by")
 
 
 def _set_words(text: str) -> str:

@@ -30,7 +30,7 @@ def read_predictions_table(path: Path | str) -> pd.DataFrame:
 
 
 def _is_figure(column: str) -> bool:
-    named = column.startswith(tuple(OUTPUTS)) and not column.endswith("_words")
+    named = column.startswith((*OUTPUTS, "p_calcified")) and not column.endswith(("_words", "_set"))
     return named or column.startswith("baseline.") or column in ("label", "fold", "n_readers")
 
 
