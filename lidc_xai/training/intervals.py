@@ -105,7 +105,7 @@ def add_intervals(table: pd.DataFrame, record: Record) -> pd.DataFrame:
     new: dict[str, Any] = {}
     strata = _strata(table)
     for name, fitted in record["outputs"].items():
-        value = table[name].to_numpy(np.float64)
+        value = _value(table, name)
         half = _scale(fitted, _design(table, name)) * _quantiles(fitted, strata)
         ends = SCALES[name]
         new[f"{name}_low"], new[f"{name}_high"] = (np.clip(value + s * half, ends.low, ends.high) for s in (-1, 1))
@@ -147,7 +147,7 @@ def cross_fitted(table: pd.DataFrame, kind: str = "platt") -> tuple[pd.DataFrame
 
 def _fit_output(table: pd.DataFrame, name: str) -> Record:
     rows = table.dropna(subset=[name, f"{name}_readers"])
-    residual = np.abs(rows[f"{name}_readers"].to_numpy(np.float64) - rows[name].to_numpy(np.float64))
+    residual = np.abs(rows[f"{name}_readers"].to_numpy(np.float64) - _value(rows, name))
     design, strata = _design(rows, name), _strata(rows)
     folds = rows["fold"].to_numpy() if "fold" in rows else np.zeros(len(rows))
     scores = np.empty(len(rows))
@@ -163,9 +163,14 @@ def _fit_output(table: pd.DataFrame, name: str) -> Record:
     return {**_fit_scale(design, residual), "quantiles": quantiles, "nodules": counts}
 
 
+def _value(table: pd.DataFrame, name: str) -> Array:
+    """Predictions cut to their scale, as they are shown."""
+    return np.clip(table[name].to_numpy(np.float64), SCALES[name].low, SCALES[name].high)
+
+
 def _design(table: pd.DataFrame, name: str) -> Array:
     """(n, 3 or 4): one, the prediction on its scale and its square, the log of the predicted diameter."""
-    value = table[name].to_numpy(np.float64) / (SCALES[name].high if math.isfinite(SCALES[name].high) else 10.0)
+    value = _value(table, name) / (SCALES[name].high if math.isfinite(SCALES[name].high) else 10.0)
     columns = [np.ones_like(value), value, value**2]
     if "diameter" in table:
         columns.append(np.log(np.clip(table["diameter"].to_numpy(np.float64), 2.0, None)))
