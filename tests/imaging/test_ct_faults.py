@@ -16,7 +16,7 @@ import pytest
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless
 
 from lidc_xai.errors import DataError, LidcXaiError, UsageError
 from lidc_xai.imaging import crop_nodule, read_ct
@@ -274,6 +274,12 @@ def _enhanced_file(write, folder, tools):
 
 def _enhanced_one_scale(write, folder, tools):
     _enhanced(write, folder, tools, per_frame=False).save_as(folder / "all.dcm", enforce_file_format=True)
+
+
+def _enhanced_packed(write, folder, tools):
+    merged = _enhanced(write, folder, tools)
+    merged.compress(RLELossless, generate_instance_uid=False)
+    merged.save_as(folder / "all.dcm", enforce_file_format=True)
 
 
 def _frames_without_place(write, folder, tools):
@@ -674,6 +680,7 @@ FAULTS = [
     Fault("grey levels instead of HU", _grey_levels, "nothing below -300, so these may not be HU", tolerance=np.inf),
     Fault("enhanced CT, frames shuffled, own rescale", _enhanced_file),
     Fault("enhanced CT, one rescale", _enhanced_one_scale),
+    Fault("enhanced CT, compressed", _enhanced_packed),
     Fault("several frames without positions", _frames_without_place, "no positions for them", DataError),
     Fault("fewer frame descriptions than frames", _frame_count, "NumberOfFrames is 12, but 11 are", DataError),
 ]  # fmt: skip

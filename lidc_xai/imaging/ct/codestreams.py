@@ -64,10 +64,11 @@ def _kind(data: bytes) -> tuple[str, tuple[int, int] | None]:
     """Its kind by its first bytes, and rows and columns where these say so."""
     if data[:4] == b"\xff\x4f\xff\x51" or data[4:8] == b"jP  ":
         at = data.find(b"\xff\x4f\xff\x51")
-        if at < 0 or len(data) < at + 24:
+        if at < 0 or len(data) < at + 42:
             return "damaged JPEG 2000", None
         width, height, left, top = struct.unpack_from(">4I", data, at + 8)
-        return "JPEG 2000", (height - top, width - left)
+        (colours,) = struct.unpack_from(">H", data, at + 40)
+        return _grey("JPEG 2000", colours), (height - top, width - left)
     if data[:2] == b"\xff\xd8":
         return _jpeg(data)
     if len(data) >= 64 and 1 <= struct.unpack_from("<I", data)[0] <= 15:
@@ -77,10 +78,14 @@ def _kind(data: bytes) -> tuple[str, tuple[int, int] | None]:
 
 def _jpeg(data: bytes) -> tuple[str, tuple[int, int] | None]:
     at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
+    while at + 10 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker in _START_OF_FRAME:
             rows, columns = struct.unpack_from(">2H", data, at + 5)
-            return ("JPEG-LS" if marker == 0xF7 else "JPEG"), (rows, columns)
+            return _grey("JPEG-LS" if marker == 0xF7 else "JPEG", data[at + 9]), (rows, columns)
         at += 1 if marker == 0xFF else 2 + struct.unpack_from(">H", data, at + 2)[0]
     return "damaged JPEG", None
+
+
+def _grey(kind: str, colours: int) -> str:
+    return kind if colours == 1 else f"{kind} of {colours} colours"

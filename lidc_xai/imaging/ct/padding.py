@@ -6,6 +6,7 @@ padding only where it reaches a corner of the picture, outside the round field o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,9 @@ class Padding:
         if header.padding is None:
             return None
         low, high = header.padding
-        declared = stored == low if low == high else (stored >= low) & (stored <= high)
+        # Whole numbers are compared as such: with a fraction the whole slice would become floats first.
+        first, last = math.ceil(low), math.floor(high)
+        declared = stored == first if first == last else (stored >= first) & (stored <= last)
         slope, intercept = header.slope or 1.0, header.intercept or 0.0
         highest = max(low * slope, high * slope) + intercept
         if highest <= AIR_HU:
