@@ -10,22 +10,27 @@ trees of all patients to the package (lidc_xai/imaging/png/hu_trees.json).
 
 from __future__ import annotations
 
-import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from joblib import Parallel, delayed
+from pydantic import Field
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import GroupKFold
 
 from lidc_xai.annotations import load_nodules
+from lidc_xai.commands.common import need_out
+from lidc_xai.commands.script import run_script
+from lidc_xai.config import Config
 from lidc_xai.files import sha256_of, write_json, write_text
 from lidc_xai.imaging.png.hu import calibrate
 from lidc_xai.imaging.png.learned import REFERENCE, TABLE, BoostedTrees, picture_features
 from lidc_xai.imaging.png.lines import HuLines
 from lidc_xai.imaging.png.source import open_edition
+from lidc_xai.run import Run
 
 RANGES = {"lung": (-960, -700), "soft tissue": (-150, 250)}
 FEWEST_PIXELS = 25
@@ -34,15 +39,18 @@ TREES = {"max_iter": 40, "learning_rate": 0.15, "max_leaf_nodes": 8, "min_sample
 BINS = 4
 
 
-def main() -> None:
+class Options(Config):
+    """The edition, what is known of it, and whether the package takes what is learned."""
+
+    slices: Path = Field(description="The PNG edition.")
+    hu: Path = Field(description="Known lines.")
+    jobs: int = Field(1, description="Processes.")
+    ship: bool = Field(False, description=f"Also write {TABLE.name} of the package.")
+
+
+def learn_hu(options: Options, run: Run) -> None:
     """Read, cross-fit, report, and where asked write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slices", type=Path, required=True, help="the PNG edition")
-    parser.add_argument("--hu", type=Path, required=True, help="known lines")
-    parser.add_argument("--out", type=Path, required=True, help="folder for errors.json")
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--ship", action="store_true", help=f"write {TABLE.name} of the package")
-    options = parser.parse_args()
+    out = need_out(options)
     data = _slices(options.slices, options.hu, options.jobs)
     after = np.full_like(data["before"], np.nan)
     for learn, test in GroupKFold(5, shuffle=True, random_state=0).split(data["x"], groups=data["patient"]):
@@ -58,7 +66,7 @@ def main() -> None:
             "before": _figures(data["before"][largest]), "after": _figures(after[largest]),
         },
     }  # fmt: skip
-    write_json(options.out / "errors.json", report)
+    write_json(out / "errors.json", report)
     print(json.dumps(report, indent=1))
     if options.ship:
         edges = np.quantile(data["sd"], np.arange(1, BINS) / BINS)
@@ -158,5 +166,10 @@ def _as_json(model: Any) -> dict[str, Any]:
     return {"baseline": round(float(np.ravel(model._baseline_prediction)[0]), 3), "trees": trees}
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return run_script("fit_png_hu", Options, learn_hu, __doc__ or "", arguments)
+
+
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from lidc_xai.errors import UsageError
-from lidc_xai.explain.networks.outputs import Outputs, OutputSpec
+from lidc_xai.explain.networks.outputs import Outputs as Outputs
+from lidc_xai.explain.networks.outputs import OutputSpec
 
 OutputRef = int | str | Tensor | None
 """An output: its column, its name, a column per image (LongTensor (B,)), or None for each image's predicted class."""

@@ -108,7 +108,8 @@ def on_cells(model: nn.Module, images: Tensor, maps: Tensor, grid: tuple[int, in
         grid = None if vit is None else vit.grid(images)
         if grid is None or size[0] % grid[0] or size[1] % grid[1]:
             return maps
-    return patch_means(maps.flatten(0, -3), grid).unflatten(0, maps.shape[:-2])
+    cells: Tensor = patch_means(maps.flatten(0, -3), grid).unflatten(0, maps.shape[:-2])
+    return cells
 
 
 def fits(maps: Tensor, size: tuple[int, int]) -> bool:
@@ -135,7 +136,7 @@ def groups_of(maps: Tensor, seed: int) -> Tensor:
     # Rank among those that are kept: highest first, cells left out last.
     order = ranks.masked_fill(~kept, -1).argsort(dim=-1, descending=True, stable=True)
     places = torch.empty_like(order).scatter_(-1, order, torch.arange(cells, device=maps.device).expand_as(order))
-    return torch.where(places < size * count, places // size, -1).unflatten(-1, maps.shape[-2:])
+    return torch.where(places < size * count, places // size, -1).view(maps.shape)
 
 
 def group_outputs(forward: Forward, images: Tensor, removed: Tensor, maps: Tensor, seed: int) -> Outputs:

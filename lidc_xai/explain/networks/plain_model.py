@@ -52,7 +52,7 @@ def classifiers(model: nn.Module) -> tuple[nn.Module, ...]:
         return ()
     for module in model.modules():
         other = getattr(module, "head", None)
-        if head is getattr(module, "head_dist", None) and isinstance(other, nn.Module):
+        if getattr(module, "head_dist", None) is head and isinstance(other, nn.Module):
             return (other, head)
     return (head,)
 

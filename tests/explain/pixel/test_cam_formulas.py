@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lidc_xai.errors import ModelError, UsageError
 from lidc_xai.explain import ConceptSimilarity, LogOdds, LogProbability, MaxContrast, MeanContrast, Probability, explain
+from lidc_xai.explain.pixels.cam import gradcam_plus_plus_map
 
 KINDS: dict[str, Callable[[int], Any]] = {
     "logit": int,
@@ -206,3 +207,10 @@ def test_a_concept_is_a_target_of_a_cnn(
             **CLOSE,
         )
     assert found["fullgrad"].extras["residual"].abs().max() < 1e-9
+
+
+def test_gradcam_plus_plus_takes_every_positive_denominator() -> None:
+    """2 + ΣA g of 1/2, 0 and −1/2: α is 2, and nothing where the denominator is not positive."""
+    g = torch.tensor([-1.5, -2.0, -2.5]).view(3, 1, 1, 1)
+    found = gradcam_plus_plus_map(torch.ones(3, 1, 1, 1), g, relu=False).flatten()
+    assert found.tolist() == [-3.0, 0.0, 0.0]
