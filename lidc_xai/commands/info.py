@@ -96,15 +96,26 @@ def _model(name: str) -> Any:
         from lidc_xai.models import load_model
 
         return load_model(name)
+    import timm
     import torch
+    import torchvision
 
-    from lidc_xai.imagenet import load_classifier
+    from lidc_xai.imagenet.classifier import find_architecture
+    from lidc_xai.models import build_model
+    from lidc_xai.models.backbones import BACKBONES
 
-    model = load_classifier(name, "random").model
+    if name in BACKBONES:
+        return build_model(name, outputs=["malignancy"])
+    library, short = find_architecture(name)
+    model: Any = (
+        torchvision.models.get_model(short, weights=None) if library == "torchvision" else timm.create_model(short)
+    )
+    if getattr(model, "num_classes", None) == 0:
+        model.reset_classifier(2)
     for parameter in model.parameters():
         if not parameter.detach().any():  # a head that begins at zero reads nothing
             torch.nn.init.normal_(parameter, std=0.02)
-    return model
+    return model.eval()
 
 
 def _transformers_model(folder: Path) -> Any:

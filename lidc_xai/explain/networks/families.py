@@ -68,7 +68,7 @@ NOT_SO = {
     "CrossViT": "it has two streams of patches",
     "CoaT": "its attention is factorised",
     "ConVit": "its gated positional attention is no plain softmax",
-    "DaViT": "its attention lives in windows and channels",
+    "DaVit": "its attention lives in windows and channels",
     "LevitDistilled": "its attention shrinks the grid from stage to stage",
     "Levit": "its attention shrinks the grid from stage to stage",
     "PoolingVisionTransformer": "its grid shrinks from stage to stage",
