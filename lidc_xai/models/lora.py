@@ -60,10 +60,10 @@ def merge_lora(model: NoduleModel) -> dict[str, Tensor]:
     adapter: dict[str, Tensor] = {}
     for name, layer in list(model.named_modules()):
         if parametrize.is_parametrized(layer, "weight"):
-            (update,) = layer.parametrizations["weight"]  # type: ignore[index, union-attr]
+            (update,) = layer.parametrizations["weight"]
             adapter[f"{name}.down"] = update.down.detach().clone()
             adapter[f"{name}.up"] = (update.scale * update.up).detach().clone()
-            base = layer.parametrizations["weight"].original.detach()  # type: ignore[index, union-attr]
+            base = layer.parametrizations["weight"].original.detach()
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
             layer.weight.data = _merged(base, adapter[f"{name}.down"], adapter[f"{name}.up"])
     after = {name: tensor for name, tensor in model.state_dict().items() if _after_blocks(name)}
