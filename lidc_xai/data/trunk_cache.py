@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _WORDS = {
     "weights": "other weights", "preprocess": "other preprocessing", "slices": "another number of slices",
     "depth": "another number of blocks", "views": "other views", "precision": "another precision",
+    "mixed": "products of another precision",
 }  # fmt: skip
 _EVERY = 32
 """Nodules between two records of what is done."""
@@ -40,6 +41,8 @@ _EVERY = 32
 
 class TrunkCache:
     """The tokens before block ``depth`` of all planes of ``data`` that ``model`` can read.
+
+    ``precision``: of the tokens on disk; ``mixed``: the trunk computes them with bfloat16 products.
 
     Raises ``UsageError`` where ``folder`` holds tokens of another trunk or of other planes, ``LidcXaiError`` where the
     disk has no room for them.
@@ -52,6 +55,7 @@ class TrunkCache:
         data: PlaneDataset,
         learning_blocks: int,
         precision: str = "float16",
+        mixed: bool = False,
     ) -> None:
         self.folder, self.depth, self.data = Path(folder), trunk_depth(model, learning_blocks), data
         margin = model.preprocess.planes_per_input - 1
@@ -60,6 +64,7 @@ class TrunkCache:
         made_from = {
             "weights": _digest(trunk_modules(model, self.depth)), "preprocess": reads.to_json(), "slices": self.slices,
             "depth": self.depth, "views": list(data.views), "precision": precision,
+            "mixed": mixed,
         }  # fmt: skip
         network: Any = model.backbone
         tokens = int(network.patch_embed.num_patches) + int(network.num_prefix_tokens)
@@ -145,12 +150,16 @@ class TrunkCache:
         try:
             if not path.exists() or path.stat().st_size != int(np.prod(shape)) * np.dtype(precision).itemsize:
                 record["done"] = 0
+                write_json(self.folder / "trunk.json", record)
                 np.memmap(path, dtype=precision, mode="w+", shape=shape).flush()
             tokens = np.memmap(path, dtype=precision, mode="r+", shape=shape)
             names = list(record["planes"])[record["done"] :]
             for name in track(names, "trunk", len(names)):
                 inputs = reads.inputs(self.data.planes[row_of[name]]).to(parameter)
-                with torch.inference_mode():
+                with (
+                    torch.inference_mode(),
+                    torch.autocast(parameter.device.type, torch.bfloat16, enabled=record["mixed"]),
+                ):
                     turns = torch.stack([turned(inputs, turn) for turn in range(TURNS)], dim=1).flatten(0, 1)
                     made = trunk_tokens(model, reads.apply(turns), self.depth).float().cpu()
                 tokens[record["done"]] = made.numpy().astype(precision).reshape(shape[1:])

@@ -129,7 +129,7 @@ def trunk_for(model: NoduleModel, data: PlaneDataset, options: FitOptions) -> Tr
     try:
         return TrunkCache(
             options.trunk.folder, model.to("cuda" if on_gpu else "cpu"), data, options.trainable_blocks,
-            options.trunk.precision,
+            options.trunk.precision, mixed=options.precision == "bf16-mixed",
         )  # fmt: skip
     finally:
         model.cpu()

@@ -143,6 +143,8 @@ def test_a_cache_of_something_else_is_refused(
         TrunkCache(folder, model(), data, 3)
     with pytest.raises(UsageError, match="made with another precision"):
         TrunkCache(folder, model(), data, 2, "float32")
+    with pytest.raises(UsageError, match="products of another precision"):
+        TrunkCache(folder, model(), data, 2, mixed=True)
     more = PlaneDataset(toy_store, toy_store.nodule_ids[:7], OUTPUTS, views=["axial"], slices=3)
     with pytest.raises(UsageError, match="made with other planes"):
         TrunkCache(folder, model(), more, 2)
