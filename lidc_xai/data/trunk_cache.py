@@ -6,7 +6,6 @@ done. A build that was killed goes on where it was.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from lidc_xai.data.dataset import PlaneDataset, TrainingPlanes
 from lidc_xai.data.transforms import Item
 from lidc_xai.errors import DataError, LidcXaiError, UsageError
 from lidc_xai.files import write_json
+from lidc_xai.models.digest import tensors_digest
 from lidc_xai.models.trunk import after_trunk, trunk_depth, trunk_modules, trunk_tokens
 from lidc_xai.models.turns import TURNS, turned
 from lidc_xai.progress import track
@@ -62,14 +62,14 @@ class TrunkCache:
         self.slices = data.slices - margin
         reads = replace(model.preprocess, views=data.views, slices=self.slices, turns=1)
         made_from = {
-            "weights": _digest(trunk_modules(model, self.depth)), "preprocess": reads.to_json(), "slices": self.slices,
-            "depth": self.depth, "views": list(data.views), "precision": precision,
+            "weights": tensors_digest(trunk_modules(model, self.depth)), "preprocess": reads.to_json(),
+            "slices": self.slices, "depth": self.depth, "views": list(data.views), "precision": precision,
             "mixed": mixed,
         }  # fmt: skip
         network: Any = model.backbone
         tokens = int(network.patch_embed.num_patches) + int(network.num_prefix_tokens)
         each = (len(data.views), self.slices, TURNS, tokens, int(network.num_features))
-        planes = {name: _digest({"": data.planes[row]}) for row, name in enumerate(data.nodule_ids)}
+        planes = {name: tensors_digest({"": data.planes[row]}) for row, name in enumerate(data.nodule_ids)}
         record = self._record(made_from, planes)
         if record is None:
             self._check_room(len(planes) * int(np.prod(each)) * np.dtype(precision).itemsize)
@@ -193,11 +193,3 @@ class TrunkPlanes(TrainingPlanes):
         if "masks" in item:
             found["mask"] = turned(item["masks"][draw.view, self.data.slices // 2 + draw.slice], draw.turn)
         return found
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -32,7 +32,7 @@ def model_card(model: NoduleModel) -> str:
         f"{', '.join(model.preprocess.views).capitalize()} planes of CT crops in HU at 1 mm, "
         f"clamped to [{window[0]:g}, {window[1]:g}], "
         f"standardised with mean {model.preprocess.mean:.1f} and SD {model.preprocess.std:.1f}, resized to "
-        f"{model.preprocess.size} px and repeated to three channels. Raw outputs are averaged over "
+        f"{model.preprocess.size} px, {_channels_words(model)}. Raw outputs are averaged over "
         f"{_planes_words(model)}.",
         "## Network\n\n"
         f"Backbone {model.recipe['backbone']}"
@@ -53,7 +53,14 @@ def model_card(model: NoduleModel) -> str:
 
 def _planes_words(model: NoduleModel) -> str:
     slices = model.preprocess.slices
-    return ("the middle plane" if slices == 1 else f"the {slices} planes about the middle") + " of each view"
+    turns = ", and over the four quarter turns of each plane and their mirrors" if model.preprocess.turns == 8 else ""
+    return ("the middle plane" if slices == 1 else f"the {slices} planes about the middle") + " of each view" + turns
+
+
+def _channels_words(model: NoduleModel) -> str:
+    if model.preprocess.channels == "neighbours":
+        return "with the slices below and above it as the other two channels"
+    return "repeated to three channels"
 
 
 def _output_lines(model: NoduleModel) -> list[str]:

@@ -17,6 +17,8 @@ from lidc_xai.errors import DataError, LidcXaiError, ModelError, UsageError
 from lidc_xai.files import atomic_path, read_json, sha256_of
 from lidc_xai.models.backbones import BACKBONES
 from lidc_xai.models.card import licence_notice, model_card
+from lidc_xai.models.digest import base_digest
+from lidc_xai.models.lora import apply_adapter
 from lidc_xai.models.nodule_model import RECIPE_FIELDS, NoduleModel, build_model
 from lidc_xai.models.preprocess import Preprocess
 
@@ -34,8 +36,11 @@ _FIELDS = (
 _GROUPS = ("recipe", "preprocess", "target_scaling", "calibration", "training_info", "initial_weights")
 
 
-def save_model(model: NoduleModel, folder: Path | str) -> Path:
+def save_model(model: NoduleModel, folder: Path | str, *, adapter_only: bool = False) -> Path:
     """Write ``model`` to ``folder`` (replaced as a whole if it exists); a kill leaves the old folder or the new one.
+
+    ``adapter_only``: of a model fine-tuned by LoRA the update, norm and head alone, in half precision (.4 MB for rank 8
+    in four blocks of a ViT-S); ``load_model`` then needs the published weights that it started from.
 
     >>> path = save_model(model, folder / "saved")
     >>> load_model(path).output_names
@@ -48,19 +53,31 @@ def save_model(model: NoduleModel, folder: Path | str) -> Path:
         raise UsageError(f"{folder}: holds something that is not a saved model; choose another path")
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(tensors, temporary / "weights.safetensors", metadata={"format": "pt"})
-        if model.adapter is not None:
-            adapter = {name: tensor.cpu().contiguous() for name, tensor in model.adapter.items()}
-            save_file(adapter, temporary / ADAPTER, metadata={"format": "pt"})
-        description = describe(model) | {"weights_sha256": sha256_of(temporary / "weights.safetensors")}
+        files = _write_tensors(model, temporary, adapter_only)
+        description = describe(model) | {"weights_sha256": sha256_of(files[0])}
         text = json.dumps(description, indent=1, ensure_ascii=False, allow_nan=False)
         (temporary / "model.json").write_text(text + "\n", encoding="utf-8")
         # safetensors writes for the owner alone; colleagues read the other files
-        shutil.copymode(temporary / "model.json", temporary / "weights.safetensors")
+        for file in files:
+            shutil.copymode(temporary / "model.json", file)
         (temporary / "MODEL_CARD.md").write_text(model_card(model), encoding="utf-8")
         (temporary / "LICENSE").write_text(licence_notice(model), encoding="utf-8")
     return folder
+
+
+def _write_tensors(model: NoduleModel, folder: Path, adapter_only: bool) -> list[Path]:
+    """Weights, and an adapter where there is one; the first is what the model is loaded from."""
+    if adapter_only and model.adapter is None:
+        raise UsageError("adapter_only is for a model fine-tuned by LoRA (fit.lora.rank); save this one whole")
+    written: list[Path] = []
+    groups = {} if adapter_only else {"weights.safetensors": model.state_dict()}
+    for name, tensors in (groups | ({ADAPTER: model.adapter} if model.adapter is not None else {})).items():
+        values = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        if adapter_only:
+            values = {key: tensor.half() for key, tensor in values.items()}
+        save_file(values, folder / name, metadata={"format": "pt"})
+        written.append(folder / name)
+    return written
 
 
 def describe(model: NoduleModel) -> dict[str, Any]:
@@ -80,18 +97,28 @@ def describe(model: NoduleModel) -> dict[str, Any]:
     }
 
 
-def load_model(path: Path | str) -> NoduleModel:
+def load_model(path: Path | str, weights: Path | str | None = None) -> NoduleModel:
     """Restore a saved model in evaluation mode on the CPU, bit for bit.
 
-    ``path``: a model folder, a run folder that holds ``model/``, or a name of ``shipped_models()``. Raises
-    ``UsageError`` where the path does not exist and ``ModelError`` where it is no model, of another format version,
-    damaged, or holds NaN.
+    ``path``: a model folder, a run folder that holds ``model/``, or a name of ``shipped_models()``. ``weights``: of a
+    model saved as an adapter, the published weights that it is added to ("pretrained" or a path, as for
+    ``build_model``; checked). Raises ``UsageError`` where a path does not exist and ``ModelError`` where it is no
+    model, of another format version, damaged, holds NaN, or where ``weights`` are not those that the adapter was made
+    for.
 
     >>> load_model("lidc-small").output_names[0]
     'malignancy'
     """
     folder = _model_folder(Path(path))
     description = _read_description(folder / "model.json")
+    if (folder / ADAPTER).is_file() and not (folder / "weights.safetensors").is_file():
+        return _load_adapted(folder, description, weights)
+    if weights is not None:
+        raise UsageError(f"{folder}: holds its own weights; leave weights out, it is for models saved as adapters")
+    return _load_whole(folder, description)
+
+
+def _load_whole(folder: Path, description: dict[str, Any]) -> NoduleModel:
     weights = folder / "weights.safetensors"
     if not weights.is_file():
         raise ModelError(f"{weights}: is missing, so {folder} is no complete saved model; save it again")
@@ -115,6 +142,38 @@ def load_model(path: Path | str) -> NoduleModel:
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError, IndexError, LidcXaiError) as error:
         raise ModelError(f"{folder / 'model.json'}: does not describe the weights beside it ({error})") from error
     check_finite(model, str(weights))
+    return _described(model, description)
+
+
+def _load_adapted(folder: Path, description: dict[str, Any], weights: Path | str | None) -> NoduleModel:
+    path, start = folder / ADAPTER, description["initial_weights"]
+    backbone, source = description["recipe"].get("backbone"), start.get("source")
+    if weights is None:
+        raise ModelError(
+            f"{folder}: is an adapter to the published weights of {backbone!r} ({source}), which do not come with it; "
+            'give weights="pretrained" or the path of that file'
+        )
+    if sha256_of(path) != description["weights_sha256"]:
+        raise ModelError(f"{path}: SHA-256 differs from model.json (damaged or replaced file); copy the folder again")
+    recipe = {name: description["recipe"].get(name) for name in RECIPE_FIELDS}
+    model = build_model(**recipe, weights=weights, preprocess=Preprocess.from_json(description["preprocess"]))
+    if base_digest(model.backbone) != start.get("tensors_sha256"):
+        made_for = f"{source}, SHA-256 {str(start.get('sha256'))[:8]}…"
+        raise ModelError(
+            f"{weights}: not the weights of {backbone!r} that {folder.name} was made for ({made_for}); give that file"
+        )
+    try:
+        model.adapter = {name: tensor.float() for name, tensor in load_file(path).items()}
+        apply_adapter(model, model.adapter)
+        model.target_scaling = _pairs(description["target_scaling"])
+        model.calibration = _pairs(description["calibration"])
+    except (SafetensorError, UsageError, KeyError, TypeError, IndexError, ValueError) as error:
+        raise ModelError(f"{path}: does not fit the model beside it ({error}); copy the folder again") from error
+    check_finite(model, str(path))
+    return _described(model, description)
+
+
+def _described(model: NoduleModel, description: dict[str, Any]) -> NoduleModel:
     model.initial_weights = description["initial_weights"]
     model.training_info = description["training_info"]
     return model.eval()

@@ -6,7 +6,6 @@ token grid over the crop's plane. Raw and signed: scaling for the eye is the rep
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -225,11 +224,9 @@ def maps_of_store(
 
 def weights_digest(model: torch.nn.Module) -> str:
     """SHA-256 over the names and values of a model's weights, in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    from lidc_xai.models.digest import tensors_digest
+
+    return tensors_digest(model.state_dict())
 
 
 def _check_same(path: Path, made_with: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from lidc_xai.data.dataset import PlaneDataset, standardised
 from lidc_xai.data.trunk_cache import TrunkCache
 from lidc_xai.files import write_json
+from lidc_xai.models.digest import base_digest
 from lidc_xai.models.lora import merge_lora
 from lidc_xai.models.nodule_model import NoduleModel, build_model
 from lidc_xai.models.saved import load_model, save_model
@@ -148,6 +149,8 @@ def prepare_model(options: FitOptions, data: PlaneDataset, rows: Tensor) -> Nodu
             values = data.targets[rows, column].double()
             values = values[torch.isfinite(values)]
             model.target_scaling[name] = (float(values.mean()), float(values.std()))
+    if options.lora.rank:  # an adapter says what it is to be added to
+        model.initial_weights = {**model.initial_weights, "tensors_sha256": base_digest(model.backbone)}
     choose_trainable(model, options)
     return model
 

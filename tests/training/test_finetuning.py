@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from lidc_xai.errors import UsageError
+from lidc_xai.errors import ModelError, UsageError
 from lidc_xai.imaging.store.crop_store import CropStore
 from lidc_xai.models import build_model, load_model, save_model
 from lidc_xai.models.lora import add_lora, apply_adapter, merge_lora
@@ -137,3 +138,38 @@ def test_mixed_precision_learns_on_the_cache(toy_store: CropStore, quick: Quick,
         trainable_blocks=1, trunk={"folder": str(tmp_path / "trunk")}, loss={"mask_weight": 1.0},
     )  # fmt: skip
     assert np.isfinite(fit(toy_store, None, options=options).history["train_loss"]).all()
+
+
+def test_a_model_saved_as_an_adapter_needs_the_weights_that_it_was_made_for(
+    toy_store: CropStore, quick: Quick, tmp_path: Path
+) -> None:
+    for name, seed in (("base", 5), ("other", 6)):
+        network = build_model("vit_small64_p8", size=16, seed=seed).backbone
+        save_file(dict(network.state_dict()), tmp_path / f"{name}.safetensors")
+    weights = {"weights": str(tmp_path / "base.safetensors")}
+    options = quick(
+        epochs=1, model=weights, trainable_blocks=2, lora={"rank": 2}, channels="neighbours", turns_averaged=8
+    )  # fmt: skip
+    model = fit(toy_store, tmp_path / "run", options=options).model
+    assert "repeated" not in (tmp_path / "run" / "model" / "MODEL_CARD.md").read_text()
+    folder = save_model(load_model(tmp_path / "run"), tmp_path / "adapter", adapter_only=True)
+    assert {path.name for path in folder.iterdir()} == {"adapter.safetensors", "model.json", "MODEL_CARD.md", "LICENSE"}
+    again = load_model(folder, weights=tmp_path / "base.safetensors")
+    images = torch.randn(2, 3, 16, 16)
+    with torch.inference_mode():
+        assert torch.allclose(again(images), model(images), atol=2e-3)
+    assert (again.calibration, again.preprocess) == (model.calibration, model.preprocess)
+    with pytest.raises(ModelError, match="which do not come with it"):
+        load_model(folder)
+    with pytest.raises(ModelError, match="not the weights of 'vit_small64_p8' that adapter was made for"):
+        load_model(folder, weights=tmp_path / "other.safetensors")
+    with pytest.raises(UsageError, match="no such weights file"):
+        load_model(folder, weights=tmp_path / "absent.safetensors")
+    with pytest.raises(UsageError, match="leave weights out"):
+        load_model(tmp_path / "run", weights=tmp_path / "base.safetensors")
+    with pytest.raises(UsageError, match="fine-tuned by LoRA"):
+        save_model(build_model("vit_small64_p8", size=16), tmp_path / "x", adapter_only=True)
+    data = (folder / "adapter.safetensors").read_bytes()
+    (folder / "adapter.safetensors").write_bytes(data[:-8])
+    with pytest.raises(ModelError, match="damaged or replaced"):
+        load_model(folder, weights=tmp_path / "base.safetensors")
