@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.files import atomic_path, write_json
 from lidc_xai.imaging.crops.contours import consensus_mask
-from lidc_xai.imaging.ct.nifti import to_image
+from lidc_xai.imaging.ct.nifti import to_image, write_image
 from lidc_xai.progress import track
 from lidc_xai.ratings import RESEARCH_USE_ONLY, SCALES
 from lidc_xai.reporting.map_grid import map_on_grid
@@ -124,7 +123,7 @@ def _export_one(
         for ending in formats:
             path = folder / f"{name}.{ending}"
             with atomic_path(path) as temporary:
-                sitk.WriteImage(image, str(temporary), useCompression=True)
+                write_image(image, temporary)
             paths.append(path)
     write_json(folder / "maps.json", {"note": words, "nodule_id": nodule_id, "simulated": simulated, "maps": described})
     return [*paths, folder / "maps.json"]

@@ -1,7 +1,10 @@
 """Stores that are damaged or hostile: a crop that is not what prepare wrote is refused, alone and in one line."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -189,3 +192,30 @@ def test_a_box_that_no_model_could_read_is_refused_before_it_is_written(tmp_path
     with pytest.raises(DataError, match=words):
         writer.write(make_crop(**changes), {}, [])
     assert not (tmp_path / "new" / "crops").exists()
+
+
+@pytest.mark.parametrize("name", ["x.nii", "x.nii.gz", "x.nrrd"])
+def test_an_image_cut_short_by_a_full_disk_is_an_error(tmp_path, name):
+    """A limit on the size of a file stands for the full disk; ITK itself says nothing of it for NIfTI."""
+    code = (
+        "import resource, sys, numpy as np\n"
+        "from lidc_xai.errors import LidcXaiError\n"
+        "from lidc_xai.files import atomic_path\n"
+        "from lidc_xai.imaging.ct.nifti import to_image, write_image\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "array = np.random.default_rng(0).normal(size=(32, 32, 32)).astype(np.float32)\n"
+        "try:\n"
+        "    with atomic_path(sys.argv[1]) as temporary:\n"
+        "        write_image(to_image(array, np.eye(4)), temporary)\n"
+        "except LidcXaiError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / name)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert "cannot be written" in done.stdout, done.stderr
+    assert len(done.stdout.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
+import os
+import zlib
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
+from lidc_xai.errors import LidcXaiError
 from lidc_xai.imaging.ct.formats.volume_file import read_volume
+
+_NIFTI_HEADER = 352
 
 
 def to_image(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
@@ -26,7 +33,40 @@ def write_nifti(path: Path | str, array: np.ndarray, affine: np.ndarray) -> None
         image = sitk.JoinSeries([to_image(part, affine) for part in array])
     else:
         image = to_image(array, affine)
-    sitk.WriteImage(image, str(path), useCompression=str(path).endswith(".gz"))
+    write_image(image, path)
+
+
+def write_image(image: sitk.Image, path: Path | str) -> None:
+    """Write one image, compressed where the name ends in ``.gz`` or ``.nrrd``.
+
+    ITK cuts a NIfTI short on a full disk without a word: what lies there is counted afterwards. Raises OSError (no
+    space left) where it is not whole, LidcXaiError where ITK says that it cannot be written.
+    """
+    name = str(path)
+    try:
+        sitk.WriteImage(image, name, useCompression=name.endswith((".gz", ".nrrd")))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else "ITK gives no reason"
+        raise LidcXaiError(f"{path}: cannot be written ({reason}); is the disk full? choose another --out") from error
+    if not name.endswith((".nii", ".nii.gz")):
+        return
+    wanted = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
+    if _bytes_in(Path(path)) < wanted + _NIFTI_HEADER:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+
+
+def _bytes_in(path: Path) -> int:
+    """How much a file holds, unpacked; what cannot be unpacked counts for nothing."""
+    if path.suffix != ".gz":
+        return path.stat().st_size
+    count = 0
+    try:
+        with gzip.open(path) as stream:
+            while part := stream.read(1 << 20):
+                count += len(part)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        return 0
+    return count
 
 
 def read_nifti(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
