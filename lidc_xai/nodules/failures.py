@@ -64,7 +64,9 @@ def _properties(table: pd.DataFrame, votes: pd.DataFrame) -> dict[str, pd.Series
         "margin": (3.0, "poorly defined", "sharper"),
         "spiculation": (3.0, "little", "marked"),
     }
-    found = {"diameter": pd.Series([diameter_stratum(float(value)) for value in table["diameter"]])}
+    found: dict[str, pd.Series] = {
+        "diameter": pd.Series([diameter_stratum(float(value)) for value in table["diameter"]])
+    }
     for name, (middle, low, high) in sides.items():
         found[name] = _split(table[name], middle, low, high)
     found["calcification"] = pd.Series(calcified).map({True: "seen by a reader", False: "seen by none"})

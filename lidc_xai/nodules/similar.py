@@ -151,7 +151,7 @@ def _entry(
         "patient_id": patient,
         "similarity": similarity,
         "ratings": {output: float(own[output]) for output in COMPARED if pd.notna(own[output])},
-        "calcified": None if pd.isna(own["calcified"]) else float(own["calcified"]),
+        "calcified": next((float(share) for share in [own["calcified"]] if pd.notna(share)), None),
         "label": None if np.isnan(label) else label,
         "differs": differs,
     }

@@ -229,8 +229,8 @@ def _follows(table: pd.DataFrame, patients: pd.Series) -> dict[str, dict[str, fl
         own = table[(table["ai"] == ai) & table["malignancy"].notna()].set_index(["reader", "nodule_id"])
         if own.empty:
             continue
-        towards = np.where(own["shown"] > 0.5, 1.0, -1.0)
-        moved = (towards * (own["malignancy"] - alone.reindex(own.index))).dropna()
+        towards = pd.Series(np.where(own["shown"] > 0.5, 1.0, -1.0), index=own.index)
+        moved = (own["malignancy"] - alone.reindex(own.index)).mul(towards).dropna()
         if moved.empty:
             continue
         interval = bootstrap_mean(moved.to_numpy(), patients[moved.index.get_level_values(1)].tolist())

@@ -106,7 +106,7 @@ def test_print_shows_only_planes_that_the_model_read(made, tmp_path, monkeypatch
     printed = {}
     monkeypatch.setattr(
         "lidc_xai.reporting.nodule.page.write_pdf",
-        lambda text, path, paper, pictures: printed.update(text=text, names=set(pictures)) or path,
+        lambda text, path, paper, pictures, **_: printed.update(text=text, names=set(pictures)) or path,
     )
     store = made.store(tmp_path / "store", n=1)
     nodule_id = store.nodule_ids[0]

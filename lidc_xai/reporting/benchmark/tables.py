@@ -71,7 +71,7 @@ def benchmark_tables(
         for place, output in enumerate(outputs or ([""] if len(own) else [])):
             part = own[own["output"].isin([output, ""])]
             columns = [column for column in layout.columns if (part["metric"] == column[0]).any()]
-            leading = next((k for k, column in enumerate(columns) if column[2]), None)
+            leading = _leading(columns)
             chance = {} if leading is None else _beats_disc(per_case, columns[leading], output)
             tables.append(
                 {
@@ -86,6 +86,14 @@ def benchmark_tables(
                 }
             )
     return tables
+
+
+def _leading(columns: list[tuple[str, str, bool | None]]) -> int | None:
+    """The column that ranks a table: its headline, else the first where higher is better."""
+    from lidc_xai.evaluation.benchmark.tables import HEADLINES
+
+    headline = next((k for k, column in enumerate(columns) if column[0] in HEADLINES and column[2]), None)
+    return headline if headline is not None else next((k for k, column in enumerate(columns) if column[2]), None)
 
 
 def _beats_disc(per_case: pd.DataFrame, column: tuple[str, str, bool | None], output: str) -> dict[str, str]:
@@ -117,7 +125,8 @@ def _rows(
 
     wide = part.pivot_table(index="method", columns="metric", values="mean", aggfunc="first", sort=False)
     ranked = wide[[not is_unranked(str(name)) for name in wide.index]]
-    leading = next((column for column in columns if column[2]), columns[0])
+    place = _leading(columns)
+    leading = columns[place or 0]
     order = wide[leading[0]] if leading[0] in wide else pd.Series(0.0, index=wide.index)
     keys = {
         str(name): (is_unranked(str(name)), -order[name] if leading[2] is not False else order[name])
