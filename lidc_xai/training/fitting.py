@@ -19,6 +19,7 @@ from lidc_xai.models.digest import base_digest
 from lidc_xai.models.lora import merge_lora
 from lidc_xai.models.nodule_model import NoduleModel, build_model
 from lidc_xai.models.saved import load_model, save_model
+from lidc_xai.run import shareable_config
 from lidc_xai.training.calibration import calibrate
 from lidc_xai.training.loop.module import FitModule, evaluated
 from lidc_xai.training.loop.optimiser import choose_trainable
@@ -202,7 +203,7 @@ def _training_info(
             "seed": options.seed,
             "simulated": simulated,
             "best_epoch": best_epoch,
-            "options": options.model_dump(mode="json"),
+            "options": shareable_config(options.model_dump(mode="json")),  # a model is given to others
             "store": store.path.name,
             "store_sha256": store.fingerprint.get("sha256"),
             "metrics": {f"validation {name}": value for name, value in figures.items()},
