@@ -16,6 +16,7 @@ from lidc_xai.errors import ModelError, UsageError
 from lidc_xai.explain.networks.changed_backward import LIBRA, Rules
 from lidc_xai.explain.networks.context import Context, Result, gradients
 from lidc_xai.explain.networks.embedding import from_embedding, patch_embedding, times_gradient
+from lidc_xai.explain.networks.plain_model import plain_forward
 from lidc_xai.explain.pixels.cam import gradcam
 from lidc_xai.explain.pixels.fullgrad import fullgrad
 from lidc_xai.explain.pixels.gradients import input_x_gradient
@@ -24,8 +25,10 @@ from lidc_xai.explain.tokens.cdam import cdam
 
 def token_input_x_gradient(context: Context) -> Result:
     """(B, T, gh, gw), signed; a hierarchical network's first, finest grid."""
-    images = context.images
-    e, outputs = from_embedding(context.model, lambda: context.forward(images))
+    images, parts = context.images, context.run.parts
+    # composed of its parts, a model whose head reads CLS computes its last block for that token alone
+    forward = (lambda: plain_forward(context.model, images)) if parts is None else (lambda: parts.forward(images))
+    e, outputs = from_embedding(context.model, lambda: context.network(forward))
     context.run.record(outputs)
     slopes = gradients(context.targets.scores(outputs), e)
     size = (images.shape[-2], images.shape[-1])
