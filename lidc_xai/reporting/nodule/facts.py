@@ -43,6 +43,7 @@ _TITLES = {
     "cdam": "CDAM", "smooth_cdam": "Smooth CDAM", "integrated_cdam": "Integrated CDAM", "gradcam": "GradCAM",
     "gradcam_plus_plus": "GradCAM++", "xgradcam": "XGradCAM", "rsi_gradcam": "RSI-GradCAM", "fullgrad": "FullGrad",
     "smoothgrad": "SmoothGrad", "reciprocam": "ViT-ReciproCAM", "partial_lrp": "partial LRP",
+    "attn_lrp": "AttnLRP", "libragrad": "LibraGrad", "legrad": "LeGrad", "token_input_x_gradient": "token × gradient",
     "input_x_gradient": "input × gradient", "random_weights": "random weights", "random": "random numbers",
 }  # fmt: skip
 CALCIFICATION_NOTE = (
