@@ -152,9 +152,9 @@ def test_pretraining_continues_to_the_same_weights(
 
 def test_views_are_standardised_planes_of_two_sizes(tiny: PretrainOptions) -> None:
     module = DinoModule(torch.full((2, 3, 1, 16, 16), -600.0), tiny)
-    views = module.data[3]
+    views = module.shown[3]
     assert [tuple(view.shape) for view in views] == [(3, 16, 16)] * 2 + [(3, 8, 8)] * 2
-    again = module.data[3]
+    again = module.shown[3]
     assert all(torch.equal(a, b) for a, b in zip(views, again, strict=True))
     with pytest.raises(UsageError, match="is no ViT"):
         DinoModule(torch.zeros(1, 3, 1, 16, 16), tiny.model_copy(update={"backbone": "resnet50"}))
