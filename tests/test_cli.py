@@ -74,3 +74,15 @@ def test_an_out_that_is_a_file_is_one_line(tmp_path):
     found = lidc_xai("cohort", "--out", tmp_path / "file" / "x")
     assert found.returncode == 2
     assert "cannot be made" in found.stderr
+
+
+def test_info_says_what_a_model_can_do_and_why_not_the_rest():
+    found = lidc_xai("info", "methods", "--model", "test_vit", "--json")
+    assert found.returncode == 0, found.stderr
+    rows = {row["name"]: row for row in json.loads(found.stdout)}
+    assert rows["cdam"] == {"name": "cdam", "works": "yes", "why not": ""}
+    assert rows["rsi_gradcam"]["works"] == "no"
+    assert "a ViT's residual stream leads around norm1" in rows["rsi_gradcam"]["why not"]
+    wrong = lidc_xai("info", "backbones", "--model", "test_vit")
+    assert wrong.returncode == 2
+    assert "--model goes with info methods, not with info backbones" in wrong.stderr

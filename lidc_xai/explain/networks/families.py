@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -110,14 +109,16 @@ def find_anatomy(model: nn.Module) -> Anatomy | str:
     return _anatomy(outer, *bodies[0])
 
 
-@lru_cache(maxsize=4096)
 def family_of(kind: type) -> Family | None:
     """The family that a class is of, by its own name or a base's."""
     for base in kind.__mro__:
-        for family in FAMILIES:
-            if base.__name__ == family.name and base.__module__.split(".")[0] == family.package:
+        for family in _BY_NAME.get(base.__name__, ()):
+            if base.__module__.split(".")[0] == family.package:
                 return family
     return None
+
+
+_BY_NAME = {family.name: [other for other in FAMILIES if other.name == family.name] for family in FAMILIES}
 
 
 def _inside_another(body: nn.Module, others: list[nn.Module]) -> bool:
@@ -179,7 +180,7 @@ def _at(module: Any, path: str) -> nn.Module | None:
         module = module._modules.get(name)
         if module is None:
             return None
-    return module  # type: ignore[no-any-return]
+    return module if isinstance(module, nn.Module) else None
 
 
 def _patch(body: Any, embed: Any) -> Size | None:

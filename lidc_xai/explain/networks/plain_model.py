@@ -50,11 +50,12 @@ def classifiers(model: nn.Module) -> tuple[nn.Module, ...]:
     head = classifier(model)
     if head is None:
         return ()
+    found: tuple[nn.Module, ...] = (head,)
     for module in model.modules():
         other = getattr(module, "head", None)
         if getattr(module, "head_dist", None) is head and isinstance(other, nn.Module):
-            return (other, head)
-    return (head,)
+            return (other, *found)
+    return found
 
 
 def classifier(model: nn.Module) -> nn.Module | None:
