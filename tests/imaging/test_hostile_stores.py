@@ -219,3 +219,13 @@ def test_an_image_cut_short_by_a_full_disk_is_an_error(tmp_path, name):
     assert "cannot be written" in done.stdout, done.stderr
     assert len(done.stdout.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("spiculation", {}), ("centre_y_mm", "x"), ("n_readers_masked", "one")])
+def test_a_record_with_a_value_of_another_kind_is_a_row(store, name, value):
+    path = store.path / "crops" / "one" / "nodule.json"
+    record = json.loads(path.read_text())
+    record["row"][name] = value
+    path.write_text(json.dumps(record))
+    assert StoreWriter(store.path, size_mm=16, spacing_mm=1, rule={}).finish().nodule_ids == ["two"]
+    assert "one/nodule.json" in (store.path / "skipped.csv").read_text()

@@ -214,7 +214,11 @@ class StoreWriter:
                 records.append(read_record(folder))
             except DataError as error:
                 self.skip(folder.name, "store", str(error))
-        manifest = _manifest([record["row"] for record in records])
+        try:
+            manifest = _manifest([record["row"] for record in records])
+        except (TypeError, ValueError):  # a value of another kind than its column, in some record
+            records = [record for record in records if self._fits(record["row"])]
+            manifest = _manifest([record["row"] for record in records])
         votes = pd.DataFrame([vote for record in records for vote in record["votes"]], columns=list(VOTE_COLUMNS))
         with atomic_path(self.path / "manifest.parquet") as temporary:
             manifest.to_parquet(temporary, index=False)
@@ -224,6 +228,16 @@ class StoreWriter:
         description = describe_store(manifest, records, len(set(self._skipped)))
         write_json(self.path / "fingerprint.json", {**self._settings, "complete": True, **plain(description)})
         return CropStore(self.path)
+
+    def _fits(self, row: dict[str, Any]) -> bool:
+        """Whether a row can stand in the manifest; one that cannot is noted as skipped."""
+        try:
+            _manifest([row])
+        except (TypeError, ValueError) as error:
+            words = f"{row['nodule_id']}/{RECORD}: {error}; delete the folder and run prepare again"
+            self.skip(row["nodule_id"], "store", words)
+            return False
+        return True
 
     def _folder(self, nodule_id: str) -> Path:
         problem = id_problem(nodule_id)
