@@ -72,11 +72,11 @@ def read_table(
         raise DataError(f"{path}: has no column {missing[0]!r}")
     if "nodule_id" in needed and table["nodule_id"].isna().any():
         raise DataError(f"{path}: row {int(table['nodule_id'].isna().to_numpy().argmax()) + 1} has no nodule_id")
-    twice = table["nodule_id"][table["nodule_id"].duplicated()] if "nodule_id" in needed else []
-    if len(twice):
+    if "nodule_id" in needed and table["nodule_id"].duplicated().any():
+        twice = table["nodule_id"][table["nodule_id"].duplicated()]
         raise DataError(f"{path}: nodule {twice.iloc[0]!r} is there twice")
-    for name in table if numbers else ():
-        if numbers(str(name)) and not pd.api.types.is_numeric_dtype(table[name]):
+    for name in table:
+        if numbers is not None and numbers(str(name)) and not pd.api.types.is_numeric_dtype(table[name]):
             bad = table[name][pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()]
             if len(bad):
                 raise DataError(f"{path}: column {name!r} has {bad.iloc[0]!r}, which is no number")
