@@ -20,6 +20,10 @@ import numpy as np
 from lidc_xai.errors import LidcXaiError
 
 
+_SILENCE_S = 600.0
+"""A child that says nothing for so long hangs without working; one that works too long is ended by its own timer."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of input. ``make(folder)`` writes a good one, ``damage(folder, rng)`` damages it and says how, and
@@ -69,7 +73,7 @@ def _run_child(
     send.close()
     at = numbers.start
     while at < numbers.stop:
-        if not receive.poll(max(60.0, 20 * seconds)):
+        if not receive.poll(_SILENCE_S):
             child.kill()
             outcome.failed.append((at, "hangs"))
             at += 1
