@@ -19,7 +19,6 @@ import numpy as np
 
 from lidc_xai.errors import LidcXaiError
 
-
 _SILENCE_S = 600.0
 """A child that says nothing for so long hangs without working; one that works too long is ended by its own timer."""
 
