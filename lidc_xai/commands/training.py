@@ -51,6 +51,9 @@ class CrossValidateConfig(TrainConfig):
     splits: Path | None = Field(None, description="A file that split wrote; else made from --folds and --kind.")
     folds: int = Field(5, ge=2, description="Number of folds.")
     kind: Literal["patient", "paper"] = Field("patient", description="patient or paper (leaks).")
+    holdout: bool = Field(
+        False, description="One split of .7225 / .1275 / .15 instead of folds (the paper's section 5)."
+    )
     cohort: str | None = Field(None, description="Split and test only nodules of this named cohort.")
     also_train: bool = Field(False, description="With a cohort: learn from the store's other nodules too.")
     only_folds: list[int] = Field([], description="Train and test only these folds (0-based); all by default.")
@@ -76,6 +79,7 @@ def cross_validate_verb(config: CrossValidateConfig, run: Run) -> None:
         splits=splits,
         n_folds=config.folds,
         kind=config.kind,
+        holdout=config.holdout,
         search=search,
         folds=config.only_folds or None,
         cohort=config.cohort,

@@ -8,6 +8,7 @@ from .idc import download as download
 from .splits import FoldIds as FoldIds
 from .splits import Splits as Splits
 from .splits import load_splits as load_splits
+from .splits import make_holdout as make_holdout
 from .splits import make_splits as make_splits
 from .splits import split_store as split_store
 from .statistics import target_scaling as target_scaling

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, StratifiedShuffleSplit
 
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.files import read_json, write_json
@@ -28,6 +28,8 @@ Kind = Literal["patient", "paper"]
 PARTS = ("train", "validation", "test")
 _BY: dict[str, str] = {"patient": "patient_id", "paper": "nodule_id"}
 _UNLABELLED = 2
+PIECES = 20
+"""A hold-out split is put together from twentieths."""
 _LABEL_WORDS = {0: "benign", 1: "malignant"}
 
 
@@ -117,9 +119,7 @@ def make_splits(
     (5, True)
     """
     _check_arguments(manifest, n_folds, kind, validation_share)
-    ids = manifest[_BY[kind]].astype(str).to_numpy(dtype=object)
-    groups = ids if kind == "paper" else manifest["patient_id"].astype(str).to_numpy(dtype=object)
-    labels = manifest["label"].astype("Float64").fillna(_UNLABELLED).to_numpy(dtype=float).astype(int)
+    ids, groups, labels = _columns(manifest, kind)
     _check_classes(labels, groups, n_folds, "nodules" if kind == "paper" else "patients")
     folds = []
     for number, (rest, test) in enumerate(_outer(labels, groups, n_folds, seed, kind)):
@@ -133,6 +133,58 @@ def make_splits(
             _check_part(labels[rows], part, number)
         folds.append(parts)
     return Splits(kind, _BY[kind], kind == "paper", seed, n_folds, validation_share, folds)
+
+
+def make_holdout(
+    manifest: pandas.DataFrame,
+    seed: int = 44,
+    kind: Kind = "patient",
+    test_share: float = 0.15,
+    validation_share: float = 0.15,
+) -> Splits:
+    """One split instead of folds: ``test_share`` to test, ``validation_share`` of the rest to choose on.
+
+    Stratified. The defaults are those of arXiv 2312.02364, section 5: .15 / .1275 / .7225, there by nodule
+    (``kind="paper"``), met to the nodule; by patient to the nearest twentieth. Raises UsageError as :func:`make_splits`
+    does.
+
+    >>> split = make_holdout(select_cohort("paper854"), kind="paper")
+    >>> [len(part) for part in (split.folds[0].train, split.folds[0].validation, split.folds[0].test)]
+    [617, 109, 128]
+    """
+    _check_arguments(manifest, PIECES, kind, validation_share)
+    if not 0 < test_share <= 0.5 or validation_share == 0:
+        raise UsageError(f"hold-out shares {test_share:g} and {validation_share:g}: give shares above 0 and up to 0.5")
+    ids, groups, labels = _columns(manifest, kind)
+    _check_classes(labels, groups, PIECES, "nodules" if kind == "paper" else "patients")
+
+    def set_aside(rows: NDArray[np.intp], share: float, seed: int) -> NDArray[np.intp]:
+        if kind == "paper":
+            labelled = rows[labels[rows] != _UNLABELLED]
+            draw = StratifiedShuffleSplit(1, test_size=round(share * len(labelled)), random_state=seed)
+            return labelled[next(draw.split(labelled, labels[labelled]))[1]]
+        pieces = _outer(labels[rows], groups[rows], PIECES, seed, kind)
+        return rows[np.concatenate([piece for _, piece in pieces[: max(round(share * PIECES), 1)]])]
+
+    everything = np.arange(len(labels))
+    test = np.sort(set_aside(everything, test_share, seed))
+    rest = np.setdiff1d(everything, test)
+    validation = np.sort(set_aside(rest, validation_share, seed + 1))
+    parts = (np.setdiff1d(rest, validation), validation, test)
+    for part, rows in zip(PARTS, parts, strict=True):
+        _check_part(labels[rows], part, 0)
+    fold = FoldIds(*(list(dict.fromkeys(ids[rows].tolist())) for rows in parts))
+    return Splits(kind, _BY[kind], kind == "paper", seed, 1, validation_share, [fold])
+
+
+def _columns(
+    manifest: pandas.DataFrame, kind: Kind
+) -> tuple[NDArray[np.object_], NDArray[np.object_], NDArray[np.int_]]:
+    """Ids, groups that stay together, and labels of the manifest's rows."""
+    ids = manifest[_BY[kind]].astype(str).to_numpy(dtype=object)
+    groups = ids if kind == "paper" else manifest["patient_id"].astype(str).to_numpy(dtype=object)
+    labels = manifest["label"].astype("Float64").fillna(_UNLABELLED).to_numpy(dtype=float).astype(int)
+    return ids, groups, labels
 
 
 def split_store(

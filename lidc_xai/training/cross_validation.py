@@ -18,7 +18,7 @@ import yaml
 from lidc_xai.annotations import select_cohort
 from lidc_xai.csv_files import write_csv
 from lidc_xai.data.dataset import PlaneDataset
-from lidc_xai.data.splits import FoldIds, Splits, make_splits
+from lidc_xai.data.splits import FoldIds, Splits, make_holdout, make_splits
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.files import write_text
 from lidc_xai.models.inference import view_outputs
@@ -59,6 +59,7 @@ def cross_validate(
     n_folds: int = 5,
     split_seed: int = 44,
     kind: str = "patient",
+    holdout: bool = False,
     folds: Sequence[int] | None = None,
     cohort: str | None = None,
     also_train: bool = False,
@@ -71,7 +72,9 @@ def cross_validate(
     """Train one model per fold and write ``predictions.csv``, ``metrics.json`` and ``config.yaml`` to ``out``.
 
     ``splits``: made before, or made here from ``n_folds``, ``split_seed`` and ``kind`` ("patient", or "paper": by
-    nodule, the test part choosing the epoch, as published). ``folds``: only these (then there is no final model).
+    nodule, the test part choosing the epoch, as published). ``holdout``: one split instead of folds, .15 to test (the
+    paper's section 5, by nodule or by patient as ``kind`` says; then there is no final model). ``folds``: only these
+    (then there is no final model).
     ``cohort``: only nodules of this named cohort are split and tested; with ``also_train`` the store's other nodules
     teach too, in every fold whose validation and test parts do not have their patient.
     ``final``: also train ``out/model`` on all patients. ``permute_labels``: a negative control whose ratings are dealt
@@ -84,6 +87,8 @@ def cross_validate(
     tested = _of_cohort(manifest, cohort, store)
     if also_train and cohort is None:
         raise UsageError("also_train needs a cohort: without one every nodule of the store is tested")
+    if splits is None and holdout:
+        splits = make_holdout(tested, split_seed, kind, validation_share=options.validation_share)  # type: ignore[arg-type]
     if splits is None:
         share = options.validation_share if kind == "patient" else 0.0
         splits = make_splits(tested, n_folds, split_seed, kind, share)  # type: ignore[arg-type]
@@ -116,7 +121,7 @@ def cross_validate(
     for fold, record in records.items():
         _equip(folder / f"fold-{fold}" / "model", record | covered)
     last = None
-    if final and folds is None and not permute_labels and search is None:
+    if final and folds is None and not holdout and not permute_labels and search is None:
         say("final model on all patients")
         last = fit(store, folder, train_ids=data.nodule_ids, options=options, data=data, info={**run, "fold": None})
         if records:

@@ -57,9 +57,8 @@ class OptimiserOptions(Options):
         default="cosine", description="Shape of the rate."
     )
     gamma: float = Field(default=0.95, gt=0, le=1, description="exponential: factor per epoch.")
-    cycle_epochs: float = Field(
-        default=4.0, gt=0, description="cyclic (triangular2): epochs of one cycle; base rate lr / 1000."
-    )
+    cycle_epochs: float = Field(default=4.0, gt=0, description="cyclic (triangular2): epochs of one cycle.")
+    cycle_lowest: float = Field(default=0.001, gt=0, lt=1, description="cyclic: lowest rate as a share of lr.")
     warmup_epochs: float = Field(default=1.0, ge=0, description="cosine: epochs of linear warm-up.")
     final_share: float = Field(default=0.01, ge=0, le=1, description="cosine: last rate as a share of lr.")
     clip: float | None = Field(default=1.0, gt=0, description="Largest norm of the gradient (none: no limit).")

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -195,3 +196,22 @@ def test_what_cannot_be_split(cohort):
     lopsided = pd.concat([two, cohort[cohort.label == 0].drop_duplicates("patient_id").iloc[:40]])
     with pytest.raises(UsageError, match=r"part of fold 0 has no malignant nodule; take fewer folds"):
         make_splits(lopsided, n_folds=2, validation_share=0.3)
+
+
+@pytest.mark.parametrize("kind", ["patient", "paper"])
+def test_the_papers_holdout_split(kind: str) -> None:
+    """Section 5: .7225 to learn from, .1275 to choose on, .15 to test, stratified."""
+    from lidc_xai.annotations import select_cohort
+    from lidc_xai.data import make_holdout
+
+    cohort = select_cohort("paper854")
+    splits = make_holdout(cohort, kind=kind)
+    assert (len(splits), splits.leaks) == (1, kind == "paper")
+    ids = splits.nodules(cohort, 0)
+    shares = [len(part) / len(cohort) for part in (ids.train, ids.validation, ids.test)]
+    np.testing.assert_allclose(shares, [0.7225, 0.1275, 0.15], atol=0.002 if kind == "paper" else 0.03)
+    assert len({*ids.train, *ids.validation, *ids.test}) == len(cohort)
+    label = cohort.set_index("nodule_id")["label"].astype(float)
+    assert abs(label[ids.test].mean() - label.mean()) < 0.05
+    assert make_holdout(cohort, kind=kind) == splits
+    assert make_holdout(cohort, seed=1, kind=kind) != splits

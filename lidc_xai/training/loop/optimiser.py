@@ -112,7 +112,7 @@ def build_schedule(optimiser: Optimizer, options: OptimiserOptions, steps_per_ep
     if options.schedule == "cyclic":
         half = max(round(options.cycle_epochs * per_epoch / 2), 1)
         top = [float(group["lr"]) for group in optimiser.param_groups]
-        base = [rate / 1000 for rate in top]
+        base = [rate * options.cycle_lowest for rate in top]
         return CyclicLR(optimiser, base, top, step_size_up=half, mode="triangular2", cycle_momentum=False)
     if options.schedule == "exponential":
         return LambdaLR(optimiser, lambda step: options.gamma ** (step // per_epoch))
