@@ -76,6 +76,10 @@ def similar_nodules(
     ``reference``: the store that they are taken from (the same by default); only nodules with votes count as rated.
     ``predictions``: of ``predict``; with them it is said in what a neighbour differs. Raises ``UsageError`` where the
     reference holds no rated nodule of another patient.
+
+    >>> near = similar_nodules(model, store, store.nodule_ids[:1], count=2)[store.nodule_ids[0]]
+    >>> len(near), near[0]["similarity"] >= near[1]["similarity"]
+    (2, True)
     """
     ids, reference = list(store.nodule_ids if nodule_ids is None else nodule_ids), reference or store
     ratings = mean_ratings(reference)

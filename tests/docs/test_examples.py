@@ -18,9 +18,9 @@ PACKAGE = Path(__file__).resolve().parents[2] / "lidc_xai"
 WITHOUT = {
     # What a function returns; its example stands there.
     "BenchmarkRun", "PrepareResult", "DownloadResult", "FoldIds", "Splits", "FitResult", "CrossValidation",
-    "SweepResult", "Classifier", "ExplainedImages", "Photo", "ReportResult", "ExportResult",
-    # Minutes of work, the network, or filled sheets: docs/training.md, docs/data.md and docs/reporting.md show them.
-    "cross_validate", "pretrain", "sweep", "evaluate_predictions", "download", "score_reader_study",
+    "SweepResult", "SimilarNodule", "Classifier", "ExplainedImages", "Photo", "ReportResult", "ExportResult",
+    # Minutes of work, a cohort, the network, or filled sheets: the pages of docs/ show them.
+    "cross_validate", "pretrain", "sweep", "similarity_gain", "evaluate_predictions", "download", "score_reader_study",
 }  # fmt: skip
 """Public names that need no example of their own."""
 
