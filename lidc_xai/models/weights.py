@@ -54,7 +54,7 @@ def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     scalar: Any = np.float64(0).__reduce__()[0]
     kinds = {type(np.dtype(kind)) for kind in (*"?bBhHiIlLqQefdFD", "S", "U")}
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    return [argparse.Namespace, np.dtype, *((scalar, name) for name in names), *kinds]  # type: ignore[list-item]
+    return [argparse.Namespace, np.dtype, *((scalar, name) for name in names), *kinds]
 
 
 def load_weights(module: nn.Module, weights: str | Path, name: str) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def _measured(models: Sequence[NoduleModel], row: Mapping[str, Any]) -> dict[str
     found = add_intervals(pd.DataFrame(single), kept).iloc[0].to_dict()
     if "malignancy_threshold" in kept and "malignancy_probability" in row:
         found["malignancy_set"] = malignancy_set(row["malignancy_probability"], kept["malignancy_threshold"])
-    return {name: value for name, value in found.items() if name not in row}
+    return {str(name): value for name, value in found.items() if name not in row}
 
 
 def _outputs(model: NoduleModel, planes: Tensor, device: str, batch_size: int) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import numpy as np
 import pandas as pd
@@ -154,8 +154,8 @@ def _entry(
         "nodule_id": name,
         "patient_id": patient,
         "similarity": similarity,
-        "ratings": {output: float(own[output]) for output in COMPARED if pd.notna(own[output])},
-        "calcified": next((float(share) for share in [own["calcified"]] if pd.notna(share)), None),
+        "ratings": {output: float(cast(float, own[output])) for output in COMPARED if pd.notna(own[output])},
+        "calcified": float(cast(float, own["calcified"])) if pd.notna(own["calcified"]) else None,
         "label": None if np.isnan(label) else label,
         "differs": differs,
     }

@@ -136,12 +136,13 @@ def cross_fitted(table: pd.DataFrame, kind: str = "platt") -> tuple[pd.DataFrame
     """
     records: dict[int, Record] = {}
     parts = []
-    for fold, own in table.groupby("fold"):
+    for fold in sorted(table["fold"].unique().tolist()):
+        own = table[table["fold"] == fold]
         others = table[(table["fold"] != fold) & ~table["patient_id"].isin(set(own["patient_id"]))]
         if len(others) < FEWEST:
             return table, {}
-        records[int(fold)] = fit_record(others, kind)  # type: ignore[call-overload]
-        parts.append(add_intervals(own, records[int(fold)]))  # type: ignore[call-overload]
+        records[int(fold)] = fit_record(others, kind)
+        parts.append(add_intervals(own, records[int(fold)]))
     return pd.concat(parts).loc[table.index], records
 
 

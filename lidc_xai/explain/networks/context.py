@@ -246,11 +246,17 @@ class Pass:
     def _try_derivative(self, changed: str) -> None:
         one = self.images[:1]
         if self.vit is None or self.vit.not_plain is not None:
-            start, run = one, lambda x: plain_forward(self.model, x)
+            start = one
+
+            def run(x: Tensor) -> Outputs:
+                return plain_forward(self.model, x)
+
         else:
             z, start = self.tokens(-1)[:1], self.normed(-1)[:1]
             part = self.select(slice(0, 1))
-            run = lambda x: part.finish(-1, z, x)  # noqa: E731
+
+            def run(x: Tensor) -> Outputs:
+                return part.finish(-1, z, x)
 
         def f(x: Tensor) -> Tensor:
             return some_score(run(x).values)
