@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import zlib
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-import torch
 from pydantic import Field, field_validator
-from torch import Tensor
 
 from lidc_xai.config import Options
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Augmentation(Options):
@@ -56,6 +56,8 @@ class Augmentation(Options):
 
     def draw(self, nodule_id: str, seed: int, epoch: int, views: int) -> Draw:
         """What happens to a nodule in an epoch; ``views``: how many there are to choose from."""
+        import numpy as np  # the command line reads these options without numpy and torch
+
         random = np.random.default_rng([seed, epoch, zlib.crc32(nodule_id.encode())]).random(10)
         view, place, quarter, mirror = (random[:4] * (views, self.slices, 4, 2)).astype(int).tolist()
         angle, zoom, right, down, shift_hu, scale_hu = (2 * random[4:] - 1).tolist()
@@ -86,10 +88,14 @@ class Draw(NamedTuple):
 
     def numbers(self) -> Tensor:
         """(7,) float32 for ``transforms.MovePlanes``: turn, angle, zoom, shift, HU added, stretch of HU."""
+        import torch
+
         values = (self.turn, self.angle, self.zoom, *self.shift, self.shift_hu, self.scale_hu)
         return torch.tensor(values, dtype=torch.float32)
 
 
 def mixed_seed(*numbers: int) -> int:
     """One seed from several numbers, the same everywhere."""
+    import numpy as np
+
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -150,7 +150,7 @@ def test_the_patient_id_is_nowhere(planning, ct, tmp_path, capsys):
     csv.write_text("nodule_id,x_lps,y_lps,z_lps\nmrn-0047 11 upper,30,30,40\n,60,60,40\nfar,999,0,0\nbad,x,y,z\n")
     result = prepare_points(named, csv, tmp_path / "store")
     own = pseudonym(PATIENT)
-    assert result.written == [f"{own}-upper", f"{own}-p-2"]
+    assert result.written == [f"{own}-p-2", f"{own}-upper"]
     store = CropStore(tmp_path / "store")
     assert set(store.manifest["patient_id"]) == {own}
     assert store.fingerprint["rule"]["patient_ids"] == "pseudonyms"
@@ -160,7 +160,7 @@ def test_the_patient_id_is_nowhere(planning, ct, tmp_path, capsys):
             assert b"0047" not in path.read_bytes(), path
             assert str(tmp_path).encode() not in path.read_bytes(), path
     kept = prepare_points(named, csv, tmp_path / "kept", keep_ids=True)
-    assert kept.written == ["mrn-0047-11-upper", "mrn-0047-11-p-2"]
+    assert kept.written == ["mrn-0047-11-p-2", "mrn-0047-11-upper"]
     assert set(CropStore(tmp_path / "kept").manifest["patient_id"]) == {PATIENT}
     with pytest.raises(UsageError, match="patient_ids"):
         prepare_points(named, csv, tmp_path / "kept")

@@ -1,6 +1,7 @@
 """A zip and a DICOMDIR as ways to a series; hostile zips, XML, YAML and pictures are refused before they unpack."""
 
 import struct
+import sys
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -178,7 +179,7 @@ def test_pictures_that_would_be_much(tmp_path):
 
 def test_a_sparse_seg_reserves_no_grid(tmp_path, monkeypatch):
     """A frame at z = 10 m: the grid between it and the others is not made."""
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    monkeypatch.setattr(sys, "path", [str(Path(__file__).resolve().parents[2] / "benchmarks"), *sys.path])
     from fuzzing.kinds import KINDS
 
     KINDS["seg"].make(tmp_path)

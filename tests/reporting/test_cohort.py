@@ -255,7 +255,8 @@ def test_benchmark_report_ranks_and_draws(benchmark, tmp_path):
     told = json.loads((tmp_path / "page" / "benchmark.json").read_text())["verdict"]
     assert told[0] == "2 methods on 6 cases of 6 patients; 2 of these patients the model had seen in training."
     assert "CDAM and attention beat a centred disc" in told[1]
-    assert told[2].startswith("CDAM leads; every other is told from it")
+    # six patients: the smallest p of a sign-flip test is 2 / 2⁶, three comparisons make it .09
+    assert told[2].startswith("CDAM leads; attention cannot be told from it")
     head = text.split("<table")[0]
     assert all(sentence in head for sentence in told)  # the verdict comes before any figure
     assert "A &lt;model&gt;." in text
