@@ -51,6 +51,12 @@ class Source:
             "series_description": self.description(words),
         }
 
+    def repeatable(self, made: Dataset, name: str) -> None:
+        """The dimensions' UID, which highdicom draws at random, becomes the same in every run."""
+        uid = self.uid(name, "dimensions")
+        for item in [*made.DimensionOrganizationSequence, *made.DimensionIndexSequence]:
+            item.DimensionOrganizationUID = uid
+
 
 def segmentation(
     source: Source, masks: NDArray[np.bool_], consensus: NDArray[np.bool_], exact: bool
@@ -67,7 +73,7 @@ def segmentation(
     segments = [_segment(source, number, len(masks), algorithm) for number in range(1, len(masks) + 2)]
     stack = np.stack([*masks, consensus], axis=-1).astype(np.uint8)
     how = "from the readers' outlines" if exact else "carried over from a resampled crop"
-    return hd.seg.Segmentation(
+    made = hd.seg.Segmentation(
         source_images=source.slices,
         pixel_array=stack,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
@@ -80,6 +86,8 @@ def segmentation(
         content_creator_name="LIDC^readers" if len(masks) else "lidc-xai",
         **source.common("seg", 9001, "LIDC readers and consensus" if len(masks) else "outline"),
     )
+    source.repeatable(made, "seg")
+    return made
 
 
 def _segment(
@@ -137,7 +145,8 @@ def parametric_map(
         intercept=0.0,
         quantity_definition=code.relevance(output),
     )
-    found = hd.pm.ParametricMap(
+    name = f"map {method} {output}"
+    made = hd.pm.ParametricMap(
         source_images=source.slices,
         pixel_array=values.astype(np.float32),
         manufacturer_model_name="lidc-xai",
@@ -155,11 +164,12 @@ def parametric_map(
         ),
         plane_orientation=hd.PlaneOrientationSequence(hd.CoordinateSystemNames.PATIENT, orientation.tolist()),
         plane_positions=positions,
-        **source.common(f"map {method} {output}", 9100 + OUTPUTS.index(output), f"{method} {output}"),
+        **source.common(name, 9100 + OUTPUTS.index(output), f"{method} {output}"),
     )
-    found.FloatPixelPaddingValue = found.FloatPixelPaddingRangeLimit = float("nan")
-    found.Laterality = ""  # lungs are paired; which one it is, nobody recorded
-    return found
+    source.repeatable(made, name)
+    made.FloatPixelPaddingValue = made.FloatPixelPaddingRangeLimit = float("nan")
+    made.Laterality = ""  # lungs are paired; which one it is, nobody recorded
+    return made
 
 
 @dataclass(frozen=True)
