@@ -43,6 +43,7 @@ from lidc_xai.files import atomic_path, write_text
 from lidc_xai.imaging import CropStore
 from lidc_xai.models import load_model
 from lidc_xai.models.weights import load_weights
+from lidc_xai.nodules._predict import known_patients
 from lidc_xai.nodules.cases import store_cases
 from lidc_xai.progress import say
 from lidc_xai.run import Run
@@ -148,9 +149,14 @@ def figures_of(study: Study, arm: Arm, maps: Tensor, fill: str) -> pd.DataFrame:
 
 
 def nodules(study: Study, store: CropStore, name: str) -> Arm:
-    """The middle axial planes of ``limit`` nodules, drawn by the seed; patients are the clusters."""
+    """The middle axial planes of ``limit`` nodules, drawn by the seed; patients are the clusters. They are of
+    patients that the model has not seen, as far as there are such."""
     model = load_model(name)
-    ids = store.manifest["nodule_id"].sample(frac=1, random_state=study.seed).head(study.limit)
+    unseen = store.manifest[~store.manifest["patient_id"].isin(known_patients(model))]
+    if len(unseen) < study.limit:
+        say(f"{name}: {len(unseen)} nodules of patients that it has not seen; the others stand in the table too")
+    chosen = store.manifest if len(unseen) < study.limit else unseen
+    ids = chosen["nodule_id"].sample(frac=1, random_state=study.seed).head(study.limit)
     cases = [lazy.load() for lazy in store_cases(model, store, sorted(ids), ("axial",))]
     cases = [case for case in cases if case.masks is not None]
     fill = {"masks": torch.cat([case.masks for case in cases if case.masks is not None])}

@@ -1,12 +1,12 @@
 from .check.ct import check_ct as check_ct
 from .crops.crop import crop_nodule as crop_nodule
 from .crops.nodule_crop import NoduleCrop as NoduleCrop
+from .crops.plane import Plane as Plane
 from .ct.reading import read_ct as read_ct
 from .ct.volume import CTVolume as CTVolume
 from .own_ct import prepare_mask as prepare_mask
 from .own_ct import prepare_points as prepare_points
 from .planes import VIEWS as VIEWS
-from .planes import Plane as Plane
 from .planes import extract_plane as extract_plane
 from .planes import planes_of as planes_of
 from .png.edition import prepare_png as prepare_png

@@ -6,40 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lidc_xai.errors import DataError, UsageError
-
-if TYPE_CHECKING:
-    from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+from lidc_xai.imaging.crops.plane import Plane
 
 VIEWS = ("axial", "coronal", "sagittal")
 
 # Per view: the array axis that is cut; the columns of the affine that a plane's column, row and index follow.
 _CUT_AXIS = {"axial": 0, "coronal": 1, "sagittal": 2}
 _AFFINE_COLUMNS = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
-
-
-@dataclass(frozen=True)
-class Plane:
-    """One slice of a volume.
-
-    ``image`` is (h, w) in stored order (coronal and sagittal: first row = lowest k); ``affine`` maps
-    (column, row, 0, 1) to LPS mm; ``spacing_mm`` is (between rows, between columns).
-
-    >>> plane = extract_plane(crop.ct, crop.affine, "coronal")
-    >>> plane.view, plane.image.shape, plane.index
-    ('coronal', (32, 32), 16)
-    """
-
-    view: str
-    index: int
-    image: np.ndarray
-    affine: np.ndarray
-    spacing_mm: tuple[float, float]
 
 
 def extract_plane(array: np.ndarray, affine: np.ndarray, view: str, index: int | None = None) -> Plane:

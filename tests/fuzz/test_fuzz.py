@@ -34,7 +34,7 @@ def test_no_kind_of_damage_does_more_than_refuse_one_input(kinds, cases, tmp_pat
 
 
 def test_the_watch_sees_what_it_watches_for(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
     import numpy as np
     from fuzzing.watch import Kind, run
 

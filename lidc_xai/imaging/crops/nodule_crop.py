@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from lidc_xai.imaging.planes import Plane
+from lidc_xai.imaging.crops.plane import Plane
 
 
 @dataclass
