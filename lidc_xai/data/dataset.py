@@ -6,6 +6,7 @@ are drawn for an epoch. ``NoduleDataset`` gives the same, finished for the netwo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -75,7 +76,7 @@ class PlaneDataset(CacheDataset):
         with _own_errors():
             super().__init__(
                 items, [ReadPlanes(store, views, slices, masks)], cache_rate=cache_rate, num_workers=1,
-                progress=progress_shown(), copy_cache=False,
+                progress=progress_shown() and sys.stderr.isatty(), copy_cache=False,
             )  # fmt: skip
         shapes = {tuple(item["planes"].shape) for item in self._cache}
         if len(shapes) > 1:

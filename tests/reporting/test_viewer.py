@@ -260,6 +260,7 @@ def test_keys_go_to_the_next_nodule(browser, report, study):
     tab.wait_for_selector("#viewer.ready")
     tab.keyboard.press("p")
     tab.wait_for_url(f"**/{study.ids[1]}.html")
+    assert tab.url.endswith(f"nodules/{study.ids[1]}.html")
     tab.close()
 
 
