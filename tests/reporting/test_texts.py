@@ -1,6 +1,7 @@
 """What pages say must be true of this nodule, this model and this run: each sentence that once was not has a test."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -69,6 +70,15 @@ def test_disagreement_is_no_interval(made, tmp_path):
     assert "91 to 91 % of nodules" in text
     assert "90 % set: low or high" in text
     assert facts["trust"]["rating"]["level"] == "limited"
+    assert "low and high are both possible" in facts["trust"]["rating"]["reasons"]
+
+
+def test_a_set_that_was_not_measured_is_not_told(made, tmp_path):
+    store = made.store(tmp_path / "store", n=1)
+    predictions = made.predictions(store.nodule_ids).assign(malignancy_probability=0.6)
+    text, facts = written(store, tmp_path, predictions=predictions)
+    assert "the probability is far from 0 and 1" in facts["trust"]["rating"]["reasons"]
+    assert "both possible" not in text
 
 
 def test_the_probability_is_not_drawn_on_the_readers_axis(made, tmp_path):
@@ -173,6 +183,8 @@ def test_colour_and_words_of_a_map_are_the_cohorts(made, tmp_path):
     assert strength["positive"] == pytest.approx(maps.relevance[:, 0].clip(min=0).sum((1, 2)).mean(), rel=1e-5)
     assert strength["word"] == "strength"  # CDAM's scores do not add up to the output
     assert "the map is weak (lowest quarter of the cohort)" in text
+    assert re.search(r"its map points (both ways alike|mostly (up|down)) \(strength ", text)
+    assert "would raise" not in text
     assert "95 % of the cohort’s maps" in text
     assert facts["trust"]["map"]["level"] == "limited"
 

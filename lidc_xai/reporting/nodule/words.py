@@ -103,8 +103,10 @@ def _drove(malignancy: Output, facts: NoduleFacts) -> str:
         return f"{head}; what drove it was not explained."
     strength = shown["strength"]["malignancy"]
     raised, lowered = strength["positive"], -strength["negative"]
-    pull = "raise and lower it alike" if _alike(raised, lowered) else "raise it" if raised > lowered else "lower it"
-    text = f"{head}; what the model saw would {pull} ({show(raised, 2, True)} and {show(-lowered, 2, True)} logits)"
+    pull = "both ways alike" if _alike(raised, lowered) else "mostly up" if raised > lowered else "mostly down"
+    # "strength", but for methods whose scores add up to the output (METHODS 15)
+    sums = f"{strength['word']} {show(raised, 2, True)} and {show(-lowered, 2, True)} logits"
+    text = f"{head}; its map points {pull} ({sums})"
     inside = next(
         (row["absolute_mass"] for row in facts["overlap"]
          if row["method"] == shown["method"] and row["output"] == "malignancy"), None,
@@ -190,8 +192,10 @@ def trust_in_rating(facts: NoduleFacts) -> Trust:
         return {"level": "low", "text": "Do not rely on the rating", "reasons": reasons, "unmeasured": unmeasured}
     if status == "unknown":
         reasons.append("it is not known whether the model had seen this patient")
-    if prediction["set"] == "low or high" or (not prediction["set"] and SURE[0] < prediction["value"] < SURE[1]):
+    if prediction["set"] == "low or high":
         reasons.append("low and high are both possible")
+    elif not prediction["set"] and SURE[0] < prediction["value"] < SURE[1]:
+        reasons.append("the probability is far from 0 and 1")
     if facts["origin"] == "own":
         reasons.append("how well the model does on scans like this one was not measured")
     reasons += warned
