@@ -16,7 +16,7 @@ from lidc_xai.reporting import nodule_report, study_report
 from lidc_xai.reporting.nodule.charts import deletion_caption
 from lidc_xai.reporting.nodule.drawing import largest_indices
 from lidc_xai.reporting.nodule.flags import quality_flags
-from lidc_xai.reporting.nodule.words import reads_words
+from lidc_xai.reporting.nodule.words import deletion_words, reads_words
 
 
 def written(store, out, **parts):
@@ -205,12 +205,15 @@ def test_the_plane_of_the_largest_outline_is_shown(made, tmp_path):
 
 
 def test_a_deletion_curve_is_told_as_it_is():
-    falling = {"percent": [0, 50, 100], "mif": [2.0, 0.5, 0.0], "lif": [2.0, 1.9, 0.0], "removed": 2.0}
+    falling = {"percent": [0, 50, 100], "mif": [2.0, 0.0, 0.0], "lif": [2.0, 2.0, 0.0], "removed": 2.0}
     assert deletion_caption(falling, "logit").startswith("falls by 2.00 logit when all is replaced")
     assert "is borne out" in deletion_caption(falling, "logit")
-    rising = {"percent": [0, 50, 100], "mif": [-2.0, -1.0, 0.0], "lif": [-2.0, -1.5, 0.0], "removed": -2.0}
+    rising = {"percent": [0, 50, 100], "mif": [-2.0, 0.0, 0.0], "lif": [-2.0, -2.0, 0.0], "removed": -2.0}
     assert deletion_caption(rising, "logit").startswith("rises by 2.00 logit")
     assert "is not borne out" in deletion_caption(rising, "logit")
+    close = {"percent": [0, 20, 100], "mif": [1.35, -0.96, -0.8], "lif": [1.35, -0.91, -0.8], "removed": 2.15}
+    assert "no further apart than those of a random map" in deletion_caption(close, "logit")
+    assert deletion_words(close).endswith("no more apart than a random order may be")
 
 
 def test_words_of_a_mean_are_for_ordered_scales_only(made, tmp_path):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from markupsafe import Markup
 
 from lidc_xai.ratings import SCALES
-from lidc_xai.reporting.nodule.words import follows_order
+from lidc_xai.reporting.nodule.words import deletion_order
 from lidc_xai.reporting.pictures import READER_COLOURS
 from lidc_xai.reporting.plots import COLOURS, FONTS, Chart, limits
 from lidc_xai.reporting.values import show
@@ -168,6 +168,9 @@ def deletion_caption(curve: Mapping[str, Any], unit: str) -> str:
         if lost is None
         else f"{'falls' if lost > 0 else 'rises'} by {show(abs(lost), 2)} {unit} when all is replaced; "
     )
-    if follows_order(curve):
-        return f"{end}it lies lower when the most relevant go first: the order of the map is borne out"
-    return f"{end}it does not lie lower when the most relevant go first: the order of the map is not borne out"
+    order = deletion_order(curve)
+    if order == "untold":
+        return f"{end}the two curves lie no further apart than those of a random map may"
+    lower = "lies lower" if order == "follows" else "lies higher"
+    borne = "is borne out" if order == "follows" else "is not borne out"
+    return f"{end}it {lower} when the most relevant go first: the order of the map {borne}"
