@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lidc_xai.errors import LidcXaiError, ModelError, UsageError
 from lidc_xai.files import remove_half_written
 from lidc_xai.progress import progress_shown
+from lidc_xai.training.loop.attention import unfused_attention
 from lidc_xai.training.loop.callbacks import BestWeights, EpochBar, History, quiet_lightning
 from lidc_xai.training.loop.module import FitModule
 from lidc_xai.training.options import FitOptions, MachineOptions
@@ -33,7 +34,9 @@ def train(module: FitModule, options: FitOptions, folder: Path | None) -> tuple[
     callbacks: list[lightning.Callback] = [history, best]
     if options.patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=options.patience, check_finite=False))
-    run_epochs(module, options, folder, callbacks, options.optimiser.clip)
+    on_cpu = _device(options)[0] == "cpu"
+    with unfused_attention(module.model, on_cpu and options.precision == "bf16-mixed"):
+        run_epochs(module, options, folder, callbacks, options.optimiser.clip)
     module.model.load_state_dict(best.weights)
     module.model.cpu().eval()
     return history.table(), best.epoch
