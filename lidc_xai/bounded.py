@@ -59,13 +59,13 @@ def read_up_to(read: Callable[[int], bytes], count: int) -> bytearray:
     >>> bytes(read_up_to(io.BytesIO(b"abc").read, 2**50))
     b'abc'
     """
-    found = bytearray()
-    while len(found) < count:
-        part = read(min(_CHUNK, count - len(found)))
+    content = bytearray()
+    while len(content) < count:
+        part = read(min(_CHUNK, count - len(content)))
         if not part:
             break
-        found += part
-    return found
+        content += part
+    return content
 
 
 def inflate(packed: bytes | memoryview, count: int, wbits: int = zlib.MAX_WBITS) -> bytes:

@@ -97,8 +97,8 @@ def choose_parts(plan: DemoPlan, seed: int) -> Parts:
     by_patient: dict[str, list[Nodule]] = {}
     for nodule in load_nodules():
         by_patient.setdefault(nodule.patient_id, []).append(nodule)
-    cohort = {key: [one for one in found if one.nodule_id in rated] for key, found in by_patient.items()}
-    names = sorted(key for key, found in cohort.items() if found)
+    cohort = {key: [one for one in nodules if one.nodule_id in rated] for key, nodules in by_patient.items()}
+    names = sorted(key for key, nodules in cohort.items() if nodules)
     order = [names[place] for place in np.random.default_rng(seed).permutation(len(names))]
     whole = [name for name in order if len(by_patient[name]) <= MOST_NODULES][: plan.dicom_patients]
     left = iter(name for name in order if name not in whole)

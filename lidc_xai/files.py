@@ -92,7 +92,7 @@ def state_of(path: Path | str) -> State:
         states = [path.stat(), *(item.stat() for item in items)]
     except OSError:
         return ()
-    return tuple((found.st_ino, found.st_mtime_ns, found.st_size) for found in states)
+    return tuple((state.st_ino, state.st_mtime_ns, state.st_size) for state in states)
 
 
 def remove_half_written(folder: Path | str) -> int:
@@ -111,21 +111,21 @@ def remove_half_written(folder: Path | str) -> int:
 
 def _temporaries(folder: Path) -> Iterator[tuple[str, str]]:
     for parent, folders, files in os.walk(folder):
-        found = [name for name in (*folders, *files) if name.startswith(".tmp-")]
+        names = [name for name in (*folders, *files) if name.startswith(".tmp-")]
         folders[:] = [name for name in folders if not name.startswith(".tmp-")]
-        yield from ((parent, name) for name in found)
+        yield from ((parent, name) for name in names)
 
 
 def _is_left_over(item: Path) -> bool:
-    found = _TEMPORARY.match(item.name)
-    if found is None:
+    name = _TEMPORARY.match(item.name)
+    if name is None:
         return True
     try:
         if time.time() - item.lstat().st_mtime > _FORGOTTEN_S:
             return True
     except OSError:  # finished or removed in the meantime
         return False
-    host, process = found.groups()
+    host, process = name.groups()
     return host == _HOST and not _lives(int(process))
 
 

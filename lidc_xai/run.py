@@ -79,13 +79,13 @@ class Run:
 
 def versions() -> dict[str, str]:
     """Versions of this package and of the libraries that decide its results, without importing them."""
-    found = {"lidc_xai": lidc_xai.__version__}
+    of_packages = {"lidc_xai": lidc_xai.__version__}
     for name in LIBRARIES:
         try:
-            found[name] = metadata.version(name)
+            of_packages[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
+            of_packages[name] = "absent"
+    return of_packages
 
 
 def git_revision() -> str | None:

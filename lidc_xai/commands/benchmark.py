@@ -53,7 +53,7 @@ def benchmark(config: BenchmarkConfig, run: Run) -> None:
         jobs=config.jobs,
     )
     run.skipped = measured.skipped
-    run.results = {"measured": measured.measured, "already_there": measured.found}
+    run.results = {"measured": measured.measured, "already_there": measured.already_there}
     write_benchmark(out)
     simulated = bool(store.manifest["simulated"].any())
     info = {"argv": base_names(run.argv), "seed": config.seed, "versions": versions()}

@@ -118,8 +118,8 @@ def _similar(
 
     path = need_path(config.similar, "--similar")
     reference = store if path.resolve() == store.path.resolve() else CropStore(path)
-    found = similar_nodules(models[0], store, ids, reference, predictions=predictions, device=device)
-    return drawn_neighbours(found, reference)
+    near = similar_nodules(models[0], store, ids, reference, predictions=predictions, device=device)
+    return drawn_neighbours(near, reference)
 
 
 def _cohort_report(

@@ -99,16 +99,16 @@ class TrunkCache:
         ]  # fmt: skip
         was_training = model.training
         model.eval()
-        found = []
+        parts = []
         try:
             with torch.inference_mode():
                 for start in range(0, len(places), batch_size):
                     batch = self[places[start : start + batch_size]]
-                    found.append(after_trunk(model, batch.to(parameter), self.depth)[1].float().cpu())
+                    parts.append(after_trunk(model, batch.to(parameter), self.depth)[1].float().cpu())
         finally:
             model.train(was_training)
         shape = (len(rows), len(views) * len(numbers), model.preprocess.turns, len(model.output_names))
-        return torch.cat(found).reshape(shape).mean(2)
+        return torch.cat(parts).reshape(shape).mean(2)
 
     def _record(self, made_from: dict[str, Any], planes: dict[str, str]) -> dict[str, Any] | None:
         path = self.folder / "trunk.json"
@@ -188,8 +188,8 @@ class TrunkPlanes(TrainingPlanes):
         name = self.data.data[row]["nodule_id"]
         draw = self.augment.draw(name, seed, epoch, len(self.data.views))
         tokens = self.cache[[(row, draw.view, self.cache.slices // 2 + draw.slice, draw.turn)]][0]
-        found = {"row": row, "tokens": tokens, "numbers": draw.numbers()}
+        sample = {"row": row, "tokens": tokens, "numbers": draw.numbers()}
         item = PlaneDataset._transform(self.data, row)
         if "masks" in item:
-            found["mask"] = turned(item["masks"][draw.view, self.data.slices // 2 + draw.slice], draw.turn)
-        return found
+            sample["mask"] = turned(item["masks"][draw.view, self.data.slices // 2 + draw.slice], draw.turn)
+        return sample

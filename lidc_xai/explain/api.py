@@ -72,8 +72,10 @@ def explain(
             if reason is not None:
                 raise ModelError(f"{row.name} cannot explain this model: {reason}")
         for row, chosen in zip(methods, filled, strict=True):
-            found = _explain(shared, row, targets, chosen)
-            results[row.name] = replace(found, precision="float32, from half-precision weights") if was_half else found
+            explanation = _explain(shared, row, targets, chosen)
+            results[row.name] = (
+                replace(explanation, precision="float32, from half-precision weights") if was_half else explanation
+            )
     return results[names[0]] if isinstance(method, str) else results
 
 
@@ -86,9 +88,9 @@ def _explain(shared: Pass, method: Method, targets: TargetsLike, options: dict[s
     for start in range(0, len(shared.images), size):
         rows = slice(start, start + size)
         run = shared if size >= len(shared.images) else shared.select(rows)
-        own = {name: _option_of(value, rows, len(shared.images)) for name, value in options.items()}
+        chosen_options = {name: _option_of(value, rows, len(shared.images)) for name, value in options.items()}
         runs.append(run)
-        parts.append(_explain_chunk(run, compute, method, select_targets(targets, rows), own))
+        parts.append(_explain_chunk(run, compute, method, select_targets(targets, rows), chosen_options))
     if size < len(shared.images):
         shared.adopt(runs)
     return _join(parts, method, shared, options)

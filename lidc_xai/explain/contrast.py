@@ -42,7 +42,7 @@ def combine_maps(targets: TargetSet, relevance: Tensor, outputs: Tensor) -> Tens
         if not _by_maps(target, targets):
             joined.append(next(plain))
             continue
-        own = torch.nn.functional.one_hot(targets.columns[:, t].to(outputs.device), count).bool()
-        weights = own.to(maps) - outputs.masked_fill(own, -torch.inf).softmax(-1).to(maps)
+        is_target = torch.nn.functional.one_hot(targets.columns[:, t].to(outputs.device), count).bool()
+        weights = is_target.to(maps) - outputs.masked_fill(is_target, -torch.inf).softmax(-1).to(maps)
         joined.append(torch.einsum("bc,bchw->bhw", weights, maps))
     return torch.stack(joined, dim=1)

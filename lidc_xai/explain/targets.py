@@ -102,8 +102,8 @@ def _pick(values: Tensor, column: Tensor) -> Tensor:
 
 def _others(values: Tensor, column: Tensor) -> Tensor:
     """values with each image's column set to −∞, so that reductions see the other classes alone."""
-    own = torch.arange(values.shape[-1], device=values.device) == column.unsqueeze(-1)
-    return values.masked_fill(own.view(-1, *[1] * (values.ndim - 2), values.shape[-1]), -torch.inf)
+    is_target = torch.arange(values.shape[-1], device=values.device) == column.unsqueeze(-1)
+    return values.masked_fill(is_target.view(-1, *[1] * (values.ndim - 2), values.shape[-1]), -torch.inf)
 
 
 @dataclass(frozen=True, eq=False)

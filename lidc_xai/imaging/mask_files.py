@@ -82,10 +82,10 @@ def _series_of(header: pydicom.Dataset) -> str | None:
 
 def read_masks(path: Path | str, ct: CTVolume, components: bool = False) -> list[NamedMask]:
     """The structures of :func:`read_structures` that can be used; DataError where there is none."""
-    found = read_structures(path, ct, components)
-    if not found.masks:
-        raise DataError(found.unusable[0][1] if found.unusable else f"{path}: marks no voxel")
-    return found.masks
+    structures = read_structures(path, ct, components)
+    if not structures.masks:
+        raise DataError(structures.unusable[0][1] if structures.unusable else f"{path}: marks no voxel")
+    return structures.masks
 
 
 def read_structures(path: Path | str, ct: CTVolume, components: bool = False) -> Structures:
@@ -99,7 +99,7 @@ def read_structures(path: Path | str, ct: CTVolume, components: bool = False) ->
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
     if is_volume_file(path):
-        found = _read_labels(path)
+        structures = _read_labels(path)
     else:
         header = _dicom(path)
         series = referenced_series(path)
@@ -107,14 +107,14 @@ def read_structures(path: Path | str, ct: CTVolume, components: bool = False) ->
             raise DataError(f"{path}: was drawn on series {series}, this CT is series {ct.series_uid}")
         kind = str(header.get("SOPClassUID", ""))
         if kind in (_SEG, _LABELMAP_SEG):
-            found = _of_grids(read_seg(path))
+            structures = _of_grids(read_seg(path))
         elif kind == _RTSTRUCT:
-            found = _read_rtstruct(path, header, ct)
+            structures = _read_rtstruct(path, header, ct)
         else:
             raise DataError(f"{path}: is DICOM {header.get('Modality', 'of unknown kind')}, not SEG or RTSTRUCT")
     if components:
-        return Structures([part for one in found.masks for part in _parts(one)], found.unusable)
-    return found
+        return Structures([part for one in structures.masks for part in _parts(one)], structures.unusable)
+    return structures
 
 
 def _dicom(path: Path) -> pydicom.Dataset:
@@ -143,19 +143,19 @@ def _of_grids(
     structures: Iterable[tuple[str, str, NDArray[np.bool_], NDArray[np.float64]]], issues: Sequence[str] = ()
 ) -> Structures:
     """Structures (name, label, mask, affine), one whole mask in memory at a time; an empty one cannot be used."""
-    found = Structures([], [])
+    usable = Structures([], [])
     for name, label, mask, affine in structures:
         if mask.any():
-            found.masks.append(_boxed(name, mask, affine, issues, label))
+            usable.masks.append(_boxed(name, mask, affine, issues, label))
         else:
-            found.unusable.append((label, f"{label!r} marks no voxel"))
-    return found
+            usable.unusable.append((label, f"{label!r} marks no voxel"))
+    return usable
 
 
 def _read_rtstruct(path: Path, header: pydicom.Dataset, ct: CTVolume) -> Structures:
     """Regions of interest on the stored slices of ``ct``, each on its own."""
     names: dict[int, str] = {}
-    found = Structures([], [])
+    structures = Structures([], [])
     try:
         for item in header.get("StructureSetROISequence") or []:
             names[int(item.ROINumber)] = str(item.get("ROIName", ""))
@@ -167,11 +167,11 @@ def _read_rtstruct(path: Path, header: pydicom.Dataset, ct: CTVolume) -> Structu
         try:
             number = int(roi.ReferencedROINumber)
             label = names.get(number) or f"roi{number}"
-            found.masks.append(_read_roi(f"roi{number}-{names.get(number, '')}", label, roi, ct))
+            structures.masks.append(_read_roi(f"roi{number}-{names.get(number, '')}", label, roi, ct))
         except Exception as error:  # the same; it concerns this region alone
             text = str(error) if isinstance(error, DataError) else f"cannot be read ({error})"
-            found.unusable.append((label, f"{path.name}: {label}: {text}"))
-    return found
+            structures.unusable.append((label, f"{path.name}: {label}: {text}"))
+    return structures
 
 
 def _read_roi(name: str, label: str, roi: pydicom.Dataset, ct: CTVolume) -> NamedMask:

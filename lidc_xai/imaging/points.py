@@ -86,18 +86,18 @@ def read_points(path: Path | str, default_prefix: str = "point") -> tuple[list[N
 
 def _system(path: Path, header: Sequence[str]) -> tuple[str, list[str]]:
     """Which system the columns name, and the three columns in order."""
-    found: dict[str, dict[str, str]] = {system: {} for system in SYSTEMS}
+    columns_of: dict[str, dict[str, str]] = {system: {} for system in SYSTEMS}
     for name in header:
         words = set(re.split(r"[^a-z]+", name.lower())) - {"mm", "index", ""}
         for axis in "xyz":
             for system in ("lps", "ras"):
                 if words == {axis, system}:
-                    found[system][axis] = name
+                    columns_of[system][axis] = name
         for axis in "ijk":
             if words - {"voxel"} == {axis}:
-                found["voxel"][axis] = name
-    complete = [system for system, columns in found.items() if len(columns) == 3]
+                columns_of["voxel"][axis] = name
+    complete = [system for system, columns in columns_of.items() if len(columns) == 3]
     if len(complete) != 1:
         what = f"names {' and '.join(complete)}" if complete else "does not name the coordinate system"
         raise UsageError(f"{path}: the header ({', '.join(header) or 'empty'}) {what}; use one of {_FORMS}")
-    return complete[0], [found[complete[0]][axis] for axis in ("ijk" if complete[0] == "voxel" else "xyz")]
+    return complete[0], [columns_of[complete[0]][axis] for axis in ("ijk" if complete[0] == "voxel" else "xyz")]

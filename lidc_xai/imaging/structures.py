@@ -42,22 +42,22 @@ def is_organ(name: str) -> bool:
 
 
 def choose_nodules(
-    found: Structures, patterns: Sequence[str] = (), largest_mm: float = LARGEST_NODULE_MM
+    structures: Structures, patterns: Sequence[str] = (), largest_mm: float = LARGEST_NODULE_MM
 ) -> tuple[list[NamedMask], list[tuple[str, str]]]:
     """The structures to cut, and a (name, reason) for each of the others that was meant, or may have been.
 
     ``patterns``: names with ``*`` and ``?``, in any case; only what one of them matches is taken. Raises UsageError,
     with the names that there are, where a pattern matches nothing.
     """
-    names = [one.label for one in found.masks] + [name for name, _ in found.unusable]
+    names = [one.label for one in structures.masks] + [name for name, _ in structures.unusable]
     there = f"there are: {', '.join(dict.fromkeys(names))}"
     for pattern in patterns:
         if not any(_matches(name, pattern) for name in names):
             raise UsageError(f"--roi {pattern}: no structure is called so; {there}")
     chosen: list[NamedMask] = []
-    refused = [row for row in found.unusable if not patterns or _any_matches(row[0], patterns)]
+    refused = [row for row in structures.unusable if not patterns or _any_matches(row[0], patterns)]
     how = f"name the nodules with --roi NAME (* and ? as in file names); {there}"
-    for one in found.masks:
+    for one in structures.masks:
         if patterns and not (_any_matches(one.label, patterns) or _any_matches(one.name, patterns)):
             continue
         if not patterns and is_organ(one.label):

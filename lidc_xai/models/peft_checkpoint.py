@@ -34,7 +34,7 @@ def adapter_base(path: Path) -> Path | None:
     if not name:
         return None
     here = [Path(str(name)), path.parent / str(name)]
-    return next((found for found in here if found.exists()), None)
+    return next((folder for folder in here if folder.exists()), None)
 
 
 def without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -55,9 +55,9 @@ def merged(adapter: dict[str, Tensor], base: dict[str, Tensor], path: Path) -> d
         raise ModelError(f"{path}: is a DoRA adapter, which is not read; merge it with PEFT (merge_and_unload) first")
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, value in adapter.items():
-        found = _LORA.match(key.removeprefix(_WRAPPER))
-        if found:
-            pairs.setdefault(found[1], {})[found[2]] = value
+        match = _LORA.match(key.removeprefix(_WRAPPER))
+        if match:
+            pairs.setdefault(match[1], {})[match[2]] = value
         elif ".lora_" in key:
             raise ModelError(f"{path}: adapts {key}, which is no linear layer; merge it with PEFT first")
     result = {**base, **without_wrapper(adapter)}

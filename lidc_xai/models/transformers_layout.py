@@ -73,11 +73,11 @@ def _joined_attention(tensors: dict[str, Tensor], rotary: bool) -> dict[str, Ten
     joined: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        found = _SPLIT.match(key)
-        if found is None:
+        match = _SPLIT.match(key)
+        if match is None:
             joined[key] = value
         else:
-            place, part, kind = found.groups()
+            place, part, kind = match.groups()
             parts.setdefault(f"{place} {kind}", {})[part] = value
     for name, three in parts.items():
         place, kind = name.split()

@@ -86,10 +86,10 @@ def _weights_file(path: Path) -> Path:
     """The file itself, or the one in a folder that holds the weights (of a large model, the index of its parts)."""
     if path.is_dir():
         folders = (path, path / "model") if (path / "model" / "model.json").is_file() else (path,)
-        found = [f / name for f in folders for name in (*_FILES, _SHARDS) if (f / name).is_file()]
-        if not found:
+        files = [f / name for f in folders for name in (*_FILES, _SHARDS) if (f / name).is_file()]
+        if not files:
             raise UsageError(f"{path}: holds none of {', '.join(_FILES)}; give the folder or file of the weights")
-        return found[0]
+        return files[0]
     if not path.is_file():
         raise UsageError(f'{path}: no such weights file; give "pretrained" or the path of the publisher\'s file')
     return path
@@ -122,8 +122,8 @@ def read_tensors(path: Path) -> Mapping[str, Any]:
         with torch.serialization.safe_globals(_harmless()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"a {found[1]}" if found else _one_line(error)
+        foreign_class = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"a {foreign_class[1]}" if foreign_class else _one_line(error)
         raise ModelError(
             f"{path}: holds more than tensors, which is not read ({what}); save its state dict alone as safetensors"
         ) from error

@@ -173,10 +173,10 @@ def _measured(models: Sequence[NoduleModel], row: Mapping[str, Any]) -> dict[str
         return {}
     kept = {name: value for name, value in records[0].items() if name != "malignancy"}
     single = {name: [float(value)] for name, value in row.items() if isinstance(value, int | float)}
-    found = add_intervals(pd.DataFrame(single), kept).iloc[0].to_dict()
+    measured = add_intervals(pd.DataFrame(single), kept).iloc[0].to_dict()
     if "malignancy_threshold" in kept and "malignancy_probability" in row:
-        found["malignancy_set"] = malignancy_set(row["malignancy_probability"], kept["malignancy_threshold"])
-    return {str(name): value for name, value in found.items() if name not in row}
+        measured["malignancy_set"] = malignancy_set(row["malignancy_probability"], kept["malignancy_threshold"])
+    return {str(name): value for name, value in measured.items() if name not in row}
 
 
 def _outputs(model: NoduleModel, planes: Tensor, device: str, batch_size: int) -> Tensor:

@@ -117,7 +117,7 @@ def benchmark_store(
     return BenchmarkRun(
         out=Path(out),
         measured=sum(run.measured for run in runs),
-        found=sum(run.found for run in runs),
+        already_there=sum(run.already_there for run in runs),
         skipped=[row for run in runs for row in run.skipped],
     )
 

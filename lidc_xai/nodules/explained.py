@@ -137,7 +137,7 @@ def explain_out_of_fold(
         for nodule_id, place in track(shown.items(), "deletion curves", len(shown)):
             model = models[cast("int", explained_by[nodule_id])]
             drawn[nodule_id] = deletion_curves(model, store, maps[methods[0]][nodule_id], place, wanted, device)
-    return Explained(maps, repeats, {name: found for name, found in drawn.items() if found}, skipped)
+    return Explained(maps, repeats, {name: of_nodules for name, of_nodules in drawn.items() if of_nodules}, skipped)
 
 
 def own_model(models: Sequence[NoduleModel], patient_id: str) -> int | None:

@@ -35,12 +35,12 @@ def failure_table(predictions: pd.DataFrame, manifest: pd.DataFrame, votes: pd.D
     table["label"] = pd.to_numeric(table["label"], errors="coerce")
     table = table.dropna(subset=["label", "malignancy_probability"]).reset_index(drop=True)
     wrong = (table["malignancy_probability"] > 0.5) != (table["label"] > 0.5)
-    found: list[Subgroup] = []
+    subgroups: list[Subgroup] = []
     for name, groups in _properties(table, votes).items():
         for group in sorted(set(groups.dropna()), key=str):
             here = (groups == group).to_numpy()
             interval = bootstrap_mean(wrong[here].astype(float), table.loc[here, "patient_id"].astype(str).tolist())
-            found.append(
+            subgroups.append(
                 {
                     "property": name,
                     "group": str(group),
@@ -51,7 +51,7 @@ def failure_table(predictions: pd.DataFrame, manifest: pd.DataFrame, votes: pd.D
                     "high": interval.high if np.isfinite(interval.high) else None,
                 }
             )
-    return found
+    return subgroups
 
 
 def _properties(table: pd.DataFrame, votes: pd.DataFrame) -> dict[str, pd.Series]:
@@ -64,16 +64,16 @@ def _properties(table: pd.DataFrame, votes: pd.DataFrame) -> dict[str, pd.Series
         "margin": (3.0, "poorly defined", "sharper"),
         "spiculation": (3.0, "little", "marked"),
     }
-    found: dict[str, pd.Series] = {
+    properties: dict[str, pd.Series] = {
         "diameter": pd.Series([diameter_stratum(float(value)) for value in table["diameter"]])
     }
     for name, (middle, low, high) in sides.items():
-        found[name] = _split(table[name], middle, low, high)
-    found["calcification"] = pd.Series(calcified).map({True: "seen by a reader", False: "seen by none"})
-    found["readers"] = _split(pd.Series(spread), 1.0, "agree (SD up to 1)", "disagree (SD above 1)")
-    found["slices"] = _split(table["slice_thickness_mm"], 2.5, "up to 2.5 mm", "thicker")
-    found["box"] = pd.Series(np.where(table["larger_than_box"], "nodule larger than it", "holds the nodule"))
-    return found
+        properties[name] = _split(table[name], middle, low, high)
+    properties["calcification"] = pd.Series(calcified).map({True: "seen by a reader", False: "seen by none"})
+    properties["readers"] = _split(pd.Series(spread), 1.0, "agree (SD up to 1)", "disagree (SD above 1)")
+    properties["slices"] = _split(table["slice_thickness_mm"], 2.5, "up to 2.5 mm", "thicker")
+    properties["box"] = pd.Series(np.where(table["larger_than_box"], "nodule larger than it", "holds the nodule"))
+    return properties
 
 
 def _split(values: pd.Series, middle: float, low: str, high: str) -> pd.Series:

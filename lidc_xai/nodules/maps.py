@@ -83,11 +83,11 @@ def load_maps(folder: Path | str, nodule_id: str, method: str) -> NoduleMaps:
     """
     path = Path(folder) / nodule_id / f"{method}.npz"
     try:
-        found = read_npz(path, ("meta", "relevance", "values"))
-        meta = json.loads(str(found["meta"]))
+        arrays = read_npz(path, ("meta", "relevance", "values"))
+        meta = json.loads(str(arrays["meta"]))
         for name in ("views", "indices", "output_names", "token_mm"):
             meta[name] = tuple(meta[name])
-        return NoduleMaps(relevance=found["relevance"], values=found["values"], **meta)
+        return NoduleMaps(relevance=arrays["relevance"], values=arrays["values"], **meta)
     except FileNotFoundError:
         raise DataError(f"{path}: no such map; run lidc-xai explain --method {method} first") from None
     except (DataError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -87,22 +87,22 @@ def similar_nodules(
     if len(names) < 2 or count < 1:
         raise UsageError(f"{reference.path}: holds {len(names)} rated nodules; similar ones need at least 2, count 1")
     pool = nodule_features(model, reference, names, device)
-    own = dict(zip(names, pool, strict=True)) if reference is store else {}
-    missing = [name for name in ids if name not in own]
-    own |= dict(zip(missing, nodule_features(model, store, missing, device), strict=True)) if missing else {}
+    features = dict(zip(names, pool, strict=True)) if reference is store else {}
+    missing = [name for name in ids if name not in features]
+    features |= dict(zip(missing, nodule_features(model, store, missing, device), strict=True)) if missing else {}
     standard = _Standard.of(pool)
-    near = standard(np.stack([own[name] for name in ids])) @ standard(pool).T
+    near = standard(np.stack([features[name] for name in ids])) @ standard(pool).T
     patients = reference.manifest.set_index("nodule_id")["patient_id"].astype(str)
     others = patients[names].to_numpy()
     labels = reference.manifest.set_index("nodule_id")["label"].astype("float64").to_dict()
     said = {} if predictions is None else {str(row["nodule_id"]): row for row in predictions.to_dict("records")}
-    found = {}
+    nearest = {}
     for row, name in enumerate(ids):
         order = [k for k in np.argsort(-near[row], kind="stable") if others[k] != str(store.row(name)["patient_id"])]
-        found[name] = [
+        nearest[name] = [
             _entry(names[k], others[k], float(near[row, k]), ratings, labels, said.get(name, {})) for k in order[:count]
         ]
-    return found
+    return nearest
 
 
 @dataclass(frozen=True)
@@ -139,23 +139,23 @@ def _entry(
     labels: Mapping[Any, float],
     said: Mapping[Any, Any],
 ) -> SimilarNodule:
-    own, sd = ratings.loc[name], ratings.std(ddof=0)
+    rated, sd = ratings.loc[name], ratings.std(ddof=0)
     differs: dict[str, float] = {}
     for output in BIOMARKERS:
         column = "calcified" if output == "calcification" else output
         asked = "p_calcified" if output == "calcification" else output
         value = float(said.get(asked, np.nan))
-        if np.isnan(value) or pd.isna(own[column]):
+        if np.isnan(value) or pd.isna(rated[column]):
             continue
-        if abs(own[column] - value) >= _DIFFERS * max(float(sd[column]), 1e-9):
-            differs[output] = float(own[column] - value)
+        if abs(rated[column] - value) >= _DIFFERS * max(float(sd[column]), 1e-9):
+            differs[output] = float(rated[column] - value)
     label = labels.get(name, np.nan)
     return {
         "nodule_id": name,
         "patient_id": patient,
         "similarity": similarity,
-        "ratings": {output: float(cast(float, own[output])) for output in COMPARED if pd.notna(own[output])},
-        "calcified": float(cast(float, own["calcified"])) if pd.notna(own["calcified"]) else None,
+        "ratings": {output: float(cast(float, rated[output])) for output in COMPARED if pd.notna(rated[output])},
+        "calcified": float(cast(float, rated["calcified"])) if pd.notna(rated["calcified"]) else None,
         "label": None if np.isnan(label) else label,
         "differs": differs,
     }

@@ -83,7 +83,8 @@ def cohort_anchors(
     known = known_patients(models[0]) if len(models) == 1 else set()
     patients = dict(zip(store.manifest["nodule_id"], store.manifest["patient_id"].astype(str), strict=True))
     fresh = {
-        method: (item for name, item in found.items() if patients[name] not in known) for method, found in maps.items()
+        method: (item for name, item in of_nodules.items() if patients[name] not in known)
+        for method, of_nodules in maps.items()
     }
     anchors = {method: map_anchors(items) for method, items in fresh.items()}
     return {method: outputs for method, outputs in anchors.items() if outputs}

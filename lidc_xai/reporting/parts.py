@@ -119,12 +119,12 @@ class ReportParts:
 
     def maps_of(self, nodule_id: str) -> dict[str, NoduleMaps]:
         """Method -> a nodule's maps, controls last."""
-        found = {}
+        by_method = {}
         for method in sorted(self.maps, key=is_control):
             item = self.map_of(method, nodule_id)
             if item is not None:
-                found[method] = item
-        return found
+                by_method[method] = item
+        return by_method
 
     def map_of(self, method: str, nodule_id: str) -> NoduleMaps | None:
         """One method's maps of a nodule; ``None`` where there are none."""
@@ -146,13 +146,13 @@ def percentiles(predictions: pd.DataFrame | None, nodule_id: str) -> dict[str, f
     if predictions is None or len(predictions) < SMALLEST_COHORT or "nodule_id" not in predictions:
         return {}
     here = (predictions["nodule_id"] == nodule_id).to_numpy()
-    found = {}
+    shares = {}
     for output in OUTPUTS:
         column = {"malignancy": "malignancy_probability", "calcification": "p_calcified"}.get(output, output)
         if column not in predictions or not here.any():
             continue
         values = predictions[column].to_numpy(dtype=np.float64)
-        own = values[here][0]
-        if np.isfinite(own):
-            found[output] = float(100 * np.mean(values[np.isfinite(values)] <= own))
-    return found
+        value = values[here][0]
+        if np.isfinite(value):
+            shares[output] = float(100 * np.mean(values[np.isfinite(values)] <= value))
+    return shares

@@ -95,15 +95,15 @@ def pooled(scores: NDArray, most: int = MOST_CELLS) -> NDArray[np.float32]:
 
     A pixel map has more cells than a panel has room for. Block means keep its sign and never exceed its largest score.
     """
-    found: NDArray[np.float32] = np.asarray(scores, dtype=np.float32)
+    means: NDArray[np.float32] = np.asarray(scores, dtype=np.float32)
     for axis in (-2, -1):
-        cells = found.shape[axis]
+        cells = means.shape[axis]
         if cells > most:
             edges = np.linspace(0, cells, most + 1).round().astype(int)
-            sums: NDArray[np.float32] = np.add.reduceat(found, edges[:-1], axis=axis)
+            sums: NDArray[np.float32] = np.add.reduceat(means, edges[:-1], axis=axis)
             widths = np.diff(edges).astype(np.float32)
-            found = (sums / (widths[:, None] if axis == -2 else widths)).astype(np.float32)
-    return found
+            means = (sums / (widths[:, None] if axis == -2 else widths)).astype(np.float32)
+    return means
 
 
 def map_picture(scores: NDArray, limit: float, size_mm: tuple[float, float], pixels: int = 112) -> str:

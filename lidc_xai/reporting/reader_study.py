@@ -121,11 +121,11 @@ def _chances(predictions: pd.DataFrame | None, ids: Sequence[str], wrong_share: 
                 "an arm with a wrong AI needs predictions: what is shown is the model's rating turned round"
             )
         return {}
-    found = dict(zip(predictions["nodule_id"], predictions["malignancy_probability"].astype(float), strict=True))
-    missing = [name for name in ids if name not in found]
+    chances = dict(zip(predictions["nodule_id"], predictions["malignancy_probability"].astype(float), strict=True))
+    missing = [name for name in ids if name not in chances]
     if missing:
         raise UsageError(f"{len(missing)} of {len(ids)} nodules have no prediction, the first is {missing[0]}")
-    return {name: found[name] for name in ids}
+    return {name: chances[name] for name in ids}
 
 
 def _case_page(
@@ -224,21 +224,21 @@ def _follows(table: pd.DataFrame, patients: pd.Series) -> dict[str, dict[str, fl
     if "ai" not in table:
         return {}
     alone = table[table["condition"] == "without"].set_index(["reader", "nodule_id"])["malignancy"]
-    found: dict[str, dict[str, float | int | None]] = {}
+    steps: dict[str, dict[str, float | int | None]] = {}
     for ai in ("right", "wrong"):
-        own = table[(table["ai"] == ai) & table["malignancy"].notna()].set_index(["reader", "nodule_id"])
-        if own.empty:
+        shown = table[(table["ai"] == ai) & table["malignancy"].notna()].set_index(["reader", "nodule_id"])
+        if shown.empty:
             continue
-        towards = pd.Series(np.where(own["shown"] > 0.5, 1.0, -1.0), index=own.index)
-        moved = (own["malignancy"] - alone.reindex(own.index)).mul(towards).dropna()
+        towards = pd.Series(np.where(shown["shown"] > 0.5, 1.0, -1.0), index=shown.index)
+        moved = (shown["malignancy"] - alone.reindex(shown.index)).mul(towards).dropna()
         if moved.empty:
             continue
         interval = bootstrap_mean(moved.to_numpy(), patients[moved.index.get_level_values(1)].tolist())
-        found[ai] = {
+        steps[ai] = {
             "steps": _finite(interval.mean), "low": _finite(interval.low), "high": _finite(interval.high),
             "ratings": len(moved),
         }  # fmt: skip
-    return found
+    return steps
 
 
 def cases_needed(

@@ -45,7 +45,7 @@ class Scans:
     @cached_property
     def nodules(self) -> dict[str, Nodule]:
         """Annotated nodules of these series, by id."""
-        return {nodule.nodule_id: nodule for found in plan_nodules(self.index).nodules.values() for nodule in found}
+        return {nodule.nodule_id: nodule for nodules in plan_nodules(self.index).nodules.values() for nodule in nodules}
 
     def volume(self, series_uid: str) -> CTVolume:
         """The CT of a series."""
@@ -57,15 +57,15 @@ class Scans:
     def slices(self, series_uid: str) -> list[pydicom.Dataset]:
         """Headers (no pixels) of the slices of ``volume(series_uid)``, in its order: ascending along the normal."""
         order = {uid: place for place, uid in enumerate(self.volume(series_uid).sop_instance_uids)}
-        found: dict[int, pydicom.Dataset] = {}
+        headers: dict[int, pydicom.Dataset] = {}
         for path in self._files(series_uid).paths:
             header = pydicom.dcmread(path, stop_before_pixels=True)
             place = order.get(str(header.get("SOPInstanceUID", "")))
             if place is not None:
-                found.setdefault(place, header)
-        if len(found) != len(order) or any("NumberOfFrames" in header for header in found.values()):
+                headers.setdefault(place, header)
+        if len(headers) != len(order) or any("NumberOfFrames" in header for header in headers.values()):
             raise DataError(f"{self.folder}: series {series_uid} is not one file per slice; objects cannot refer to it")
-        return [found[place] for place in range(len(found))]
+        return [headers[place] for place in range(len(headers))]
 
     def context(self, store: CropStore, nodule_id: str, size_mm: float = CONTEXT_MM) -> NoduleCrop | None:
         """A wider crop around a nodule with the store's consensus in it; ``None`` where its scan is not here."""
@@ -103,12 +103,12 @@ class Scans:
         return np.stack([carried(mask, crop.affine, points) for mask in crop.reader_masks]), near, False
 
     def _files(self, series_uid: str) -> SeriesFiles:
-        found = self.index.ct.get(series_uid)
-        if found is None:
+        files = self.index.ct.get(series_uid)
+        if files is None:
             raise DataError(
                 f"{self.folder}: has no CT series {series_uid}; give the folder that the store was made from"
             )
-        return found
+        return files
 
 
 def slices_near(crop: NoduleCrop, volume: CTVolume) -> slice:

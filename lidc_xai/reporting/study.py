@@ -117,8 +117,10 @@ def write_pages(
     """Write the pages of some nodules into ``folder``, in ``jobs`` processes; each row links to its page."""
     pages = Pages()
     pdf = pdf and _pdf_possible(pages.skipped)
-    found = _collected(store, ids, parts, pages.skipped)
-    work = (delayed(_one)(store, name, folder, nodule, pdf, _links(ids, name, study_link)) for name, nodule in found)
+    collected = _collected(store, ids, parts, pages.skipped)
+    work = (
+        delayed(_one)(store, name, folder, nodule, pdf, _links(ids, name, study_link)) for name, nodule in collected
+    )
     for files, left_out, row in track(Parallel(n_jobs=jobs, return_as="generator")(work), "report", len(ids)):
         pages.paths += files
         pages.skipped += left_out
@@ -130,12 +132,12 @@ def write_pages(
 def _links(ids: Sequence[str], nodule_id: str, study: str) -> dict[str, str]:
     """Addresses of a page's neighbours, in the order of the table."""
     place = ids.index(nodule_id)
-    found = {"study": study}
+    links = {"study": study}
     if place > 0:
-        found["previous"] = f"{ids[place - 1]}.html"
+        links["previous"] = f"{ids[place - 1]}.html"
     if place + 1 < len(ids):
-        found["next"] = f"{ids[place + 1]}.html"
-    return found
+        links["next"] = f"{ids[place + 1]}.html"
+    return links
 
 
 def _collected(

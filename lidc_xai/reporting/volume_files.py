@@ -130,9 +130,9 @@ def _export_one(
 
 
 def _masks(crop: NoduleCrop) -> dict[str, NDArray]:
-    found = {} if crop.consensus is None else {"consensus": crop.consensus}
+    masks = {} if crop.consensus is None else {"consensus": crop.consensus}
     readers = [] if crop.reader_masks is None else list(crop.reader_masks)
-    return found | {f"reader_{number}": mask for number, mask in enumerate(readers, start=1)}
+    return masks | {f"reader_{number}": mask for number, mask in enumerate(readers, start=1)}
 
 
 def _scanner_grid(store: CropStore, nodule_id: str, crop: NoduleCrop, scans: Scans) -> tuple[_Grid, dict[str, NDArray]]:

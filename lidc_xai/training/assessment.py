@@ -182,19 +182,19 @@ def coverage(table: pd.DataFrame, options: dict[str, int]) -> dict[str, Any]:
         if column in table:
             sizes = table[column].map(diameter_stratum)
             parts |= {f"{words} {size}": (sizes == size).to_numpy() for _, size in DIAMETER_STRATA}
-    found: dict[str, Any] = {}
+    shares: dict[str, Any] = {}
     every = []
     for name in BIOMARKERS:
         if f"{name}_low" in table:
             y, low, high = (table[f"{name}{end}"].to_numpy(np.float64) for end in ("_readers", "_low", "_high"))
             inside = np.where(np.isfinite(y), (y >= low) & (y <= high), np.nan)
-            found[name] = _shares(table, parts, {"coverage": inside, "width": high - low}, options)
+            shares[name] = _shares(table, parts, {"coverage": inside, "width": high - low}, options)
             every.append(inside)
     if every:
         inside = np.stack(every)
         counted = np.isfinite(inside).sum(axis=0)
         mean = np.where(counted > 0, np.nansum(inside, axis=0) / np.maximum(counted, 1), np.nan)
-        found["mean"] = _shares(table, parts, {"coverage": mean}, options)
+        shares["mean"] = _shares(table, parts, {"coverage": mean}, options)
     if "malignancy_set" in table:
         given, label = table["malignancy_set"].astype(str), table["label"].to_numpy(np.float64)
         empty = given.str.contains("empty").to_numpy()
@@ -202,8 +202,8 @@ def coverage(table: pd.DataFrame, options: dict[str, int]) -> dict[str, Any]:
         held = np.where(np.isfinite(label), np.where(label > 0.5, has["high"], has["low"]), np.nan)
         size = has["low"].astype(float) + has["high"]
         values = {"coverage": held, "width": size, "empty": empty.astype(float)}
-        found["malignancy"] = _shares(table, parts, values, options)
-    return found
+        shares["malignancy"] = _shares(table, parts, values, options)
+    return shares
 
 
 def _shares(

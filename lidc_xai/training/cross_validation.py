@@ -144,11 +144,11 @@ def _fold(
 ) -> pd.DataFrame:
     train_ids = ids.train + _others(data, ids)
     if search is not None:
-        found = sweep(
+        swept = sweep(
             store, folder / f"fold-{fold}" / "sweep", train_ids=train_ids, validation_ids=ids.validation,
             options=options, search=search, data=data,
         )  # fmt: skip
-        options = found.options
+        options = swept.options
     result = fit(
         store, folder / f"fold-{fold}", train_ids=train_ids, validation_ids=ids.validation, options=options, data=data,
         patients_apart=not splits.leaks, info={**run, "fold": fold},

@@ -137,12 +137,12 @@ def cross_fitted(table: pd.DataFrame, kind: str = "platt") -> tuple[pd.DataFrame
     records: dict[int, Record] = {}
     parts = []
     for fold in sorted(table["fold"].unique().tolist()):
-        own = table[table["fold"] == fold]
-        others = table[(table["fold"] != fold) & ~table["patient_id"].isin(set(own["patient_id"]))]
+        of_fold = table[table["fold"] == fold]
+        others = table[(table["fold"] != fold) & ~table["patient_id"].isin(set(of_fold["patient_id"]))]
         if len(others) < FEWEST:
             return table, {}
         records[int(fold)] = fit_record(others, kind)
-        parts.append(add_intervals(own, records[int(fold)]))
+        parts.append(add_intervals(of_fold, records[int(fold)]))
     return pd.concat(parts).loc[table.index], records
 
 
@@ -153,14 +153,14 @@ def _fit_output(table: pd.DataFrame, name: str) -> Record:
     folds = rows["fold"].to_numpy() if "fold" in rows else np.zeros(len(rows))
     scores = np.empty(len(rows))
     for fold in np.unique(folds):  # a nodule's scale is not fitted on its own residual
-        own = folds == fold
-        learn = ~own if (~own).sum() >= FEWEST else np.ones(len(rows), bool)
-        scores[own] = residual[own] / _scale(_fit_scale(design[learn], residual[learn]), design[own])
+        in_fold = folds == fold
+        learn = ~in_fold if (~in_fold).sum() >= FEWEST else np.ones(len(rows), bool)
+        scores[in_fold] = residual[in_fold] / _scale(_fit_scale(design[learn], residual[learn]), design[in_fold])
     counts = [int((strata == number).sum()) for number in range(len(DIAMETER_STRATA))]
     pools = np.array(pooled_strata(counts))
-    found = [conformal_quantile(scores[pools[strata] == pools[number]]) for number in range(len(counts))]
+    by_stratum = [conformal_quantile(scores[pools[strata] == pools[number]]) for number in range(len(counts))]
     # Where no stratum, nor all together, have enough scores, the whole scale is the interval.
-    quantiles = [value if math.isfinite(value) else None for value in found]
+    quantiles = [value if math.isfinite(value) else None for value in by_stratum]
     return {**_fit_scale(design, residual), "quantiles": quantiles, "nodules": counts}
 
 

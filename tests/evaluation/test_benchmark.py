@@ -80,7 +80,7 @@ def test_rows_equal_the_single_functions(named: nn.Module, nodules: list[Case], 
         **FAST,
     )
     run = run_benchmark(named, nodules, tmp_path, options)
-    assert (run.measured, run.found, run.skipped) == (4, 0, [])
+    assert (run.measured, run.already_there, run.skipped) == (4, 0, [])
     rows = run.table()
     case = nodules[2]
     maps = {name: explain(named, case.images, method=name).relevance for name in options.methods}
@@ -172,7 +172,7 @@ def test_a_killed_run_goes_on_where_it_was(vit: nn.Module, images: Tensor, tmp_p
     (parts / ".tmp-12345678-n2.parquet").write_bytes(b"half")
     before = (parts / "n0.parquet").stat().st_mtime_ns
     again = run(False)
-    assert (again.measured, again.found) == (2, 2)
+    assert (again.measured, again.already_there) == (2, 2)
     assert (parts / "n0.parquet").stat().st_mtime_ns == before
     assert sorted(path.name for path in parts.iterdir()) == [f"n{k}.parquet" for k in range(4)]
 
@@ -251,7 +251,7 @@ def test_another_model_or_other_options_are_refused(
 ) -> None:
     options = BenchmarkOptions(methods=("cdam",), metrics=("compactness",))
     run_benchmark(named, nodules[:1], tmp_path, options)
-    assert run_benchmark(named, nodules[:1], tmp_path, options.model_copy(update={"max_batch": 3})).found == 1
+    assert run_benchmark(named, nodules[:1], tmp_path, options.model_copy(update={"max_batch": 3})).already_there == 1
     with pytest.raises(UsageError, match="another model or with other options"):
         run_benchmark(named, nodules[:1], tmp_path, options.model_copy(update={"seed": 1}))
     with pytest.raises(UsageError, match="another model"):

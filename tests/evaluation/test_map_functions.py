@@ -139,7 +139,10 @@ def test_names_of_other_rows_and_changed_functions_are_refused(
         run_benchmark(named, cases(images), tmp_path, options, map_functions={"mine": "gradient"})
     run_benchmark(named, cases(images)[:1], tmp_path, options, map_functions={"mine": captum_gradient})
     assert (
-        run_benchmark(named, cases(images)[:1], tmp_path, options, map_functions={"mine": captum_gradient}).found == 1
+        run_benchmark(
+            named, cases(images)[:1], tmp_path, options, map_functions={"mine": captum_gradient}
+        ).already_there
+        == 1
     )
     for functions in ({"mine": captum_input_x_gradient}, {"other": captum_gradient}, None):
         with pytest.raises(UsageError, match="another model or with other options"):

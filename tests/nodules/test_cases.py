@@ -79,4 +79,4 @@ def test_results_of_several_processes_are_those_of_one(
     assert len(moved) == 3
     with parallel_config(backend="sequential"):
         again = benchmark_store(model, store, tmp_path / "two", options, jobs=2, **common)
-    assert (again.measured, again.found) == (0, 3)
+    assert (again.measured, again.already_there) == (0, 3)

@@ -105,7 +105,7 @@ def measure_radial(batch: Batch, rows: Rows, maps: dict[str, Tensor]) -> None:
 
 def _token_mm(batch: Batch) -> float | None:
     """The widest cell of any method's map: profiles of all methods share its bins."""
-    coarsest = min(batch.maps.values(), key=lambda own: own.shape[-1] * own.shape[-2])
+    coarsest = min(batch.maps.values(), key=lambda relevance: relevance.shape[-1] * relevance.shape[-2])
     widths = [
         in_plane(coarsest[: len(case.images), 0].cpu(), case.masks, case.spacing_mm).token_mm
         for case in batch.cases

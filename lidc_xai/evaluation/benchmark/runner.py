@@ -41,7 +41,7 @@ class BenchmarkRun:
 
     out: Path
     measured: int
-    found: int
+    already_there: int
     skipped: list[Skipped] = field(default_factory=list)
 
     def table(self) -> pd.DataFrame:

@@ -153,8 +153,8 @@ def group_outputs(forward: Forward, images: Tensor, removed: Tensor, maps: Tenso
         gone = cells[image, at // several] == (at % several).view(-1, 1, 1)
         torch.where(gone[:, None], removed[image], images[image], out=buffer)
 
-    found = forward.copies(images, count * several, fill)
-    return found.map(lambda part: part.unflatten(1, (count, several))[:, which])
+    outputs = forward.copies(images, count * several, fill)
+    return outputs.map(lambda part: part.unflatten(1, (count, several))[:, which])
 
 
 def saco_result(maps: Tensor, costs: Tensor, seed: int) -> SaCoResult:
@@ -169,15 +169,15 @@ def saco_result(maps: Tensor, costs: Tensor, seed: int) -> SaCoResult:
     weight = sums[:, first] - sums[:, second]
     agreeing = costs[:, first] >= costs[:, second]
     value = torch.where(agreeing, weight, -weight).sum(1) / weight.abs().sum(1)
-    found = np.asarray(value.cpu().numpy(), dtype=np.float64).copy()
+    values = np.asarray(value.cpu().numpy(), dtype=np.float64).copy()
     not_finite, is_constant = bad.cpu().numpy(), flat.cpu().numpy()
     no_score = ~finite(costs.cpu().numpy(), 1)
-    found[not_finite | is_constant | no_score] = np.nan
+    values[not_finite | is_constant | no_score] = np.nan
     reasons = first_reason(
         (not_finite, NOT_FINITE),
         (is_constant, f"{CONSTANT}: it has no order"),
         (no_score, "the model's score is not finite"),
-        (~np.isfinite(found), "all groups hold the same relevance, or there is one"),
-        n=len(found),
+        (~np.isfinite(values), "all groups hold the same relevance, or there is one"),
+        n=len(values),
     )
-    return SaCoResult(saco=found, groups=count, reasons=reasons)
+    return SaCoResult(saco=values, groups=count, reasons=reasons)

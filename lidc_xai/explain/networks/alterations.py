@@ -39,8 +39,8 @@ def alteration(model: nn.Module) -> str | None:
     patched: dict[type, str | None] = {}
     for name, module in model.named_modules():
         kind = type(module)
-        own = module.__dict__.get("forward")
-        if own is not None and getattr(own, "__func__", None) is not kind.forward:
+        replaced = module.__dict__.get("forward")
+        if replaced is not None and getattr(replaced, "__func__", None) is not kind.forward:
             return f"the forward method of {name or 'the model'} ({kind.__name__}) was replaced"
         for hooks in _HOOKS:
             if getattr(module, hooks):
@@ -104,15 +104,15 @@ def quantised(model: nn.Module) -> str | None:
             )
         if isinstance(module, torch.jit.ScriptModule):
             return "it is TorchScript, whose modules cannot be read: explain the Python model that it was made from"
-        for own, weight in module._parameters.items():
+        for parameter, weight in module._parameters.items():
             if weight is None:
                 continue
             if weight.is_meta:
-                return f"the weight {name}.{own} is on the meta device: load the weights first"
+                return f"the weight {name}.{parameter} is on the meta device: load the weights first"
             odd = any(word in type(weight.data).__module__ for word in _QUANTISED)
             if odd or not (weight.is_floating_point() or weight.is_complex()):
                 kind_of = type(weight.data).__name__ if odd else str(weight.dtype).removeprefix("torch.")
-                return f"the weight {name}.{own} is quantised ({kind_of}): explain the model before it"
+                return f"the weight {name}.{parameter} is quantised ({kind_of}): explain the model before it"
     return None
 
 

@@ -107,14 +107,14 @@ def describe_vit(
     >>> explain(seen, torch.zeros(1, 3, 160, 160), 1, "gradcam").relevance.shape
     torch.Size([1, 1, 10, 10])
     """
-    found = tuple(_submodule(model, blocks).children()) if isinstance(blocks, str) else tuple(blocks)
-    if not found or not all(isinstance(block, nn.Module) for block in found):
+    chain = tuple(_submodule(model, blocks).children()) if isinstance(blocks, str) else tuple(blocks)
+    if not chain or not all(isinstance(block, nn.Module) for block in chain):
         raise UsageError(f"blocks={blocks!r} holds no modules; give the name of a ModuleList or the blocks themselves")
-    norms = tuple(_submodule(b, norm1) for b in found) if isinstance(norm1, str) else tuple(norm1)
-    if len(norms) != len(found):
-        raise UsageError(f"norm1 gives {len(norms)} modules for {len(found)} blocks; give one each")
+    norms = tuple(_submodule(b, norm1) for b in chain) if isinstance(norm1, str) else tuple(norm1)
+    if len(norms) != len(chain):
+        raise UsageError(f"norm1 gives {len(norms)} modules for {len(chain)} blocks; give one each")
     known = set(model.modules())
-    if not known.issuperset(found) or not known.issuperset(norms):
+    if not known.issuperset(chain) or not known.issuperset(norms):
         raise UsageError(f"blocks and norm1 must be modules of this {type(model).__name__}")
     if prefix_tokens < 0:
         raise UsageError(f"prefix_tokens is a number from 0, not {prefix_tokens}")
@@ -122,7 +122,7 @@ def describe_vit(
     anatomy = Anatomy(
         model=model,
         family=f"{type(model).__name__} as described",
-        blocks=found,
+        blocks=chain,
         norms=norms,
         prefix=int(prefix_tokens),
         grid_of=size if callable(size) else lambda _: size,

@@ -45,10 +45,10 @@ class AttentionProbe(TorchFunctionMode):
         count = len(self._noted.get(block, []))
         if count == 1:
             return None
-        found = "no softmax" if count == 0 else f"{count} softmax matrices"
+        matrices = "no softmax" if count == 0 else f"{count} softmax matrices"
         return (
-            f"block {block} ({name}) computes {found} over all {self.tokens} tokens (windows, pooled keys and kernels "
-            "without a softmax are none), so that there is no one attention matrix to read"
+            f"block {block} ({name}) computes {matrices} over all {self.tokens} tokens (windows, pooled keys and "
+            "kernels without a softmax are none), so that there is no one attention matrix to read"
         )
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -67,8 +67,8 @@ class Pass:
     @property
     def no_parts(self) -> str | None:
         """Why ``parts`` is None."""
-        found = self._parts()
-        return found if isinstance(found, str) else None
+        parts = self._parts()
+        return parts if isinstance(parts, str) else None
 
     def _parts(self) -> Parts | str:
         if self.facts.parts is None:
@@ -168,8 +168,8 @@ class Pass:
             z = self.tokens(-1)
             if self.facts.skips is None:
                 with torch.no_grad():
-                    found = own_modules.finish(self.vit, self.images, self.vit.depth - 1, z)
-                self.facts.skips = alike(found, self.outputs)
+                    finished = own_modules.finish(self.vit, self.images, self.vit.depth - 1, z)
+                self.facts.skips = alike(finished, self.outputs)
         return self.facts.skips
 
     @property
@@ -284,12 +284,12 @@ class Pass:
 
     def adopt(self, parts: list[Pass]) -> None:
         """Keep what the passes over all images, in parts, have computed, so that the next method need not."""
-        for own, theirs in (
+        for kept, theirs in (
             (self._tokens, [part._tokens for part in parts]),
             (self._normed, [part._normed for part in parts]),
         ):
-            for layer in set.intersection(*map(set, theirs)) - set(own):
-                own[layer] = torch.cat([known[layer] for known in theirs])
+            for layer in set.intersection(*map(set, theirs)) - set(kept):
+                kept[layer] = torch.cat([known[layer] for known in theirs])
         known = [part._outputs for part in parts if part._outputs is not None]
         if len(known) == len(parts):
             features = [outputs.features for outputs in known if outputs.features is not None]
@@ -359,10 +359,10 @@ class Context:
         if rules in self.run.facts.rules:
             return
         image = self.images[:1].clone().requires_grad_()
-        found = with_backward(rules, lambda: plain_forward(self.model, image)).values.detach()
+        caught = with_backward(rules, lambda: plain_forward(self.model, image)).values.detach()
         with torch.no_grad():
             expected = plain_forward(self.model, self.images[:1]).values
-        away = float((found - expected).abs().max() / expected.abs().max().clamp_min(1))
+        away = float((caught - expected).abs().max() / expected.abs().max().clamp_min(1))
         if not away < torch.finfo(expected.dtype).eps ** 0.5:
             raise ModelError(f"caught operation by operation, the model's outputs differ by {away:.1e} from its own")
         self.run.facts.rules.add(rules)
@@ -410,8 +410,8 @@ def gradients(scores: Tensor, inputs: Tensor, *, keep: bool = False, unused: boo
     if not scores.requires_grad:
         raise UsageError("the target does not depend on the model's input; there is nothing to differentiate")
     count = scores.shape[-1]
-    found = [
+    slopes = [
         torch.autograd.grad(scores[..., t].sum(), inputs, retain_graph=keep or t < count - 1, materialize_grads=unused)
         for t in range(count)
     ]
-    return torch.stack([gradient for (gradient,) in found])
+    return torch.stack([gradient for (gradient,) in slopes])

@@ -30,10 +30,10 @@ def patch_embedding(model: nn.Module) -> tuple[str, nn.Module] | None:
 
 def from_embedding(model: nn.Module, forward: Callable[[], Outputs]) -> tuple[Tensor, Outputs]:
     """(e, outputs): the patch embedding's output e as it came, the leaf of the graph, and ``forward()`` from there."""
-    found = patch_embedding(model)
-    if found is None:
+    embedding = patch_embedding(model)
+    if embedding is None:
         raise ModelError("it has no patch embedding")
-    name, module = found
+    name, module = embedding
     seen: list[Tensor] = []
 
     def cut(module: nn.Module, inputs: Any, output: Any) -> Any:
@@ -41,8 +41,8 @@ def from_embedding(model: nn.Module, forward: Callable[[], Outputs]) -> tuple[Te
         if not isinstance(first, Tensor) or first.ndim not in (3, 4):
             raise ModelError(f"the patch embedding {name} returns no tokens")
         seen.append(first.detach().clone().requires_grad_())
-        own = seen[-1].clone()  # an in-place addition of positions must not change what was seen
-        return (own, *output[1:]) if isinstance(output, tuple) else own
+        passed_on = seen[-1].clone()  # an in-place addition of positions must not change what was seen
+        return (passed_on, *output[1:]) if isinstance(output, tuple) else passed_on
 
     with hooked(module, cut):
         outputs = forward()
@@ -83,7 +83,7 @@ def tokens_before_positions(model: nn.Module) -> str | None:
 
 def times_gradient(e: Tensor, gradient: Tensor, model: nn.Module, size: tuple[int, int]) -> Tensor:
     """Σ over channels of e ⊙ ∂f/∂e on the token grid: (B, T, gh, gw) from gradients (T, *e.shape)."""
-    found = patch_embedding(model)
-    assert found is not None
+    embedding = patch_embedding(model)
+    assert embedding is not None
     with torch.no_grad():
-        return token_sums(e.detach() * gradient, found[1], size).transpose(0, 1)
+        return token_sums(e.detach() * gradient, embedding[1], size).transpose(0, 1)

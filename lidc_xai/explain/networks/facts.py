@@ -46,13 +46,13 @@ def facts_of(model: nn.Module, images: Tensor) -> Facts:
     return known[1]
 
 
-def alike(found: Outputs, own: Outputs) -> bool:
+def alike(computed: Outputs, expected: Outputs) -> bool:
     """Whether two ways of computing gave the same outputs, within what their precision explains."""
-    scale = float(own.values.abs().max())
-    tolerance = max(1e-10, 1e4 * torch.finfo(own.values.dtype).eps)
-    return bool((found.values - own.values).abs().max() <= tolerance * max(scale, 1e-6))
+    scale = float(expected.values.abs().max())
+    tolerance = max(1e-10, 1e4 * torch.finfo(expected.values.dtype).eps)
+    return bool((computed.values - expected.values).abs().max() <= tolerance * max(scale, 1e-6))
 
 
-def same_tokens(found: Tensor, own: Tensor) -> bool:
+def same_tokens(computed: Tensor, expected: Tensor) -> bool:
     """The same for tokens (B, T, D)."""
-    return found.shape == own.shape and alike(Outputs(found), Outputs(own))
+    return computed.shape == expected.shape and alike(Outputs(computed), Outputs(expected))

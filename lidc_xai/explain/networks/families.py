@@ -80,8 +80,8 @@ NOT_SO = {
 
 def as_vit(model: nn.Module) -> Anatomy | None:
     """``model`` as a Vision Transformer, or None (``find_anatomy`` says why)."""
-    found = find_anatomy(model)
-    return None if isinstance(found, str) else found
+    anatomy = find_anatomy(model)
+    return None if isinstance(anatomy, str) else anatomy
 
 
 def find_anatomy(model: nn.Module) -> Anatomy | str:
@@ -92,16 +92,16 @@ def find_anatomy(model: nn.Module) -> Anatomy | str:
     family = family_of(type(outer))
     if family is not None:
         return _anatomy(outer, outer, family)
-    bodies = [(body, found) for body in outer.modules() if (found := family_of(type(body))) is not None]
-    bodies = [(body, found) for body, found in bodies if not _inside_another(body, [other for other, _ in bodies])]
+    bodies = [(body, kin) for body in outer.modules() if (kin := family_of(type(body))) is not None]
+    bodies = [(body, kin) for body, kin in bodies if not _inside_another(body, [other for other, _ in bodies])]
     name = type(outer).__name__
     if len(bodies) > 1:
         kinds = ", ".join(sorted({type(body).__name__ for body, _ in bodies}))
         return f"{name} holds {len(bodies)} Vision Transformers ({kinds}); give one of them"
     if not bodies:
-        own = next((words for base in type(outer).__mro__ if (words := NOT_SO.get(base.__name__))), None)
-        if own is not None:
-            return f"{name} has no attention of patches to patches over the whole image: {own}"
+        why_not = next((words for base in type(outer).__mro__ if (words := NOT_SO.get(base.__name__))), None)
+        if why_not is not None:
+            return f"{name} has no attention of patches to patches over the whole image: {why_not}"
         return (
             f"{name} is not a Vision Transformer that is known here (timm, torchvision, transformers); one's own "
             "can be described with describe_vit"
@@ -172,7 +172,7 @@ def _not_plain(block: nn.Module) -> str | None:
 
 def _first(module: nn.Module, paths: tuple[str, ...]) -> Any:
     """The first of ``paths`` that leads to a module, or None."""
-    return next((found for path in paths if (found := _at(module, path)) is not None), None)
+    return next((there for path in paths if (there := _at(module, path)) is not None), None)
 
 
 def _at(module: Any, path: str) -> nn.Module | None:

@@ -188,7 +188,7 @@ def _announced(probe: AttentionProbe, anatomy: Anatomy, layer: int) -> Iterator[
 @contextmanager
 def _passing_on(block: nn.Module) -> Iterator[None]:
     """``block`` returns its first input, in place of what it computes."""
-    own = block.__dict__.get("forward")
+    before = block.__dict__.get("forward")
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         return args[0] if args else next(iter(kwargs.values()))
@@ -197,10 +197,10 @@ def _passing_on(block: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        if own is None:
+        if before is None:
             del block.__dict__["forward"]
         else:
-            block.__dict__["forward"] = own
+            block.__dict__["forward"] = before
 
 
 @contextmanager
@@ -210,8 +210,8 @@ def _entering(block: nn.Module, z: Tensor, entered: list[bool]) -> Iterator[None
     def put(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         entered.append(True)
         first = args[0] if args else next(iter(kwargs.values()))
-        own = z if first.ndim == 3 else z.unflatten(1, first.shape[1:-1])
-        return ((own, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): own})
+        entering = z if first.ndim == 3 else z.unflatten(1, first.shape[1:-1])
+        return ((entering, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): entering})
 
     handle = block.register_forward_pre_hook(put, with_kwargs=True)
     try:

@@ -50,18 +50,18 @@ def classifiers(model: nn.Module) -> tuple[nn.Module, ...]:
     head = classifier(model)
     if head is None:
         return ()
-    found: tuple[nn.Module, ...] = (head,)
+    layers: tuple[nn.Module, ...] = (head,)
     for module in model.modules():
         other = getattr(module, "head", None)
         if getattr(module, "head_dist", None) is head and isinstance(other, nn.Module):
-            return (other, *found)
-    return found
+            return (other, *layers)
+    return layers
 
 
 def classifier(model: nn.Module) -> nn.Module | None:
     """The module whose input is "the vector that the head reads": the model's own word, else its last linear layer."""
-    own = getattr(model, "head", None)
-    if hasattr(model, "output_names") and isinstance(own, nn.Module):
-        return own
+    head = getattr(model, "head", None)
+    if hasattr(model, "output_names") and isinstance(head, nn.Module):
+        return head
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     return linear[-1] if linear else None

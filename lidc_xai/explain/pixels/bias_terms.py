@@ -42,9 +42,9 @@ class BiasTerms(TorchFunctionMode):
 
     def take(self) -> tuple[Tensor, Tensor]:
         """The terms of the last backward pass: on the image (B, ·, ·), and on no position of it (B,)."""
-        found = self._map, self._flat
+        terms = self._map, self._flat
         self._reset()
-        return found
+        return terms
 
     def input_map(self, product: Tensor) -> Tensor:
         """Input times gradient (B, C, H, W) as a map."""

@@ -141,9 +141,9 @@ def _search(model: nn.Module, modules: dict[str, nn.Module], image: Tensor) -> D
         raise ModelError(f"{type(model).__name__} has {what}; name a layer")
     later = [step for step in steps[place:] if step.shape == steps[place].shape and step.rectified]
     named = [steps[i].name for i in useful if steps[i].name]
-    own = [name for name in named if isinstance(modules[name], nn.Conv2d | nn.LayerNorm) or _is_block(name)]
+    typical = [name for name in named if isinstance(modules[name], nn.Conv2d | nn.LayerNorm) or _is_block(name)]
     last = steps[place].name
-    return Defaults(last, later[0].name if later else last, convolutions, tuple(dict.fromkeys(own or named)))
+    return Defaults(last, later[0].name if later else last, convolutions, tuple(dict.fromkeys(typical or named)))
 
 
 def _is_block(name: str) -> bool:
@@ -165,9 +165,9 @@ def _place(
     if behind and _attends(steps[spatial[-1] if spatial else 0 :]) and not _class_attention(steps):
         return behind[0]
     if spatial and not tokens_later:
-        found = _cut(model, image, steps, spatial[-1])
-        if found is not None:
-            return found
+        cut = _cut(model, image, steps, spatial[-1])
+        if cut is not None:
+            return cut
         if steps[spatial[-1]].felt and not _attends(steps):
             return spatial[-1]
     for i in reversed(useful[-_TRIES:]):
@@ -192,14 +192,14 @@ def _class_attention(steps: list[Step]) -> bool:
 
 def _executed(model: nn.Module, modules: dict[str, nn.Module], image: Tensor) -> list[Step]:
     """Every module that returned a tensor, in the order in which they ended."""
-    found: list[tuple[str, nn.Module, Tensor]] = []
+    calls: list[tuple[str, nn.Module, Tensor]] = []
     names = {module: name for name, module in modules.items()}
     size = (image.shape[-2], image.shape[-1])
 
     def note(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
         if not isinstance(output, Tensor):
             return None
-        found.append((names[module], module, output))
+        calls.append((names[module], module, output))
         return output.clone()  # what goes on may be changed in place
 
     handles = [module.register_forward_hook(note) for module in modules.values()]
@@ -209,16 +209,16 @@ def _executed(model: nn.Module, modules: dict[str, nn.Module], image: Tensor) ->
     finally:
         for handle in handles:
             handle.remove()
-    grids = [grid_of(module, output, size, model) for _, module, output in found]
+    grids = [grid_of(module, output, size, model) for _, module, output in calls]
     wanted = [
-        output for (_, _, output), grid in zip(found, grids, strict=True) if grid is not None and output.requires_grad
+        output for (_, _, output), grid in zip(calls, grids, strict=True) if grid is not None and output.requires_grad
     ]
     slopes: dict[int, Tensor] = {}
     if wanted and values.requires_grad:
         given = torch.autograd.grad(some_score(values), wanted, allow_unused=True)
         slopes = {id(output): slope for output, slope in zip(wanted, given, strict=True) if slope is not None}
     steps = []
-    for (name, module, output), grid in zip(found, grids, strict=True):
+    for (name, module, output), grid in zip(calls, grids, strict=True):
         slope = slopes.get(id(output))
         felt = slope is not None and grid is not None and bool(as_maps(slope, module, grid, size).any())
         steps.append(Step(name, module, tuple(output.shape), grid, bool((output >= 0).all()), felt))

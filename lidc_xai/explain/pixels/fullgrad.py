@@ -140,9 +140,9 @@ def _linearised(context: Context, outputs: Outputs) -> Tensor:
     parts = outputs.map(lambda x: x.detach().requires_grad_())
     scores = context.targets.scores(parts)
     known = [x for x in parts if x is not None]
-    found = []
+    columns = []
     for t in range(scores.shape[-1]):
         slopes = torch.autograd.grad(scores[:, t].sum(), known, retain_graph=True, allow_unused=True)
         shares = [(g * x).flatten(1).sum(1) for g, x in zip(slopes, known, strict=True) if g is not None]
-        found.append(torch.stack(shares).sum(0))
-    return torch.stack(found, 1).detach()
+        columns.append(torch.stack(shares).sum(0))
+    return torch.stack(columns, 1).detach()

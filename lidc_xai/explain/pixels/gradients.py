@@ -45,8 +45,8 @@ def smoothgrad(context: Context, samples: int = 50, sigma: float = 0.15, relativ
     for chunk in chunks(samples, context.copies):
         noise = context.noise(chunk.stop - chunk.start, tuple(images.shape[1:]), generator)
         copies = images.unsqueeze(1) + spread.view(-1, 1, 1, 1, 1) * noise
-        found = _copy_gradients(context, copies).sum(2)
-        total = found if total is None else total + found
+        part = _copy_gradients(context, copies).sum(2)
+        total = part if total is None else total + part
     assert total is not None
     return Result(total.sum(2) / samples, "autograd", {"sigma": spread})
 
@@ -65,8 +65,8 @@ def integrated_gradients(
     total = None
     for chunk in chunks(steps, context.copies):
         alpha, weight = nodes[chunk].view(-1, 1, 1, 1), weights[chunk].view(-1, 1, 1, 1)
-        found = (weight * _copy_gradients(context, start.unsqueeze(1) + alpha * path.unsqueeze(1))).sum(2)
-        total = found if total is None else total + found
+        shares = (weight * _copy_gradients(context, start.unsqueeze(1) + alpha * path.unsqueeze(1))).sum(2)
+        total = shares if total is None else total + shares
     assert total is not None
     relevance = (path.unsqueeze(1) * total).sum(2)
     with torch.no_grad():

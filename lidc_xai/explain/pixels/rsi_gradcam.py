@@ -42,27 +42,27 @@ def rsi_gradcam(
     images = context.images
     start = start_image(context, _begin(context) if baseline is None else baseline)
     name, module = find_layer(context.run, layer)
-    own = read_layer(context, name, module, record=True)
-    refuse_silence(own)
+    at_image = read_layer(context, name, module, record=True)
+    refuse_silence(at_image)
     path = images - start
-    total = torch.zeros_like(own.gradients)
+    total = torch.zeros_like(at_image.gradients)
     before: Tensor | None = None
     edge: tuple[Tensor, Tensor] | None = None
     for chunk in chunks(steps + 1, context.copies):
         alpha = torch.arange(chunk.start, chunk.stop, device=path.device).to(path.dtype) / steps
         points = start.unsqueeze(1) + alpha.view(-1, 1, 1, 1) * path.unsqueeze(1)
-        found = read_layer(context, name, module, points)
-        a, g = found.activations, found.gradients.clamp_min(0) if positive_gradients else found.gradients
-        before = found.scores[:, 0] if before is None else before
+        along = read_layer(context, name, module, points)
+        a, g = along.activations, along.gradients.clamp_min(0) if positive_gradients else along.gradients
+        before = along.scores[:, 0] if before is None else before
         if edge is not None:
             a, g = torch.cat([edge[0], a], 1), torch.cat([edge[1], g], 2)
         total += ((g[:, :, 1:] + g[:, :, :-1]) / 2 * (a[:, 1:] - a[:, :-1])).sum(2)
         edge = a[:, -1:], g[:, :, -1:]
     assert before is not None
-    maps = (total.mean((-2, -1), keepdim=True) * own.activations).mean(2).transpose(0, 1)
+    maps = (total.mean((-2, -1), keepdim=True) * at_image.activations).mean(2).transpose(0, 1)
     extras: dict[str, Any] = {"layer": name, "baseline_values": before}
     if not positive_gradients:
-        extras["residual"] = total.sum((-3, -2, -1)).T - (own.scores - before)
+        extras["residual"] = total.sum((-3, -2, -1)).T - (at_image.scores - before)
     return Result(maps.clamp_min(0) if relu else maps, "autograd", extras)
 
 

@@ -39,6 +39,6 @@ def norm1_cam(context: Context, kind: str) -> Tensor:
             w = total.sum(2) / patches.shape[1]
         else:
             shared = (a.squeeze(1) @ patches).unsqueeze(1)
-            own = torch.einsum("bchn,bnd->bchd", weighted, patches)
-            w = (shared * omega + own * row.key.unsqueeze(1)).sum(2) / (patches.abs().sum(1).unsqueeze(1) + 1e-7)
+            by_patch = torch.einsum("bchn,bnd->bchd", weighted, patches)
+            w = (shared * omega + by_patch * row.key.unsqueeze(1)).sum(2) / (patches.abs().sum(1).unsqueeze(1) + 1e-7)
         return vit.to_grid(w @ patches.transpose(1, 2), context.images)

@@ -25,8 +25,8 @@ def legrad(context: Context) -> Result:
     context.run.keep_all_tokens()
     block = _block if context.run.parts is not None else _own_block
     for number in range(vit.depth):
-        found = block(context, number)
-        total = found if total is None else total + found
+        part = block(context, number)
+        total = part if total is None else total + part
     assert total is not None
     return Result(vit.to_grid(total / vit.depth, context.images), "autograd")
 

@@ -73,8 +73,8 @@ def why_no_matrix(run: Pass, layer: int) -> str | None:
     vit, parts = run.vit, run.parts
     assert vit is not None
     if parts is not None:
-        found = parts.blocks[layer].attention
-        return found if isinstance(found, str) else None
+        attention = parts.blocks[layer].attention
+        return attention if isinstance(attention, str) else None
     if layer not in run.facts.attention:
         probe = AttentionProbe(1, vit.tokens(run.images))
         with torch.no_grad():
@@ -86,8 +86,8 @@ def why_no_matrix(run: Pass, layer: int) -> str | None:
 
 def attention_gradients(matrices: list[Tensor], score: Tensor, *, keep: bool) -> list[Tensor]:
     """∂(Σ score)/∂A_l for every block, by one backward pass; zeros where a matrix does not matter."""
-    found = torch.autograd.grad(score.sum(), matrices, retain_graph=keep, allow_unused=True)
-    return [torch.zeros_like(a) if g is None else g for a, g in zip(matrices, found, strict=True)]
+    slopes = torch.autograd.grad(score.sum(), matrices, retain_graph=keep, allow_unused=True)
+    return [torch.zeros_like(a) if g is None else g for a, g in zip(matrices, slopes, strict=True)]
 
 
 def first_row(context: Context, matrices: list[Tensor]) -> Tensor:

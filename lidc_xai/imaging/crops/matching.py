@@ -20,8 +20,8 @@ def check_series(ct: CTVolume, nodule: Nodule) -> None:
     """Refuse (DataError) a CT that is not, pixel by pixel, the series on which the readers drew ``nodule``."""
     name = nodule.nodule_id
     if ct.series_uid != nodule.series_uid:
-        found = f"series {ct.series_uid}" if ct.series_uid else "a file without SeriesInstanceUID"
-        raise DataError(f"{name}: was drawn on series {nodule.series_uid}, this CT is {found}; {_REMEDY}")
+        given = f"series {ct.series_uid}" if ct.series_uid else "a file without SeriesInstanceUID"
+        raise DataError(f"{name}: was drawn on series {nodule.series_uid}, this CT is {given}; {_REMEDY}")
     rows, columns = ct.stored.shape[1:]
     if (rows, columns) != (LIDC_MATRIX, LIDC_MATRIX):
         size = f"{rows} rows x {columns} columns, the readers drew on {LIDC_MATRIX} x {LIDC_MATRIX}"
@@ -44,17 +44,17 @@ def contour_slices(ct: CTVolume, nodule: Nodule) -> list[list[int]]:
     """
     by_uid = {uid: k for k, uid in enumerate(ct.sop_instance_uids)}
     missing: set[float] = set()
-    found: list[list[int]] = []
+    by_reader: list[list[int]] = []
     for reading in nodule.readers:
         places = [_slice_of(ct, contour, by_uid) for contour in reading.contours]
         missing |= {contour.z_mm for contour, k in zip(reading.contours, places, strict=True) if k is None}
-        found.append([k for k in places if k is not None])
+        by_reader.append([k for k in places if k is not None])
     if missing:
         zs = [f"{z:g}" for z in sorted(missing)]
         words = ", ".join(zs) if len(zs) <= _LISTED else f"{zs[0]} to {zs[-1]} ({len(zs)} slices)"
         cut = f"nodule is cut off: slices z={words} of reader contours are not in the series"
         raise DataError(f"{nodule.nodule_id}: {cut}")
-    return found
+    return by_reader
 
 
 def _slice_of(ct: CTVolume, contour: Contour, by_uid: dict[str, int]) -> int | None:

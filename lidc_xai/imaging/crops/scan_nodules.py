@@ -40,17 +40,17 @@ def plan_nodules(index: FolderIndex, cohort: str | None = None) -> Plan:
         if uid in known:
             plan.nodules[uid] = by_series[uid]
         elif cohort is None:
-            found, lost = _from_xml(uid, files.paths)
-            plan.nodules[uid] = found
+            nodules, lost = _from_xml(uid, files.paths)
+            plan.nodules[uid] = nodules
             plan.skipped += lost
     if wanted is not None:
         plan.nodules = {
-            uid: [one for one in found if one.nodule_id in set(wanted)] for uid, found in plan.nodules.items()
+            uid: [one for one in nodules if one.nodule_id in set(wanted)] for uid, nodules in plan.nodules.items()
         }
-        present = {one.nodule_id for found in plan.nodules.values() for one in found}
+        present = {one.nodule_id for nodules in plan.nodules.values() for one in nodules}
         reason = f"its series is not among the {len(index.ct)} CT series of {index.folder}"
         plan.skipped += [Skipped(nodule_id, ABSENT, reason) for nodule_id in wanted if nodule_id not in present]
-    plan.nodules = {uid: found for uid, found in plan.nodules.items() if found}
+    plan.nodules = {uid: nodules for uid, nodules in plan.nodules.items() if nodules}
     return plan
 
 
@@ -70,7 +70,7 @@ def _from_xml(series_uid: str, paths: Iterable[Path]) -> tuple[list[Nodule], lis
 
 def _lost_files(index: FolderIndex) -> list[Skipped]:
     """Damaged files in folders where no series was found: one row per folder."""
-    with_series = {path.parent for found in index.series.values() for path in found.paths}
+    with_series = {path.parent for series in index.series.values() for path in series.paths}
     lost: dict[Path, list[tuple[Path, str]]] = defaultdict(list)
     for path, reason in index.damaged:
         if path.parent not in with_series:

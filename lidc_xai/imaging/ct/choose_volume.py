@@ -106,8 +106,8 @@ def _most_alike(
             groups.append([one])
     groups.sort(key=len, reverse=True)
     if len(groups[0]) == len(groups[1]):
-        found = ", ".join(sorted(show(group[0]) for group in groups[:3]))
-        raise DataError(f"{name}: slices differ in {words} ({found}); they are not one volume")
+        values = ", ".join(sorted(show(group[0]) for group in groups[:3]))
+        raise DataError(f"{name}: slices differ in {words} ({values}); they are not one volume")
     left = ", ".join(show(group[0]) for group in groups[1:4])
     count = len(slices) - len(groups[0])
     issues.append(f"{count} slice(s) of another {words} ({left}; most: {show(groups[0][0])}) left out")
@@ -186,10 +186,10 @@ def _instance_runs(slices: Sequence[SliceHeader], normal: NDArray[np.float64]) -
     lengths = sorted(np.bincount(runs))
     if len(lengths) < 2 or lengths[-2] < len(slices) / 4:
         return None
-    found = [""] * len(slices)
+    passages = [""] * len(slices)
     for place, run in zip(order, runs, strict=True):
-        found[place] = str(run + 1)
-    return found
+        passages[place] = str(run + 1)
+    return passages
 
 
 def _check_instances(slices: Sequence[SliceHeader], normal: NDArray[np.float64], name: str) -> None:

@@ -58,7 +58,7 @@ class FolderIndex:
     @property
     def ct(self) -> dict[str, SeriesFiles]:
         """The series with Modality CT."""
-        return {uid: found for uid, found in self.series.items() if found.modality == "CT"}
+        return {uid: files for uid, files in self.series.items() if files.modality == "CT"}
 
     def damaged_beside(self, paths: Sequence[Path]) -> list[tuple[Path, str]]:
         """Damaged files in the folders that hold ``paths``: perhaps slices of the same series."""
@@ -71,8 +71,8 @@ class FolderIndex:
 
     def modalities(self) -> str:
         """How many series of which modality, in words."""
-        found = [series.modality or "unknown" for series in self.series.values()]
-        return ", ".join(f"{found.count(name)} {name}" for name in sorted(set(found)))
+        modalities = [series.modality or "unknown" for series in self.series.values()]
+        return ", ".join(f"{modalities.count(name)} {name}" for name in sorted(set(modalities)))
 
 
 _Found = tuple[Literal["series"], Path, str, str] | tuple[Literal["damaged"], Path, str]
@@ -91,8 +91,8 @@ def index_folder(folder: Path | str, jobs: int = 1) -> FolderIndex:
     batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
     index = FolderIndex(folder, damaged=unreadable)
     seen = set()
-    for found in _read_batches(batches, jobs):
-        for item in found:
+    for files in _read_batches(batches, jobs):
+        for item in files:
             seen.add(item[1])
             if item[0] == "damaged":
                 index.damaged.append((item[1], item[2]))
@@ -137,7 +137,7 @@ def _files_below(folder: Path, unreadable: list[tuple[Path, str]]) -> Iterable[P
 
 
 def _read_batch(paths: Iterable[Path]) -> list[_Found]:
-    return [found for found in map(_read_one, paths) if found is not None]
+    return [header for header in map(_read_one, paths) if header is not None]
 
 
 def _read_one(path: Path) -> _Found | None:

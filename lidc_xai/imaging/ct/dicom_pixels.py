@@ -88,11 +88,11 @@ def _stored(path: Path, slices: Sequence[SliceHeader]) -> list[NDArray[Any]]:
     size = first.rows * first.columns * kind.itemsize
     stream, _ = open_dicom(path)
     with stream:
-        found = []
+        values = []
         for one in slices:
             stream.seek(pixels.place.start + one.frame * size)
-            found.append(_significant(np.frombuffer(stream.read(size), kind).reshape(shape), pixels))
-    return found
+            values.append(_significant(np.frombuffer(stream.read(size), kind).reshape(shape), pixels))
+    return values
 
 
 def _significant(values: NDArray[Any], pixels: StoredPixels) -> NDArray[Any]:

@@ -39,21 +39,21 @@ def read_ct(path: Path | str, series_uid: str | None = None) -> CTVolume:
         raise UsageError(f"{path}: no such file or folder")
     if is_medium(path):
         with indexed(path) as index:
-            found = _choose(index, series_uid)
-            ct = read_series(found, index.damaged_beside(found.paths))
+            files = _choose(index, series_uid)
+            ct = read_series(files, index.damaged_beside(files.paths))
         ct.issues += index.passed_over()
         ct.source = str(index.zip_file or ct.source)
         return ct
     if is_volume_file(path):
         return _read_volume_file(path)
-    found = SeriesFiles("", "CT", [path])
-    return read_series(found, [])
+    files = SeriesFiles("", "CT", [path])
+    return read_series(files, [])
 
 
-def read_series(found: SeriesFiles, damaged: Sequence[tuple[Path, str]] = ()) -> CTVolume:
+def read_series(files: SeriesFiles, damaged: Sequence[tuple[Path, str]] = ()) -> CTVolume:
     """Read the files of one series. ``damaged``: files beside them that cannot be read, to be named in ``.issues``."""
-    name = f"series {found.series_uid}" if found.series_uid else str(found.paths[0])
-    slices, issues = _usable_headers(found.paths)
+    name = f"series {files.series_uid}" if files.series_uid else str(files.paths[0])
+    slices, issues = _usable_headers(files.paths)
     issues += [f"{path.name}: {reason}: left out" for path, reason in damaged[:_FEW]]
     if len(damaged) > _FEW:
         issues.append(f"{len(damaged) - _FEW} more damaged files left out")
@@ -70,7 +70,7 @@ def read_series(found: SeriesFiles, damaged: Sequence[tuple[Path, str]] = ()) ->
         if failed:
             raise DataError(f"{name}: pixels cannot be decoded ({next(iter(failed.values()))})")
     issues += geometry.issues + shared_issues(geometry.slices) + _duplicate_issues(geometry, stored, name)
-    volume = _as_volume(geometry, stored, issues + _not_hu(stored) + remarks, found)
+    volume = _as_volume(geometry, stored, issues + _not_hu(stored) + remarks, files)
     volume.outside_view = remarks
     return volume
 
@@ -88,8 +88,8 @@ def _choose(index: FolderIndex, series_uid: str | None) -> SeriesFiles:
         damaged = "; ".join(f"{path.name}: {reason}" for path, reason in index.damaged[:1])
         raise DataError(f"{index.source}: has no CT series (found {index.modalities() or damaged})")
     if len(series) > 1:
-        found = ", ".join(f"{uid} ({len(files.paths)} files)" for uid, files in series.items())
-        raise UsageError(f"{index.source}: has {len(series)} CT series; name one with series_uid: {found}")
+        listed = ", ".join(f"{uid} ({len(files.paths)} files)" for uid, files in series.items())
+        raise UsageError(f"{index.source}: has {len(series)} CT series; name one with series_uid: {listed}")
     return next(iter(series.values()))
 
 
@@ -146,12 +146,12 @@ def _not_hu(array: np.ndarray) -> list[str]:
     return [f"values from {lowest:g} to {highest:g}: nothing below {LUNG_HU:.0f}, so these may not be HU"]
 
 
-def _as_volume(geometry: SeriesGeometry, stored: np.ndarray, issues: list[str], found: SeriesFiles) -> CTVolume:
+def _as_volume(geometry: SeriesGeometry, stored: np.ndarray, issues: list[str], files: SeriesFiles) -> CTVolume:
     first = geometry.slices[0]
     return CTVolume(
         array=stored if geometry.even else _on_even_grid(stored, geometry),
         affine=geometry.affine,
-        series_uid=found.series_uid,
+        series_uid=files.series_uid,
         issues=issues,
         stored=stored,
         positions_mm=geometry.positions_mm,
@@ -162,7 +162,7 @@ def _as_volume(geometry: SeriesGeometry, stored: np.ndarray, issues: list[str], 
         slice_thickness_mm=first.slice_thickness_mm,
         scanner=first.scanner,
         simulated=any(one.simulated for one in geometry.slices),
-        source=str(found.paths[0].parent),
+        source=str(files.paths[0].parent),
     )
 
 

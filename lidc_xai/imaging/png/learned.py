@@ -82,13 +82,13 @@ def corrected(images: NDArray[np.uint8], estimate: Calibration, scan_intercepts:
     """``estimate`` after the trees; ``lung_sd`` and ``soft_sd`` are then errors as measured on other patients."""
     table = trees()
     features = picture_features(images, estimate, scan_intercepts)
-    found = REFERENCE + np.stack([table.lung.predict(features), table.soft.predict(features)], axis=1)
+    hu = REFERENCE + np.stack([table.lung.predict(features), table.soft.predict(features)], axis=1)
     grey = (REFERENCE - estimate.intercept[:, None]) / estimate.slope[:, None]
-    found[found[:, 1] - found[:, 0] < LEAST_RISE] = REFERENCE  # never seen; keeps lung below soft tissue all the same
-    slope = (found[:, 1] - found[:, 0]) / (grey[:, 1] - grey[:, 0])
+    hu[hu[:, 1] - hu[:, 0] < LEAST_RISE] = REFERENCE  # never seen; keeps lung below soft tissue all the same
+    slope = (hu[:, 1] - hu[:, 0]) / (grey[:, 1] - grey[:, 0])
     lung, soft = table.errors[int(np.searchsorted(table.edges, estimate.lung_sd + estimate.soft_sd))]
     return replace(
-        estimate, slope=slope, intercept=found[:, 0] - slope * grey[:, 0], lung_sd=float(lung), soft_sd=float(soft)
+        estimate, slope=slope, intercept=hu[:, 0] - slope * grey[:, 0], lung_sd=float(lung), soft_sd=float(soft)
     )
 
 
@@ -107,9 +107,9 @@ def picture_features(images: NDArray[np.uint8], estimate: Calibration, scan_inte
     of_scan = np.zeros(4)
     if len(known):
         of_scan = np.array([1, known.min(), (np.abs(known - FLOOR_HU) < 1.5).mean(), (known < -1500).mean()])
-    own = np.column_stack([estimate.slope, estimate.intercept, estimate.padded])
+    of_picture = np.column_stack([estimate.slope, estimate.intercept, estimate.padded])
     shared = np.tile(np.concatenate([of_stack, of_scan]), (len(images), 1))
-    return np.column_stack([np.stack(stacked), below, own, shared])
+    return np.column_stack([np.stack(stacked), below, of_picture, shared])
 
 
 def _of_one(image: NDArray[np.uint8]) -> Floats:

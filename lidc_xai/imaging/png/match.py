@@ -46,9 +46,9 @@ def match_nodule(png: PngNodule, candidates: Sequence[Nodule]) -> PngMatch:
         raise DataError(f"{png.name}: all its masks are empty: its place in the scan is unknown")
     best: PngMatch | None = None
     for nodule in sorted(candidates, key=lambda n: (n.cluster_index != png.group, n.scan_index, n.cluster_index)):
-        found = _fit(png, nodule)
-        if found is not None and (best is None or found.dice > best.dice):
-            best = found
+        match = _fit(png, nodule)
+        if match is not None and (best is None or match.dice > best.dice):
+            best = match
         if best is not None and best.dice >= CERTAIN:
             break
     if best is None or best.dice < LEAST:

@@ -119,10 +119,10 @@ def read_crop_files(folder: Path, voxels: int | None = None) -> NoduleCrop:
 def read_causes(folder: Path) -> dict[str, np.ndarray]:
     """Voxels that carry each biomarker (simulated nodules only), by biomarker."""
     files = sorted(folder.glob(f"{_CAUSE}*.nii.gz"))
-    found = {path.name.removesuffix(".nii.gz"): _as_mask(path, 3) for path in files}
-    if found:
-        _check_hashes(folder, read_record(folder), found)
-    return {name.removeprefix(_CAUSE): mask for name, mask in found.items()}
+    causes = {path.name.removesuffix(".nii.gz"): _as_mask(path, 3) for path in files}
+    if causes:
+        _check_hashes(folder, read_record(folder), causes)
+    return {name.removeprefix(_CAUSE): mask for name, mask in causes.items()}
 
 
 def _check_hashes(folder: Path, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray | None]) -> None:

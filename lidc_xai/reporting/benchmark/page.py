@@ -123,9 +123,11 @@ def image_sheet(
         panels = []
         for t, target in enumerate(targets):
             cells = []
-            for method, found in explanations.items():
+            for method, explanation in explanations.items():
                 maps = np.asarray(
-                    found.relevance[b].detach().cpu() if hasattr(found.relevance, "detach") else found.relevance[b]
+                    explanation.relevance[b].detach().cpu()
+                    if hasattr(explanation.relevance, "detach")
+                    else explanation.relevance[b]
                 )
                 scores_here = maps[t].astype(np.float64)
                 limit = float(np.abs(scores_here if per_panel else maps).max())

@@ -66,10 +66,10 @@ def benchmark_tables(
     tables: list[BenchmarkTable] = []
     for number, layout in enumerate(LAYOUTS):
         metrics = [metric for metric, _, _ in layout.columns]
-        own = summary[summary["metric"].isin(metrics)]
-        outputs = sorted({str(name) for name in own["output"] if name}, key=lambda name: (name != ALL_OUTPUTS, name))
-        for place, output in enumerate(outputs or ([""] if len(own) else [])):
-            part = own[own["output"].isin([output, ""])]
+        chosen = summary[summary["metric"].isin(metrics)]
+        outputs = sorted({str(name) for name in chosen["output"] if name}, key=lambda name: (name != ALL_OUTPUTS, name))
+        for place, output in enumerate(outputs or ([""] if len(chosen) else [])):
+            part = chosen[chosen["output"].isin([output, ""])]
             columns = [column for column in layout.columns if (part["metric"] == column[0]).any()]
             leading = _leading(columns)
             chance = {} if leading is None else _beats_disc(per_case, columns[leading], output)
@@ -101,16 +101,16 @@ def _beats_disc(per_case: pd.DataFrame, column: tuple[str, str, bool | None], ou
     from lidc_xai.evaluation.benchmark.options import DISC
     from lidc_xai.evaluation.benchmark.tables import comparisons
 
-    own = per_case[per_case["metric"] == column[0]]
-    if not (own["method"] == DISC).any():
+    cases = per_case[per_case["metric"] == column[0]]
+    if not (cases["method"] == DISC).any():
         return {}
-    found = {}
-    for row in comparisons(own, column[0], output, reference=DISC).itertuples():
+    verdicts = {}
+    for row in comparisons(cases, column[0], output, reference=DISC).itertuples():
         name = str(row.b if row.a == DISC else row.a)
         sign = (1 if column[2] else -1) * (-1 if row.a == DISC else 1)
         low, high = sorted((sign * float(row.low), sign * float(row.high)))  # type: ignore[arg-type]
-        found[name] = "yes" if low > 0 else "no" if high < 0 else "not told apart"
-    return found
+        verdicts[name] = "yes" if low > 0 else "no" if high < 0 else "not told apart"
+    return verdicts
 
 
 def _rows(
@@ -137,8 +137,8 @@ def _rows(
         cells = []
         for metric, _, better in columns:
             best = _best(ranked, metric, better)
-            found = part[(part["metric"] == metric) & (part["method"] == method)]
-            cells.append(_cell(found, method == best, _tied(compared, metric, output, method, best)))
+            cell_rows = part[(part["metric"] == metric) & (part["method"] == method)]
+            cells.append(_cell(cell_rows, method == best, _tied(compared, metric, output, method, best)))
         rows.append(
             {
                 "method": method,
@@ -174,10 +174,10 @@ def _tied(compared: pd.DataFrame, metric: str, output: str, method: str, best: s
     return bool(len(p) and np.isfinite(p.iloc[0]) and p.iloc[0] >= _LEVEL)
 
 
-def _cell(found: pd.DataFrame, best: bool, tied: bool) -> Cell:
-    if found.empty:
+def _cell(rows: pd.DataFrame, best: bool, tied: bool) -> Cell:
+    if rows.empty:
         return {"value": None, "low": None, "high": None, "undefined": 0, "best": False, "tied": False, "n": 0}
-    row = found.iloc[0]
+    row = rows.iloc[0]
     value, low, high = (float(row[name]) if np.isfinite(row[name]) else None for name in ("mean", "low", "high"))
     return {
         "value": value,
@@ -197,7 +197,7 @@ def benchmark_curves(results: Path, outputs: Sequence[str] | None = None) -> lis
     from lidc_xai.evaluation.benchmark.tables import curves
 
     rows = read_parts(results)
-    found = []
+    drawn = []
     for figure in FIGURES:
         for metric, title in zip(figure.metrics, figure.titles, strict=True):
             table = curves(rows, metric, outputs=outputs)
@@ -212,10 +212,10 @@ def benchmark_curves(results: Path, outputs: Sequence[str] | None = None) -> lis
                 for output, part in table.groupby("output", sort=False)
             ]
             legend = [{"title": method_title(name), "colour": c, "dash": d} for name, (c, d) in looks.items()]
-            found.append(
+            drawn.append(
                 {"title": f"{figure.name.replace('-', ' ').capitalize()}: {title}", "charts": charts, "legend": legend}
             )
-    return found
+    return drawn
 
 
 _DASHES = ("none", "5 3", "2 2")
@@ -233,8 +233,8 @@ def _curve_chart(part: pd.DataFrame, looks: dict[str, tuple[str, str]], x: str, 
         220,
     )
     for method, (colour, dash) in looks.items():
-        own = shown[shown["method"] == method].sort_values("x")
-        columns = [own[name].to_numpy(dtype=np.float64).tolist() for name in ("x", "mean", "low", "high")]
+        line = shown[shown["method"] == method].sort_values("x")
+        columns = [line[name].to_numpy(dtype=np.float64).tolist() for name in ("x", "mean", "low", "high")]
         chart.band(columns[0], columns[2], columns[3], colour)
         chart.line(columns[0], columns[1], colour, dash=dash)
     return chart.svg()

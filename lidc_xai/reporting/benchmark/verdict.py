@@ -21,16 +21,16 @@ def verdict(tables: Sequence[BenchmarkTable], per_case: pd.DataFrame, seen: Coll
         "whether the model had seen them is not recorded" if seen is None
         else f"{len(patients & set(seen))} of these patients the model had seen in training"
     )  # fmt: skip
-    found = [
+    beating = [
         f"{_many(len(methods), 'method')} on {_many(len(cases), 'case')} of {_many(len(patients), 'patient')}; {known}."
     ]
     leading = next((table for table in tables if table["joined"] and table["leading"] is not None), None)
     if leading is None or leading["leading"] is None:
-        return [*found, "No figure that has a better and a worse was measured, so nothing can be ranked."]
+        return [*beating, "No figure that has a better and a worse was measured, so nothing can be ranked."]
     place = leading["leading"]
     title = f"{leading['title'].lower()} ({leading['columns'][place]['title']})"
     ranked = [row for row in leading["rows"] if not row["control"]]
-    return [*found, _against_disc(ranked, title), _leader(ranked, place, title)]
+    return [*beating, _against_disc(ranked, title), _leader(ranked, place, title)]
 
 
 def _against_disc(rows: Sequence[Row], title: str) -> str:

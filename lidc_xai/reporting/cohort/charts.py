@@ -50,12 +50,12 @@ def strata_chart(metrics: Mapping[str, Any], figure: str, title: str) -> Markup:
     for shift, (label, path, colour) in zip((-0.1, 0.1), series, strict=False):
         chart.line([], [], colour, label)
         for place, name in enumerate(strata):
-            found = size_of(metrics, *path, name, figure)
-            if found is None:
+            size = size_of(metrics, *path, name, figure)
+            if size is None:
                 continue
-            low, high = (_NAN if found[end] is None else found[end] for end in ("low", "high"))
+            low, high = (_NAN if size[end] is None else size[end] for end in ("low", "high"))
             chart.whisker(place + shift, low, high, colour)
-            chart.dot(place + shift, found["value"], colour, 3.6, f"{label}, {name}: {show(found['value'], 3)}")
+            chart.dot(place + shift, size["value"], colour, 3.6, f"{label}, {name}: {show(size['value'], 3)}")
     for place, name in enumerate(strata):
         chart.words(place, name)
     return chart.svg()
@@ -76,10 +76,10 @@ def decision_chart(curve: pd.DataFrame) -> Markup:
 def biomarker_chart(metrics: Mapping[str, Any]) -> Markup:
     """MSE (standardised) of every biomarker beside the diameter's and the floor that readers' disagreement sets."""
     names = [name for name in BIOMARKERS if name in metrics.get("biomarkers", {})]
-    found = {name: size_of(metrics, "biomarkers", name, "mse_z") for name in names}
+    errors = {name: size_of(metrics, "biomarkers", name, "mse_z") for name in names}
     alone = {name: size_of(metrics, "baselines", "diameter_only", "biomarkers", name, "mse_z") for name in names}
     floors = {name: number(metrics.get("reader_noise", {}).get(name, {}), "floor_mse_z") for name in names}
-    ends = [end for one in (*found.values(), *alone.values()) if one for end in one.values() if end is not None]
+    ends = [end for one in (*errors.values(), *alone.values()) if one for end in one.values() if end is not None]
     top = max([1.0, *ends]) * 1.05
     chart = Chart((-0.6, len(names) - 0.4), (0, top), "", "MSE, standardised", "Error of every biomarker", 560, 260,
                   x_ticks=[], names=3)  # fmt: skip
@@ -89,7 +89,7 @@ def biomarker_chart(metrics: Mapping[str, Any]) -> Markup:
         floor = floors[name]
         if floor is not None:
             chart.line([place - 0.3, place + 0.3], [floor, floor], GREY)
-        for shift, series, colour in ((-0.1, found, COLOURS[0]), (0.12, alone, COLOURS[1])):
+        for shift, series, colour in ((-0.1, errors, COLOURS[0]), (0.12, alone, COLOURS[1])):
             value = series[name]
             if value is None:
                 continue

@@ -98,14 +98,14 @@ def galleries(rows: Sequence[Mapping[str, Any]], size: int = GALLERY) -> list[di
         probability = row["outputs"][0]["prediction"]["value"]
         (right if (probability > 0.5) == bool(row["label"]) else wrong).append((abs(probability - 0.5), row))
     disagreed = [(row["outputs"][0]["readers"]["sd"], row) for row in rows if row["outputs"][0]["readers"]["sd"]]
-    found = (
+    chosen = (
         ("Surest and right", "The probability furthest from 0.5, on the readers’ side.", right),
         ("Most wrong", "The probability furthest from 0.5, on the other side.", wrong),
         ("Most disagreed on", "The largest standard deviation of the readers’ malignancy ratings.", disagreed),
     )
     return [
         {"title": title, "about": about, "rows": [row for _, row in sorted(items, key=lambda one: -one[0])[:size]]}
-        for title, about, items in found
+        for title, about, items in chosen
         if items
     ]
 
@@ -120,7 +120,7 @@ def cohort_overlap(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return []
     from lidc_xai.evaluation.statistics import bootstrap_mean
 
-    found = []
+    overlaps = []
     for (method, output), entries in collected.items():
         patients = [patient for patient, _ in entries]
         figures = {}
@@ -128,8 +128,8 @@ def cohort_overlap(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             values = [np.nan if entry[name] is None else entry[name] for _, entry in entries]
             interval = bootstrap_mean(values, patients)
             figures[name] = {"value": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
-        found.append({"method": method, "output": output, **figures})
-    return found
+        overlaps.append({"method": method, "output": output, **figures})
+    return overlaps
 
 
 def radial_curves(
@@ -166,8 +166,8 @@ def radial_curves(
             profiles.setdefault(output, []).append(mean)
             patients.setdefault(output, []).append(str(store.row(nodule_id)["patient_id"]))
     curves = {}
-    for output, found in profiles.items():
-        table = bootstrap_curve(np.stack(found), patients[output])
+    for output, profile in profiles.items():
+        table = bootstrap_curve(np.stack(profile), patients[output])
         table.insert(0, "distance_mm", distance)
         curves[output] = table
     return curves
@@ -175,11 +175,11 @@ def radial_curves(
 
 def size_of(metrics: Mapping[str, Any], *path: str) -> dict[str, Any] | None:
     """A figure of nested metrics (``value``, ``low``, ``high``), or ``None`` where it is not there."""
-    found: Any = metrics
+    inner: Any = metrics
     for name in path:
-        if not isinstance(found, Mapping) or name not in found:
+        if not isinstance(inner, Mapping) or name not in inner:
             return None
-        found = found[name]
-    if not isinstance(found, Mapping) or number(found, "value") is None:
+        inner = inner[name]
+    if not isinstance(inner, Mapping) or number(inner, "value") is None:
         return None
-    return {"value": number(found, "value"), "low": number(found, "low"), "high": number(found, "high")}
+    return {"value": number(inner, "value"), "low": number(inner, "low"), "high": number(inner, "high")}

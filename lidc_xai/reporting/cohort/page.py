@@ -197,8 +197,8 @@ def _labelled(store: CropStore, parts: ReportParts, ids: Sequence[str]) -> pd.Da
     if table is None or "malignancy_probability" not in table:
         return None
     labels = store.manifest[["nodule_id", "label"]].astype({"label": "Float64"})
-    own = table[table["nodule_id"].isin(ids)][["nodule_id", "malignancy_probability"]]
-    return own.merge(labels, on="nodule_id").dropna().astype({"label": float})
+    predicted = table[table["nodule_id"].isin(ids)][["nodule_id", "malignancy_probability"]]
+    return predicted.merge(labels, on="nodule_id").dropna().astype({"label": float})
 
 
 def malignancy_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -206,11 +206,11 @@ def malignancy_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     paths = {"Model": ("malignancy",)} | {
         name: ("baselines", name, "malignancy") for name in metrics.get("baselines", {})
     }
-    found = {who: {key: size_of(metrics, *path, "all", key) for key, _ in _FIGURES} for who, path in paths.items()}
-    shown = [(key, title) for key, title in _FIGURES if any(figures[key] for figures in found.values())]
+    sizes = {who: {key: size_of(metrics, *path, "all", key) for key, _ in _FIGURES} for who, path in paths.items()}
+    shown = [(key, title) for key, title in _FIGURES if any(figures[key] for figures in sizes.values())]
     return [
         {"who": who, "figures": [{"title": title, **(figures[key] or {})} for key, title in shown]}
-        for who, figures in found.items()
+        for who, figures in sizes.items()
         if any(figures.values())
     ]
 
@@ -220,20 +220,20 @@ def biomarker_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for name, figures in (metrics.get("biomarkers") or {}).items():
         noise = (metrics.get("reader_noise") or {}).get(name) or {}
-        found = [{"title": title, **(size_of(figures, key) or {})} for key, title in _ERRORS]
-        rows.append({"name": name, "figures": found, "floor": noise.get("floor_mse_z"), "icc": noise.get("icc")})
+        columns = [{"title": title, **(size_of(figures, key) or {})} for key, title in _ERRORS]
+        rows.append({"name": name, "figures": columns, "floor": noise.get("floor_mse_z"), "icc": noise.get("icc")})
     return rows
 
 
 def _missing(parts: ReportParts, metrics: Mapping[str, Any] | None) -> list[str]:
-    found = []
+    missing = []
     if parts.predictions is None:
-        found.append("Predictions: run lidc-xai cross-validate or predict.")
+        missing.append("Predictions: run lidc-xai cross-validate or predict.")
     if not metrics:
-        found.append("Performance: run lidc-xai evaluate on out-of-fold predictions.")
+        missing.append("Performance: run lidc-xai evaluate on out-of-fold predictions.")
     if not parts.maps:
-        found.append("Maps: run lidc-xai explain.")
-    return found
+        missing.append("Maps: run lidc-xai explain.")
+    return missing
 
 
 def _beside(benchmark: Path | str | None, out: Path) -> str:

@@ -80,11 +80,11 @@ def radelement_findings(values: Mapping[str, float | None]) -> list[tuple[Code, 
 
     Morphology is a single choice: spiculated before lobulated before ill-defined, each from the middle of its scale on.
     """
-    found = []
+    findings = []
     texture = values.get("texture")
     if texture is not None:
         code, word = next((code, word) for below, code, word in _COMPOSITIONS if texture < below)
-        found.append((COMPOSITION, Code(code, "RADELEMENT", word)))
+        findings.append((COMPOSITION, Code(code, "RADELEMENT", word)))
     signs = [values.get(name) for name in ("spiculation", "lobulation", "margin")]
     if all(value is not None for value in signs):
         spiculation, lobulation, margin = (float(value or 0.0) for value in signs)
@@ -93,8 +93,8 @@ def radelement_findings(values: Mapping[str, float | None]) -> list[tuple[Code, 
             else "ill-defined" if margin < _MARKED else "smooth"
         )  # fmt: skip
         place = ("smooth", "lobulated", "ill-defined", "spiculated").index(word)
-        found.append((MORPHOLOGY, Code(f"RDE1305.{place}", "RADELEMENT", word)))
-    return found
+        findings.append((MORPHOLOGY, Code(f"RDE1305.{place}", "RADELEMENT", word)))
+    return findings
 
 
 def concept(name: str) -> Code:

@@ -87,7 +87,7 @@ def _objects(
     crop, row = store.load(nodule_id), store.row(nodule_id)
     volume = scans.volume(crop.series_uid)
     slices = [completed(one, volume.spacing_mm[0]) for one in scans.slices(crop.series_uid)]
-    simulated, own = bool(row["simulated"]), origin_of(store) == "own"
+    simulated, foreign = bool(row["simulated"]), origin_of(store) == "own"
     near, (rows, columns) = slices_near(crop, volume), _pixels_near(crop, volume)
     source = Source(slices[near], nodule_id, simulated)
     points = stored_points(volume, near, rows, columns)
@@ -102,7 +102,7 @@ def _objects(
     if masks.any():
         source = Source(slices[where], nodule_id, simulated)
         consensus = consensus_mask(masks)
-        masks = masks[:0] if own else masks
+        masks = masks[:0] if foreign else masks
         seg = making.add("seg", lambda: segmentation(source, masks, consensus, exact))
         sessions = _sessions(store, nodule_id, len(masks), prediction, model_name)
         volumes = [float(mask.sum() * volume.voxel_mm3) for mask in (*masks, consensus)]

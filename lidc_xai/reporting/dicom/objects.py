@@ -308,12 +308,12 @@ def _group(
 
 
 def _reader_items(vote: Mapping[str, Any]) -> list[hd.sr.QualitativeEvaluation]:
-    found = []
+    items = []
     for name in READER_RATINGS:
         value = number(vote, name)
         if value is not None:
-            found.append(hd.sr.QualitativeEvaluation(code.concept(name), code.rating_value(name, int(value))))
-    return found
+            items.append(hd.sr.QualitativeEvaluation(code.concept(name), code.rating_value(name, int(value))))
+    return items
 
 
 def _diameter(vote: Mapping[str, Any]) -> list[hd.sr.Measurement]:
@@ -324,7 +324,7 @@ def _diameter(vote: Mapping[str, Any]) -> list[hd.sr.Measurement]:
 def _predictions(prediction: Mapping[str, Any], model_name: str) -> list[hd.sr.Measurement]:
     """One measurement per output; a 90 % interval is its upper and lower uncertainty."""
     algorithm = hd.sr.AlgorithmIdentification(name=f"{model_name}, research use only"[:64], version=__version__)
-    found = []
+    measurements = []
     for name in OUTPUTS:
         column = {"malignancy": "malignancy_probability", "calcification": "p_calcified"}.get(name, name)
         value = number(prediction, column)
@@ -339,9 +339,9 @@ def _predictions(prediction: Mapping[str, Any], model_name: str) -> list[hd.sr.M
                 lower_measurement_uncertainty=round(max(value - low, 0.0), 4),
             )
         unit = code.MILLIMETRE if name == "diameter" else code.RATIO if column != name else code.SCORE
-        found.append(
+        measurements.append(
             hd.sr.Measurement(
                 code.predicted(name), round(value, 4), unit, algorithm_id=algorithm, properties=properties
             )
         )
-    return found
+    return measurements

@@ -74,13 +74,13 @@ def crop_pictures(
 
     ``inner``: a smaller crop, whose border is drawn as a box; planes without an index go through its middle.
     """
-    found = []
+    pictures = []
     for view in views:
         index = (indices or {}).get(view)
         if inner is not None and index is None:
             index = _index_at(crop, view, inner.centre_mm)
         plane = turned_for_display(crop_plane(crop, view, index))
-        found.append(
+        pictures.append(
             PlanePicture(
                 plane=plane,
                 ct=ct_picture(plane.image, plane.spacing_mm, window, pixels),
@@ -90,7 +90,7 @@ def crop_pictures(
                 box="" if inner is None else _box(inner, plane),
             )
         )
-    return found
+    return pictures
 
 
 def in_window(
@@ -129,23 +129,23 @@ def map_panels(
 
 def evaluated_indices(maps: NoduleMaps | None) -> dict[str, int]:
     """Slice index per view at which a method was evaluated; empty without maps."""
-    found: dict[str, int] = {}
+    indices: dict[str, int] = {}
     if maps is not None:
         for view, index in zip(maps.views, maps.indices, strict=True):
-            found.setdefault(view, int(index))
-    return found
+            indices.setdefault(view, int(index))
+    return indices
 
 
 def largest_indices(crop: NoduleCrop) -> dict[str, int]:
     """Slice index per view on which the consensus is largest (of equals, the one nearest the middle); empty without."""
     if crop.consensus is None or not crop.consensus.any():
         return {}
-    found = {}
+    indices = {}
     for view, axis in AXES.items():
         area = np.moveaxis(np.asarray(crop.consensus, bool), axis, 0).sum(axis=(1, 2))
         best = np.flatnonzero(area == area.max())
-        found[view] = int(best[np.abs(best - len(area) // 2).argmin()])
-    return found
+        indices[view] = int(best[np.abs(best - len(area) // 2).argmin()])
+    return indices
 
 
 def thumbnail(crop: NoduleCrop, pixels: int = 96) -> PlanePicture:

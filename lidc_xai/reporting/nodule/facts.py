@@ -174,9 +174,9 @@ def _training_patients(model_info: Mapping[str, Any] | None) -> set[str]:
 
 def _output(name: str, row: Mapping[str, Any], votes: pd.DataFrame, parts: NoduleParts) -> Output:
     scale = SCALES[name]
-    found = _prediction(name, parts)
-    if found is not None:
-        found["percentile"] = parts.percentiles.get(name)
+    prediction = _prediction(name, parts)
+    if prediction is not None:
+        prediction["percentile"] = parts.percentiles.get(name)
     return {
         "name": name,
         "title": name.capitalize(),
@@ -187,7 +187,7 @@ def _output(name: str, row: Mapping[str, Any], votes: pd.DataFrame, parts: Nodul
         "positive": scale.towards(1),
         "negative": scale.towards(-1),
         "note": CALCIFICATION_NOTE if name == "calcification" else "",
-        "prediction": found,
+        "prediction": prediction,
         "readers": _readings(name, row, votes),
     }
 
@@ -236,20 +236,20 @@ def _prediction(name: str, parts: NoduleParts) -> Prediction | None:
     if value is None:
         return None
     ordered = name not in ("malignancy", "calcification", "diameter")
-    found: Prediction = {
+    prediction: Prediction = {
         "value": value, "low": None, "high": None, "coverage": _coverage(parts.model_info, name),
         "disagree_by": _disagreement(row, column), "least": None, "greatest": None, "set": "",
         "words": SCALES[name].in_words(value) if ordered else "",
         "percentile": None, "logit": None, "diameter_only": None,
     }  # fmt: skip
     if name == "malignancy":
-        found["least"], found["greatest"] = (number(row, f"{column}_{end}") for end in ("least", "greatest"))
-        found["set"] = _set_words(words(row, "malignancy_set"))
-        found["logit"] = number(row, "malignancy_logit")
-        found["diameter_only"] = number(row, "baseline.diameter_only.malignancy_probability")
+        prediction["least"], prediction["greatest"] = (number(row, f"{column}_{end}") for end in ("least", "greatest"))
+        prediction["set"] = _set_words(words(row, "malignancy_set"))
+        prediction["logit"] = number(row, "malignancy_logit")
+        prediction["diameter_only"] = number(row, "baseline.diameter_only.malignancy_probability")
     elif name != "calcification":
-        found["low"], found["high"] = number(row, f"{name}_low"), number(row, f"{name}_high")
-    return found
+        prediction["low"], prediction["high"] = number(row, f"{name}_low"), number(row, f"{name}_high")
+    return prediction
 
 
 def _disagreement(row: Mapping[str, Any] | None, column: str) -> float | None:
@@ -259,8 +259,8 @@ def _disagreement(row: Mapping[str, Any] | None, column: str) -> float | None:
 
 def _set_words(text: str) -> str:
     """A conformal set in words; an empty one is shown as both, since it excludes nothing that can be acted on."""
-    found = {end for end in ("low", "high") if end in text.lower()}
-    return "" if not text else "low or high" if len(found) != 1 else found.pop()
+    ends = {end for end in ("low", "high") if end in text.lower()}
+    return "" if not text else "low or high" if len(ends) != 1 else ends.pop()
 
 
 def _coverage(model_info: Mapping[str, Any] | None, name: str) -> float | None:
@@ -276,11 +276,11 @@ def _reader_masks(crop: NoduleCrop) -> list[ReaderMask]:
         return []
     masks = np.asarray(crop.reader_masks, dtype=bool)
     voxel_mm3 = float(abs(np.linalg.det(np.asarray(crop.affine)[:3, :3])))
-    found: list[ReaderMask] = []
+    of_readers: list[ReaderMask] = []
     for index, mask in enumerate(masks):
         others = np.delete(masks, index, axis=0)
         against = others.mean(axis=0) >= 0.5 if len(others) else None
-        found.append(
+        of_readers.append(
             {
                 "reader": index + 1,
                 "volume_mm3": int(mask.sum()) * voxel_mm3,
@@ -290,7 +290,7 @@ def _reader_masks(crop: NoduleCrop) -> list[ReaderMask]:
                 "dice_others": None if against is None else dice(mask, against),
             }
         )
-    return found
+    return of_readers
 
 
 def method_title(method: str) -> str:
@@ -352,23 +352,25 @@ def _map_facts(method: str, maps: NoduleMaps, anchors: Mapping[str, Anchor]) -> 
 
 def colour_limits(maps: NoduleMaps, anchors: Mapping[str, Anchor]) -> dict[str, float]:
     """Output -> the absolute score of full colour: the cohort's anchor, else the largest score of its unit here."""
-    own: dict[str, float] = {}
+    largest: dict[str, float] = {}
     for column, name in enumerate(maps.output_names):
         if name in UNITS:
-            own[UNITS[name]] = max(own.get(UNITS[name], 0.0), float(np.abs(maps.relevance[:, column]).max()))
+            largest[UNITS[name]] = max(largest.get(UNITS[name], 0.0), float(np.abs(maps.relevance[:, column]).max()))
     return {
-        name: anchors[name].full if name in anchors else own[UNITS[name]] for name in maps.output_names if name in UNITS
+        name: anchors[name].full if name in anchors else largest[UNITS[name]]
+        for name in maps.output_names
+        if name in UNITS
     }
 
 
 def _missing(row: Mapping[str, Any], crop: NoduleCrop, parts: NoduleParts) -> list[str]:
-    found = []
+    missing = []
     if parts.prediction is None:
-        found.append("Predictions: run lidc-xai predict on this store with a model.")
+        missing.append("Predictions: run lidc-xai predict on this store with a model.")
     elif number(parts.prediction, "p_calcified") is None:
-        found.append("P(any calcification): these predictions do not have it; it comes with a cross-validated model.")
+        missing.append("P(any calcification): these predictions do not have it; it comes with a cross-validated model.")
     if not parts.maps:
-        found.append("Maps: run lidc-xai explain on this store with a model.")
+        missing.append("Maps: run lidc-xai explain on this store with a model.")
     if parts.origin == "lidc" and crop.reader_masks is None and number(row, "n_readers"):
-        found.append("Readers' contours: this store was written without masks.")
-    return found
+        missing.append("Readers' contours: this store was written without masks.")
+    return missing

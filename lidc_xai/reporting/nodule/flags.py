@@ -124,12 +124,12 @@ def grazing_flags(crop: NoduleCrop, maps: Mapping[str, NoduleMaps]) -> list[Flag
     """Explained planes that meet little of the outline: their maps say little about the nodule."""
     if crop.consensus is None or not crop.consensus.any():
         return []
-    found = {}
+    flags = {}
     for item in maps.values():
         for view, index in zip(item.views, item.indices, strict=True):
             area = np.moveaxis(crop.consensus, AXES[view], 0).sum(axis=(1, 2))
-            found[view] = float(area[int(index)] / area.max())
-    low = [f"{view} {share:.0%}" for view, share in found.items() if share < GRAZED]
+            flags[view] = float(area[int(index)] / area.max())
+    low = [f"{view} {share:.0%}" for view, share in flags.items() if share < GRAZED]
     if not low:
         return []
     text = f"The explained plane meets little of the outline (of its largest: {', '.join(low)})."

@@ -129,11 +129,11 @@ def _page_values(crop: NoduleCrop, parts: NoduleParts, facts: NoduleFacts) -> di
 
 def _backgrounds(groups: Mapping[str, list[PlanePicture]]) -> list[tuple[str, str]]:
     """Selectors of the style sheet and the picture behind them; a picture that two groups share is held once."""
-    found: dict[str, list[str]] = {}
+    selectors: dict[str, list[str]] = {}
     for name, group in groups.items():
         for picture in group:
-            found.setdefault(picture.ct, []).append(f".{name}-{picture.plane.view}")
-    return [(", ".join(names), uri) for uri, names in found.items()]
+            selectors.setdefault(picture.ct, []).append(f".{name}-{picture.plane.view}")
+    return [(", ".join(names), uri) for uri, names in selectors.items()]
 
 
 def _input_window(parts: NoduleParts) -> dict[str, tuple[float, float]]:
@@ -145,24 +145,24 @@ def _input_window(parts: NoduleParts) -> dict[str, tuple[float, float]]:
 def _printed_only(values: Mapping[str, Any]) -> dict[str, list[PlanePicture]]:
     """What the viewer shows on request and paper cannot: other windows, and exactly the planes that the model read."""
     groups, limits = values["picture_groups"], values["windows"].get("model input")
-    found = {"mediastinum": in_window(groups["ct"], "mediastinum")}
+    pictures = {"mediastinum": in_window(groups["ct"], "mediastinum")}
     shown = [picture for picture in groups.get("read", ()) if picture.plane.view in values["views_read"]]
     if shown and limits is not None:
-        found["input"] = in_window(shown, "model input", limits)
+        pictures["input"] = in_window(shown, "model input", limits)
     if "context" in groups:
-        found["context-mediastinum"] = in_window(groups["context"], "mediastinum")
-    return found
+        pictures["context-mediastinum"] = in_window(groups["context"], "mediastinum")
+    return pictures
 
 
 def _printed(values: Mapping[str, Any]) -> Pictures:
     """The pictures of the page by the names under which ``print.html.j2`` shows them."""
-    found = Pictures(signed=scale_picture(-1), positive=scale_picture(0))
+    pictures = Pictures(signed=scale_picture(-1), positive=scale_picture(0))
     for name, group in values["picture_groups"].items():
-        found |= {f"{name}-{picture.plane.view}": picture.ct for picture in group}
+        pictures |= {f"{name}-{picture.plane.view}": picture.ct for picture in group}
     for maps in values["methods"]:
         panels = [panel for row in maps["panels"].values() for panel in row]
-        found |= {f"map{maps['number']}-{panel.output}-{panel.view}": panel.picture for panel in panels}
-    return found
+        pictures |= {f"map{maps['number']}-{panel.output}-{panel.view}": panel.picture for panel in panels}
+    return pictures
 
 
 def _extent(crop: NoduleCrop) -> str:

@@ -98,10 +98,10 @@ def _outlines(crop: NoduleCrop, plane: DisplayPlane, readers: bool) -> dict[str,
         [] if crop.reader_masks is None or not readers else [np.moveaxis(mask, axis, 0) for mask in crop.reader_masks]
     )
     consensus = None if crop.consensus is None else np.moveaxis(crop.consensus, axis, 0)
-    found: dict[str, dict[str, Any]] = {}
+    outlines: dict[str, dict[str, Any]] = {}
     for index in range(crop.ct.shape[axis]):
         paths = [outline_path(plane.orient(mask[index]), plane.spacing_mm) for mask in masks]
         middle = "" if consensus is None else outline_path(plane.orient(consensus[index]), plane.spacing_mm)
         if middle or any(paths):
-            found[str(index)] = {"consensus": middle, "readers": paths}
-    return found
+            outlines[str(index)] = {"consensus": middle, "readers": paths}
+    return outlines

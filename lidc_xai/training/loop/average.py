@@ -32,12 +32,12 @@ class MovingAverage:
     def in_place(self, model: nn.Module) -> Iterator[None]:
         """The model with the averaged weights; its own come back afterwards."""
         learning = _learning(model)
-        own = {name: tensor.detach().clone() for name, tensor in learning.items()}
+        learnt = {name: tensor.detach().clone() for name, tensor in learning.items()}
         try:
             _put(learning, self.weights)
             yield
         finally:
-            _put(learning, own)
+            _put(learning, learnt)
 
 
 @torch.no_grad()

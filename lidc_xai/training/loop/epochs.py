@@ -41,8 +41,8 @@ class EpochModule(lightning.LightningModule):
 
     def steps_per_epoch(self) -> int:
         """Steps of the optimiser."""
-        own = math.ceil(len(self.shown) / self.trainer.world_size)
-        return math.ceil(math.ceil(own / self._batch_size()) / self.options.accumulate)
+        shown = math.ceil(len(self.shown) / self.trainer.world_size)
+        return math.ceil(math.ceil(shown / self._batch_size()) / self.options.accumulate)
 
     def configure_optimizers(self) -> Any:
         optimiser = build_optimiser(self, self.optimiser_options)

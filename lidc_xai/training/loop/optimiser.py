@@ -29,8 +29,8 @@ def choose_trainable(model: NoduleModel, options: FitOptions) -> int:
         open_from = max(len(parameters) - options.trainable_tensors, 0)
         learning = set(map(id, parameters[open_from:]))
     elif options.trainable_blocks is not None:
-        own = 0 if options.lora.rank else options.trainable_blocks
-        learning = set(map(id, _after_blocks(model, own)))
+        open_blocks = 0 if options.lora.rank else options.trainable_blocks
+        learning = set(map(id, _after_blocks(model, open_blocks)))
         if options.lora.rank:
             updates = add_lora(model, options.trainable_blocks, options.lora.rank, options.lora.alpha, options.seed)
             learning |= set(map(id, updates))
@@ -96,10 +96,10 @@ _BEFORE_BLOCKS = ("cls_token", "reg_token", "dist_token", "pos_embed", "patch_em
 def _layers_after(model: nn.Module, name: str) -> int:
     """Layers between a parameter and the head: 1 for the last block, n + 1 before the first, 0 after the blocks."""
     parts = name.split(".")
-    found = [place for place, part in enumerate(parts[:-1]) if part == "blocks"]
-    if found:
-        blocks: Any = model.get_submodule(".".join(parts[: found[0] + 1]))
-        return len(blocks) - int(parts[found[0] + 1])
+    places = [place for place, part in enumerate(parts[:-1]) if part == "blocks"]
+    if places:
+        blocks: Any = model.get_submodule(".".join(parts[: places[0] + 1]))
+        return len(blocks) - int(parts[places[0] + 1])
     if any(part in _BEFORE_BLOCKS for part in parts):
         owner = ".".join(parts[: next(place for place, part in enumerate(parts) if part in _BEFORE_BLOCKS)])
         return len(getattr(model.get_submodule(owner), "blocks", ())) + 1

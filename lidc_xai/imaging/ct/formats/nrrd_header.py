@@ -147,30 +147,30 @@ def _affine(fields: dict[str, str], sizes: tuple[int, ...], issues: list[str]) -
 
 
 def _vectors(text: str) -> list[np.ndarray | None]:
-    found: list[np.ndarray | None] = []
+    vectors: list[np.ndarray | None] = []
     for match in _VECTOR.finditer(text):
         if match.group() == "none":
-            found.append(None)
+            vectors.append(None)
             continue
         vector = np.array([float(value) for value in match.group(1).split(",")])
         if len(vector) != 3:
             raise ValueError(f"the vector {match.group()} has not three numbers")
-        found.append(None if np.isnan(vector).all() else vector)
-    return found
+        vectors.append(None if np.isnan(vector).all() else vector)
+    return vectors
 
 
 def _segments(keys: dict[str, str], layered: bool) -> list[Segment]:
     """3D Slicer's segments; before it knew layers, each segment was a layer of its own with label 1."""
-    found = []
+    segments = []
     numbers = sorted({int(match[1]) for key in keys if (match := re.match(r"Segment(\d{1,5})_", key))})
     for number in numbers:
         key = f"Segment{number}_"
         name = keys.get(f"{key}Name") or keys.get(f"{key}ID") or f"segment{number}"
         layer = keys.get(f"{key}Layer")
-        found.append(
+        segments.append(
             Segment(name, int(keys.get(f"{key}LabelValue", "1")), int(layer) if layer else number if layered else 0)
         )
-    return found
+    return segments
 
 
 def _either(fields: dict[str, str], *names: str) -> str:
