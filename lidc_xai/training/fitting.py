@@ -21,6 +21,7 @@ from lidc_xai.models.nodule_model import NoduleModel, build_model
 from lidc_xai.models.saved import load_model, save_model
 from lidc_xai.run import shareable_config
 from lidc_xai.training.calibration import calibrate
+from lidc_xai.training.distillation import read_teacher
 from lidc_xai.training.loop.module import FitModule, evaluated
 from lidc_xai.training.loop.optimiser import choose_trainable
 from lidc_xai.training.loop.parts import check_parts, split_off_validation
@@ -94,7 +95,9 @@ def fit(
     check_parts(data, rows, validation_rows, options.model.outputs, patients_apart)
     model = prepare_model(options, data, rows)
     cache = trunk_for(model, data, options)
-    module = FitModule(model, data, rows, validation_rows, options, cache)
+    taught = options.teacher.outputs
+    teacher = read_teacher(taught, (info or {}).get("fold"), train_ids, model.output_names) if taught else None
+    module = FitModule(model, data, rows, validation_rows, options, cache, teacher)
     history, best_epoch = train(module, options, folder)
     if options.lora.rank:
         model.adapter = merge_lora(model)

@@ -109,6 +109,13 @@ class TrunkOptions(Options):
     precision: Literal["float16", "float32"] = Field(default="float16", description="Of the tokens on disk.")
 
 
+class TeacherOptions(Options):
+    """A better model's outputs to learn beside the readers' ratings (training/distillation.py)."""
+
+    outputs: str | None = Field(default=None, description="CSV of pipelines/teacher_outputs.py (none: readers alone).")
+    weight: float = Field(default=0.5, ge=0, le=1, description="Share of the teacher in a target that both give.")
+
+
 class MachineOptions(Options):
     """How long, in what portions and on what hardware a network learns."""
 
@@ -164,6 +171,7 @@ class FitOptions(MachineOptions):
     augment: Augmentation = Augmentation()
     optimiser: OptimiserOptions = OptimiserOptions()
     loss: LossOptions = LossOptions()
+    teacher: TeacherOptions = TeacherOptions()
     views: list[Literal["axial", "coronal", "sagittal"]] = Field(
         default=["axial", "coronal", "sagittal"], min_length=1, description="Planes to learn from and to average."
     )

@@ -18,6 +18,7 @@ from lidc_xai.errors import ModelError
 from lidc_xai.models.inference import view_outputs
 from lidc_xai.models.nodule_model import NoduleModel
 from lidc_xai.models.trunk import after_trunk
+from lidc_xai.training.distillation import blended
 from lidc_xai.training.loop.average import MovingAverage
 from lidc_xai.training.loop.epochs import EpochModule
 from lidc_xai.training.loop.losses import masked_loss
@@ -27,7 +28,10 @@ from lidc_xai.training.options import FitOptions
 
 
 class FitModule(EpochModule):
-    """Trains ``model`` on the rows ``train`` of ``data`` and validates it on the rows ``validation``."""
+    """Trains ``model`` on the rows ``train`` of ``data`` and validates it on the rows ``validation``.
+
+    ``teacher``: (len(train), outputs) what a better model says of the training rows, in the outputs' units.
+    """
 
     options: FitOptions
 
@@ -39,6 +43,7 @@ class FitModule(EpochModule):
         validation: Tensor,
         options: FitOptions,
         cache: TrunkCache | None = None,
+        teacher: Tensor | None = None,
     ) -> None:
         channels, rows = model.preprocess.planes_per_input, train.tolist()
         shown = (
@@ -51,6 +56,10 @@ class FitModule(EpochModule):
         self.model, self.data, self.validation_rows = model, data, validation
         self.targets = standardised(data.targets, model.output_names, model.target_scaling)
         self.taught = with_soft_labels(self.targets, data, model) if options.loss.soft_labels else self.targets
+        if teacher is not None:
+            said = standardised(teacher, model.output_names, model.target_scaling)
+            self.taught = self.taught.clone()
+            self.taught[train] = blended(self.taught[train], said, options.teacher.weight)
         self.positive_weight = _positive_weight(data, train) if options.loss.class_weights else 1.0
         self.move = MovePlanes(model.preprocess.mean)
         self.average = MovingAverage(model, options.optimiser.ema) if options.optimiser.ema else None
