@@ -22,6 +22,9 @@ class BenchmarkConfig(Config):
 
     store: Path | None = Field(None, description="A store made by prepare.")
     model: str | None = Field(None, description="A model folder (RUN/model).")
+    weights: str | None = Field(
+        None, description="Published weights of a model saved as an adapter: pretrained or a file."
+    )
     nodule: list[str] = Field([], description="Nodule ids, separated by commas. All by default.")
     views: list[str] = Field(["axial"], description="Planes to measure: axial, coronal, sagittal.")
     jobs: int = Field(1, ge=1, description="Processes that share the cases.")
@@ -42,7 +45,7 @@ def benchmark(config: BenchmarkConfig, run: Run) -> None:
 
     options = load_config(BenchmarkOptions, None, (), config.options)
     store = CropStore(store_path)
-    model = need_model(config.model).to(pick_device(config.device))
+    model = need_model(config.model, config.weights).to(pick_device(config.device))
     measured = benchmark_store(
         model,
         store,

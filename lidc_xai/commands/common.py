@@ -253,22 +253,22 @@ def pick_device(name: str) -> str:
     return name
 
 
-def need_model(name: str | None) -> NoduleModel:
+def need_model(name: str | None, weights: str | None = None) -> NoduleModel:
     """The model of a folder or of a shipped name; ``UsageError`` where --model was not given."""
     if not name:
         raise UsageError("--model is missing: name a model folder (RUN/model)")
     from lidc_xai.models import load_model
 
-    return load_model(name)
+    return load_model(name, weights)
 
 
-def need_models(name: str | None) -> list[NoduleModel]:
-    """The models behind --model: of a cross-validated run its fold models, else the one."""
+def need_models(name: str | None, weights: str | None = None) -> list[NoduleModel]:
+    """The models behind --model: a cross-validated run's folds, an ensemble's members, or the one."""
     if not name:
         raise UsageError("--model is missing: name a model folder (RUN/model) or a cross-validated run")
     from lidc_xai.nodules._predict import load_models
 
-    return load_models(name)
+    return load_models(name, weights)
 
 
 def usable_nodules(store: CropStore, wanted: list[str], run: Run) -> list[str]:

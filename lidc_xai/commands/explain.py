@@ -36,6 +36,9 @@ class ExplainConfig(Config):
 
     store: Path | None = Field(None, description="A store made by prepare.")
     model: str | None = Field(None, description="A model folder, a cross-validated run, or a shipped model's name.")
+    weights: str | None = Field(
+        None, description="Published weights of a model saved as an adapter: pretrained or a file."
+    )
     nodule: list[str] = Field([], description="Nodule ids; repeat it or separate by commas. All by default.")
     method: list[str] = Field(["cdam"], description="Methods, separated by commas, or all; see lidc-xai info methods.")
     options: dict[str, object] = Field({}, description="Options of the method, by --set options.samples=20.")
@@ -56,7 +59,7 @@ def explain(config: ExplainConfig, run: Run) -> None:
     from lidc_xai.reporting import export_nifti
     from lidc_xai.reporting.nodule.panels import draw_nodule_panels
 
-    store, models = CropStore(store_path), need_models(config.model)
+    store, models = CropStore(store_path), need_models(config.model, config.weights)
     wanted, device = usable_nodules(store, words(config.nodule), run), pick_device(config.device)
     methods = list_methods_of(models[0]) if config.method == ["all"] else words(config.method)
     if not methods:

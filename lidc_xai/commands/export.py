@@ -26,6 +26,9 @@ class ExportConfig(Config):
 
     store: Path | None = Field(None, description="A store made by prepare.")
     model: str | None = Field(None, description="A model or run folder; a run of folds: each nodule by its own.")
+    weights: str | None = Field(
+        None, description="Published weights of a model saved as an adapter: pretrained or a file."
+    )
     maps: Path | None = Field(None, description="The folder that explain wrote to; else the maps are computed.")
     nodule: list[str] = Field([], description="Nodule ids, separated by commas. All by default.")
     method: list[str] = Field(["cdam"], description="Methods, separated by commas.")
@@ -55,7 +58,7 @@ def export(config: ExportConfig, run: Run) -> None:
     if config.model:
         from lidc_xai.nodules.explained import explain_out_of_fold
 
-        models, device = need_models(config.model), pick_device(config.device)
+        models, device = need_models(config.model, config.weights), pick_device(config.device)
         explained = explain_out_of_fold(
             models, store, config.maps or out, ids, words(config.method), device, controls=False, spread=False
         )

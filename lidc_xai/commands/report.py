@@ -31,6 +31,9 @@ class ReportConfig(Config):
 
     store: Path | None = Field(None, description="A store made by prepare.")
     model: str | None = Field(None, description="A model folder, a cross-validated run, or a shipped model's name.")
+    weights: str | None = Field(
+        None, description="Published weights of a model saved as an adapter: pretrained or a file."
+    )
     predictions: Path | None = Field(None, description="predictions.csv of cross-validate: a cohort report.")
     cohort: str | None = Field(None, description="Of a cohort report: the named cohort, for the flow of exclusions.")
     benchmark: Path | None = Field(None, description="Of a cohort report: the folder of a finished benchmark.")
@@ -55,7 +58,7 @@ def report(config: ReportConfig, run: Run) -> None:
     """Predict, explain where needed, and write the pages."""
     store_path = need_path(config.store, "--store")
     out = need_out(config)
-    models = need_models(config.model)
+    models = need_models(config.model, config.weights)
     from lidc_xai.imaging import CropStore
     from lidc_xai.nodules._predict import predict
     from lidc_xai.nodules.explained import explain_out_of_fold, shared_info, with_baselines

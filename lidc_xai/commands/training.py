@@ -180,6 +180,9 @@ class PredictConfig(Config):
 
     store: Path | None = Field(None, description="A store made by prepare.")
     model: str | None = Field(None, description="A model or run folder (a shipped model's name).")
+    weights: str | None = Field(
+        None, description="Published weights of a model saved as an adapter: pretrained or a file."
+    )
     nodule: list[str] = Field([], description="Nodule ids, separated by commas. All by default.")
 
 
@@ -196,7 +199,7 @@ def predict_verb(config: PredictConfig, run: Run) -> None:
 
     store = CropStore(store_path)
     ids = usable_nodules(store, words(config.nodule), run)
-    table = predict(config.model, store, nodule_ids=ids, device=pick_device(config.device))
+    table = predict(config.model, store, nodule_ids=ids, weights=config.weights, device=pick_device(config.device))
     run.results = {"nodules": len(table), "out_of_fold": int(table["out_of_fold"].sum())}
     if config.out is None:
         sys.stdout.write(csv_text(table))

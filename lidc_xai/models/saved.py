@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ ADAPTER = "adapter.safetensors"
 """Beside the weights of a model fine-tuned by LoRA: its update of the initial weights."""
 SHIPPED = Path(__file__).parent / "shipped"
 """Small models that come with the package, each a saved model's folder."""
+
+MEMBERS = "member-[0-9]*"
+"""In the folder of an ensemble: its models."""
 
 _FIELDS = (
     "format", "format_version", "recipe", "output_kinds", "preprocess", "target_scaling", "calibration",
@@ -111,7 +115,7 @@ def load_model(path: Path | str, weights: Path | str | None = None) -> NoduleMod
     """
     folder = _model_folder(Path(path))
     description = _read_description(folder / "model.json")
-    if (folder / ADAPTER).is_file() and not (folder / "weights.safetensors").is_file():
+    if is_adapter(folder):
         return _load_adapted(folder, description, weights)
     if weights is not None:
         raise UsageError(f"{folder}: holds its own weights; leave weights out, it is for models saved as adapters")
@@ -221,13 +225,32 @@ def shipped_models() -> list[str]:
     >>> "lidc-small" in shipped_models()
     True
     """
-    return sorted(path.parent.name for path in SHIPPED.glob("*/model.json"))
+    one = {path.parent.name for path in SHIPPED.glob("*/model.json")}
+    return sorted(one | {path.parent.parent.name for path in SHIPPED.glob(f"*/{MEMBERS}/model.json")})
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a saved model's folder holds an adapter alone, so that it needs the published weights beside it."""
+    return (folder / ADAPTER).is_file() and not (folder / "weights.safetensors").is_file()
+
+
+def member_folders(path: Path | str) -> list[Path]:
+    """The saved models behind a path or a shipped name: a cross-validated run's folds, an ensemble's members, or it.
+
+    >>> [folder.name for folder in member_folders("lidc-small")]
+    ['lidc-small']
+    """
+    folder = Path(path)
+    if not folder.exists() and str(path) in shipped_models():
+        folder = SHIPPED / str(path)
+    members = [*folder.glob("fold-*/model"), *folder.glob(MEMBERS)]
+    return sorted(members, key=lambda one: int(re.sub(r"\D", "", str(one.relative_to(folder))))) or [folder]
 
 
 def _model_folder(path: Path) -> Path:
     if not path.exists():
-        if str(path) in shipped_models():
-            return SHIPPED / str(path)
+        if path.parts[0] in shipped_models() and (SHIPPED / path).is_dir():
+            return _model_folder(SHIPPED / path)
         hint = "; it is the name of a backbone, use build_model" if str(path) in BACKBONES else ""
         raise UsageError(f"{path}: no such model folder{hint} (shipped: {', '.join(shipped_models())})")
     if path.is_file():
@@ -235,6 +258,10 @@ def _model_folder(path: Path) -> Path:
     for folder in (path, path / "model"):
         if (folder / "model.json").is_file():
             return folder
+    if list(path.glob(MEMBERS)):
+        raise UsageError(
+            f"{path}: is an ensemble; give one of its members ({path.name}/member-1) where one model is wanted"
+        )
     raise ModelError(f"{path}: holds no model.json, so it is not a saved model; give the model/ folder of a run")
 
 

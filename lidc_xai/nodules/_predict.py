@@ -22,7 +22,7 @@ from lidc_xai.imaging.planes import VIEWS, planes_of
 from lidc_xai.imaging.store.crop_store import CropStore
 from lidc_xai.models.inference import view_outputs
 from lidc_xai.models.nodule_model import NoduleModel
-from lidc_xai.models.saved import load_model
+from lidc_xai.models.saved import is_adapter, load_model, member_folders
 from lidc_xai.progress import track
 from lidc_xai.ratings import SCALES
 from lidc_xai.training.intervals import add_intervals, malignancy_set
@@ -38,12 +38,14 @@ def predict(
     crops_or_store: Crops,
     *,
     nodule_ids: Sequence[str] | None = None,
+    weights: Path | str | None = None,
     device: str = "cpu",
     batch_size: int = 64,
 ) -> pd.DataFrame:
     """Read every crop with the model and return one row per nodule.
 
-    ``model``: a ``NoduleModel``, a saved one, a cross-validated run (all of its fold models), or a sequence of these.
+    ``model``: a ``NoduleModel``, a saved one, a cross-validated run (all of its fold models), an ensemble (all of its
+    members), or a sequence of these; ``weights``: the published weights of those saved as adapters.
     ``crops_or_store``: a store (``nodule_ids`` chooses from it) or crops, which need no reader and no patient.
 
     Columns: nodule_id, patient_id; malignancy_probability (calibrated: that the readers' median rating is above 3),
@@ -64,7 +66,7 @@ def predict(
     >>> len(table), table["malignancy_probability"].between(0, 1).all().item()
     (7, True)
     """
-    models = load_models(model)
+    models = load_models(model, weights)
     patients = [known_patients(each) for each in models]
     items = list(_planes(crops_or_store, nodule_ids, max(each.preprocess.planes_read for each in models)))
     if not items:
@@ -102,14 +104,19 @@ def doubt_of(larger_than_box: bool, padded_share: float) -> str:
     return ", ".join(reasons)
 
 
-def load_models(model: Models) -> list[NoduleModel]:
-    """One or several models with the same outputs; a run folder with ``fold-*/model`` gives all of these."""
+def load_models(model: Models, weights: Path | str | None = None) -> list[NoduleModel]:
+    """One or several models with the same outputs; a cross-validated run and an ensemble give all of theirs.
+
+    ``weights``: published weights for those saved as adapters (``load_model``).
+    """
     if isinstance(model, NoduleModel):
         return [model]
     if isinstance(model, str | Path):
-        folds = sorted(Path(model).glob("fold-*/model"), key=lambda path: int(path.parent.name.split("-")[1]))
-        return [load_model(path) for path in folds] if folds else [load_model(model)]
-    models = [one for each in model for one in load_models(each)]
+        folders = member_folders(model)
+        adapters = [is_adapter(folder) for folder in folders]
+        wanted = [weights if each or not any(adapters) else None for each in adapters]  # else load_model refuses them
+        return [load_model(folder, one) for folder, one in zip(folders, wanted, strict=True)]
+    models = [one for each in model for one in load_models(each, weights)]
     if not models:
         raise UsageError("no model given")
     if len({one.output_names for one in models}) > 1:
