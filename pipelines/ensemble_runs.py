@@ -2,7 +2,7 @@
 
     python pipelines/ensemble_runs.py --runs runs/png-seed0,runs/png-seed1,runs/png-seed2 --out runs/png-ensemble
 
-Calibrated probabilities are averaged as log-odds, raw outputs and biomarkers as they are. Beside the metrics of the
+Logits and biomarkers are averaged; probabilities and intervals are calibrated anew on them. Beside the metrics of the
 average, ``seeds.csv`` holds each run's own.
 """
 
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from pydantic import Field
-from scipy.special import expit, logit
 
 from lidc_xai.commands.common import need_out, words
 from lidc_xai.commands.script import run_script
@@ -25,10 +24,10 @@ from lidc_xai.errors import DataError
 from lidc_xai.ratings import BIOMARKERS
 from lidc_xai.run import Run
 from lidc_xai.training import evaluate_predictions
+from lidc_xai.training.intervals import cross_fitted
 from lidc_xai.training.loop.run_files import read_predictions
 
-PROBABILITY, FLOOR = "malignancy_probability", 1e-6
-NEEDED = ("nodule_id", "fold", "malignancy_logit", PROBABILITY)
+NEEDED = ("nodule_id", "fold", "malignancy_logit")
 
 
 class Options(Config):
@@ -54,18 +53,19 @@ def average(options: Options, run: Run) -> None:
 
 
 def averaged(tables: Sequence[pd.DataFrame], names: Sequence[Path]) -> pd.DataFrame:
-    """The first table with predictions replaced by the mean over all; nodules and folds must be the same."""
+    """The first table with raw outputs replaced by their mean over all; nodules and folds must be the same.
+
+    Probabilities, intervals and sets are those of the averaged outputs: of each fold from the other folds.
+    """
     first = tables[0]
     for table, name in zip(tables[1:], names[1:], strict=True):
         if not table[["nodule_id", "fold"]].equals(first[["nodule_id", "fold"]]):
             raise DataError(f"{name}: tests other nodules or folds than {names[0]}; average runs on the same splits")
-    found = first.copy()
+    together = first.copy()
     for column in ("malignancy_logit", *BIOMARKERS):
         if column in first:
-            found[column] = np.mean([table[column] for table in tables], axis=0)
-    odds = [logit(table[PROBABILITY].clip(FLOOR, 1 - FLOOR)) for table in tables]
-    found[PROBABILITY] = expit(np.mean(odds, axis=0))
-    return found
+            together[column] = np.mean([table[column] for table in tables], axis=0)
+    return cross_fitted(together)[0]
 
 
 def headline(name: str, metrics: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Fine-tuning as the field does it: each piece against its definition."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -159,6 +160,15 @@ def test_a_model_saved_as_an_adapter_needs_the_weights_that_it_was_made_for(
     with torch.inference_mode():
         assert torch.allclose(again(images), model(images), atol=2e-3)
     assert (again.calibration, again.preprocess) == (model.calibration, model.preprocess)
+    for member in (1, 2):
+        shutil.copytree(folder, tmp_path / "ensemble" / f"member-{member}")
+    ids, base = toy_store.nodule_ids[:2], tmp_path / "base.safetensors"
+    both = predict(tmp_path / "ensemble", toy_store, nodule_ids=ids, weights=base)
+    alone = predict(folder, toy_store, nodule_ids=ids, weights=base)
+    assert both["n_models"].tolist() == [2, 2]
+    assert both["malignancy_logit"].to_numpy() == pytest.approx(alone["malignancy_logit"].to_numpy(), abs=1e-6)
+    with pytest.raises(UsageError, match=r"is an ensemble; give one of its members \(ensemble/member-1\)"):
+        load_model(tmp_path / "ensemble", weights=base)
     with pytest.raises(ModelError, match="which do not come with it"):
         load_model(folder)
     with pytest.raises(ModelError, match="not the weights of 'vit_small64_p8' that adapter was made for"):
