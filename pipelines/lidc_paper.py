@@ -1,6 +1,7 @@
 """The main job: the models of arXiv 2312.02364 on LIDC-IDRI, their CDAM maps, and how they compare with the published.
 
     python pipelines/lidc_paper.py --dicom /data/LIDC-IDRI --weights /data/weights --out runs/paper
+    python pipelines/lidc_paper.py --slices LIDC-IDRI-slices.zip --hu png_hu.csv --weights /data/weights --out runs/paper
     python pipelines/lidc_paper.py --store runs/store --weights /data/weights --out runs/paper \\
         --backbones dinov2_vits14 --limit 200 --epochs 2
 
@@ -29,7 +30,7 @@ from lidc_xai.config import Config, load_config
 from lidc_xai.csv_files import write_csv
 from lidc_xai.errors import LidcXaiError, UsageError
 from lidc_xai.files import write_text
-from lidc_xai.imaging import CropStore, prepare_dicom
+from lidc_xai.imaging import CropStore, prepare_dicom, prepare_png
 from lidc_xai.models import BACKBONES
 from lidc_xai.progress import say
 from lidc_xai.reporting.pages import environment
@@ -56,6 +57,8 @@ class PaperJob(Config):
     """What to run."""
 
     dicom: Path | None = Field(None, description="Folder of LIDC-IDRI's DICOM series; crops go to OUT/store.")
+    slices: Path | None = Field(None, description="Or the PNG edition of LIDC-IDRI: its zip or folder.")
+    hu: Path | None = Field(None, description="With --slices: CSV of known HU lines.")
     store: Path | None = Field(None, description="Or a store made by prepare.")
     weights: Path | None = Field(None, description="Folder with a weights file per backbone; fetched without it.")
     backbones: list[str] = Field(
@@ -120,11 +123,17 @@ def _cells(job: PaperJob) -> Iterator[Cell]:
 
 
 def _store(job: PaperJob, out: Path, run: Run) -> CropStore:
-    if (job.dicom is None) == (job.store is None):
-        raise UsageError("give one of --dicom DIR (LIDC-IDRI) and --store STORE")
+    if sum(source is not None for source in (job.dicom, job.slices, job.store)) != 1:
+        raise UsageError("give one of --dicom DIR (LIDC-IDRI), --slices ZIP (its PNG edition) and --store STORE")
+    if job.hu is not None and job.slices is None:
+        raise UsageError("--hu goes with --slices: DICOM and stores have their HU")
     if job.store is not None:
         return CropStore(need_path(job.store, "--store"))
-    result = prepare_dicom(need_path(job.dicom, "--dicom"), out / "store", cohort=job.cohort, jobs=job.jobs)
+    if job.slices is not None:
+        source, lines = need_path(job.slices, "--slices"), need_path(job.hu, "--hu") if job.hu else None
+        result = prepare_png(source, out / "store", cohort=job.cohort, jobs=job.jobs, hu=lines)
+    else:
+        result = prepare_dicom(need_path(job.dicom, "--dicom"), out / "store", cohort=job.cohort, jobs=job.jobs)
     run.skipped += result.skipped
     return CropStore(out / "store")
 

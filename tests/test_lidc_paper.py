@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pipelines"))
@@ -69,5 +70,10 @@ def test_the_main_job(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(pd.read_csv(out / "comparison.csv"), table)
 
 
-def test_one_source_is_needed(tmp_path: Path) -> None:
+def test_one_source_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lidc_paper.main(["--out", str(tmp_path)]) == 2
+    both = ["--store", str(tmp_path), "--slices", str(tmp_path)]
+    assert lidc_paper.main(["--out", str(tmp_path), *both]) == 2
+    assert "give one of --dicom" in capsys.readouterr().err
+    assert lidc_paper.main(["--out", str(tmp_path), "--store", str(tmp_path), "--hu", str(tmp_path)]) == 2
+    assert "--hu goes with --slices" in capsys.readouterr().err
