@@ -1,7 +1,7 @@
 """The main job: the models of arXiv 2312.02364 on LIDC-IDRI, their CDAM maps, and how they compare with the published.
 
     python pipelines/lidc_paper.py --dicom /data/LIDC-IDRI --weights /data/weights --out runs/paper
-    python pipelines/lidc_paper.py --slices LIDC-IDRI-slices.zip --hu png_hu.csv --weights /data/weights --out runs/paper
+    python pipelines/lidc_paper.py --slices slices.zip --hu png_hu.csv --weights /data/weights --out runs/paper
     python pipelines/lidc_paper.py --store runs/store --weights /data/weights --out runs/paper \\
         --backbones dinov2_vits14 --limit 200 --epochs 2
 
