@@ -12,6 +12,7 @@ in it (correlation above 0.97).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from lidc_xai.errors import DataError
 from lidc_xai.files import write_json
 from lidc_xai.imaging import read_ct
 from lidc_xai.imaging.png.learned import hu_of_pictures
+from lidc_xai.imaging.png.lines import HuLines
 from lidc_xai.imaging.png.match import match_nodule
 from lidc_xai.imaging.png.source import PngEdition, PngNodule
 from lidc_xai.run import Run
@@ -43,6 +45,7 @@ class Options(Config):
     slices: Path = Field(description="The PNG edition.")
     dicom: Path = Field(description="LIDC-IDRI-0001.")
     volumes: Path = Field(description="volumes51.npz.")
+    hu: Path | None = Field(None, description="Calibration file: known lines are measured too, where there are any.")
 
 
 def validate(options: Options, run: Run) -> None:
@@ -52,11 +55,15 @@ def validate(options: Options, run: Run) -> None:
     known: dict[str, list[Nodule]] = {}
     for nodule in load_nodules():
         known.setdefault(nodule.patient_id, []).append(nodule)
-    rows = [_against_dicom(edition, known, options.dicom), *_against_volumes(edition, known, options.volumes)]
+    exist = {(patient, group) for patient, groups in edition.patients.items() for group in groups}
+    exist |= {(patient, nodule.cluster_index) for patient, nodules in known.items() for nodule in nodules}
+    lines = HuLines(options.hu, exist) if options.hu else None
+    rows = [_against_dicom(edition, known, options.dicom, lines)]
+    rows += _against_volumes(edition, known, options.volumes, lines)
     summary = {}
-    for method in ("estimated", "fixed"):
-        for tissue in ("lung", "soft"):
-            errors = np.abs([row[method][tissue] for row in rows if row[method][tissue] is not None])
+    for method, tissue in product(("calibrated", "estimated", "fixed"), ("lung", "soft")):
+        errors = np.abs([row[method][tissue] for row in rows if row.get(method, {}).get(tissue) is not None])
+        if len(errors):
             median, most, mean = float(np.median(errors)), float(np.percentile(errors, 90)), float(errors.mean())
             summary[f"{method}_{tissue}"] = {"n": len(errors), "median": median, "p90": most, "mean": mean}
             numbers = f"median {median:.0f}  90 % {most:.0f}  mean {mean:.0f} HU"
@@ -71,13 +78,15 @@ def _errors(true: NDArray, grey: NDArray, slope: float, intercept: float) -> dic
     return {name: float(np.median((found - true)[m])) if m.sum() > 25 else None for name, m in inside.items()}
 
 
-def _row(png: PngNodule, k: int, true: NDArray, grey: NDArray) -> dict:
+def _row(png: PngNodule, k: int, true: NDArray, grey: NDArray, lines: HuLines | None) -> dict:
+    known = lines.of(png.patient_id, png.group).get(k) if lines is not None else None
+    given = {"calibrated": _errors(true, grey, known.slope, known.intercept)} if known is not None else {}
     calibration = hu_of_pictures(png.images, {})
     estimated = _errors(true, grey, calibration.slope[k], calibration.intercept[k])
-    return {"nodule": png.name, "slice": k, "estimated": estimated, "fixed": _errors(true, grey, *FIXED)}
+    return {"nodule": png.name, "slice": k, "estimated": estimated, "fixed": _errors(true, grey, *FIXED), **given}
 
 
-def _against_dicom(edition: PngEdition, known: dict[str, list[Nodule]], folder: Path) -> dict:
+def _against_dicom(edition: PngEdition, known: dict[str, list[Nodule]], folder: Path, lines: HuLines | None) -> dict:
     ct = read_ct(folder)
     png = edition.read("LIDC-IDRI-0001", 0)
     match = match_nodule(png, known["LIDC-IDRI-0001"])
@@ -85,12 +94,14 @@ def _against_dicom(edition: PngEdition, known: dict[str, list[Nodule]], folder: 
     k = len(png.images) // 2
     place = int(np.abs(ct.slice_z_mm - match.nodule.slice_positions_mm[first + k]).argmin())
     rows, columns = png.images.shape[1:]
-    return _row(png, k, ct.stored[place, j : j + rows, i : i + columns], png.images[k].astype(float))
+    return _row(png, k, ct.stored[place, j : j + rows, i : i + columns], png.images[k].astype(float), lines)
 
 
-def _against_volumes(edition: PngEdition, known: dict[str, list[Nodule]], path: Path) -> Iterator[dict]:
+def _against_volumes(
+    edition: PngEdition, known: dict[str, list[Nodule]], path: Path, lines: HuLines | None
+) -> Iterator[dict]:
     for _, _, (_, png, k, true, grey) in matched_cubes(edition, known, path):
-        yield _row(png, k, true, grey)
+        yield _row(png, k, true, grey, lines)
 
 
 def matched_cubes(
