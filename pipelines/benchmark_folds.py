@@ -55,11 +55,11 @@ def measure(study: Study, run: Run) -> None:
     for fold, ids in chosen.groupby("fold")["nodule_id"]:
         say(f"fold {fold}: {len(ids)} nodules that its model never saw")
         folder = out / f"fold-{fold}"
-        found = benchmark_store(
+        measured = benchmark_store(
             load_model(study.run / f"fold-{fold}" / "model"), store, folder, study.benchmark,
             nodule_ids=ids.tolist(), jobs=study.jobs,
         )  # fmt: skip
-        run.skipped += found.skipped
+        run.skipped += measured.skipped
         for part in sorted((folder / "parts").glob("*.parquet")):
             with atomic_path(out / "parts" / part.name) as temporary:
                 shutil.copyfile(part, temporary)

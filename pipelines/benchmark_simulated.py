@@ -104,10 +104,10 @@ def study_run(study: Study, run: Run) -> None:
     write_benchmark(out / "sanity", title="Sanity checks on simulated nodules", about=about)
     for name in ("benchmark", "sanity"):
         benchmark_report(out / name, out / name / "report", about=about, simulated=True, seen=[], pdf=False)
-    found = {"held_out": held_out.to_dict("records"), **findings(out / "benchmark", summary)}
+    results = {"held_out": held_out.to_dict("records"), **findings(out / "benchmark", summary)}
     if study.switched_off:
-        found["switched_off"] = control(study, train, testing, without, options, out, summary)
-    write_json(out / "findings.json", without_nan(found))
+        results["switched_off"] = control(study, train, testing, without, options, out, summary)
+    write_json(out / "findings.json", without_nan(results))
     run.results = {"nodules": len(testing), "patients": int(testing.manifest["patient_id"].nunique())}
 
 
@@ -218,8 +218,10 @@ def control(
     off = write_benchmark(out / "switched-off", title=f"Control: {name} switched off in training")
     rows = []
     for label, table in (("learned", summary), ("switched off", off)):
-        own = table[(table["metric"] == "causes/auprc") & (table["output"] == name)]
-        rows += [{"model": label, **row} for row in own[["method", "mean", "low", "high", "n"]].to_dict("records")]
+        of_output = table[(table["metric"] == "causes/auprc") & (table["output"] == name)]
+        rows += [
+            {"model": label, **row} for row in of_output[["method", "mean", "low", "high", "n"]].to_dict("records")
+        ]
     return {"biomarker": name, "auprc": rows}
 
 

@@ -73,19 +73,19 @@ def differences(scan: Any, nodules: list[Nodule]) -> list[str]:
     ours = [[reading.annotation_id for reading in nodule.readers] for nodule in nodules]
     if [[annotation.id for annotation in group] for group in groups] != ours:
         return [f"{scan.patient_id}: groups differ"]
-    found = []
+    unlike = []
     for group, nodule in zip(groups, nodules, strict=True):
         for annotation, reading in zip(group, nodule.readers, strict=True):
             name = f"{nodule.nodule_id} annotation {annotation.id}"
             if not np.isclose(annotation.diameter, reading.diameter_mm, rtol=1e-12):
-                found.append(f"{name}: diameter {annotation.diameter} is {reading.diameter_mm} here")
+                unlike.append(f"{name}: diameter {annotation.diameter} is {reading.diameter_mm} here")
             # pylidc's order is row, column
             if not np.allclose(annotation.centroid[[1, 0, 2]], reading.centroid, rtol=1e-12):
-                found.append(f"{name}: centroid differs")
+                unlike.append(f"{name}: centroid differs")
             matrices = [contour.to_matrix()[:, [1, 0, 2]] for contour in annotation.contours]
             if not np.array_equal(np.vstack(matrices), reading.points):
-                found.append(f"{name}: contour points differ")
-    return found
+                unlike.append(f"{name}: contour points differ")
+    return unlike
 
 
 def sampled(nodules: dict[str, list[Nodule]], size: int, seed: int) -> list[str]:
@@ -109,13 +109,13 @@ def check(options: Options, run: Run) -> None:
         by_series[nodule.series_uid].append(nodule)
     seconds_ours = round(time.perf_counter() - started, 1)
     with tempfile.TemporaryDirectory() as folder:
-        run.results, found = compare(import_pylidc(folder), by_series, options)
+        run.results, unlike = compare(import_pylidc(folder), by_series, options)
     run.results["seconds_all_nodules_here"] = seconds_ours
-    for line in found:
+    for line in unlike:
         print(line, file=sys.stderr)
     print(json.dumps(run.results))
-    if found:
-        raise DataError(f"{len(found)} differences from pylidc")
+    if unlike:
+        raise DataError(f"{len(unlike)} differences from pylidc")
 
 
 def compare(pylidc: Any, by_series: dict[str, list[Nodule]], options: Options) -> tuple[dict[str, Any], list[str]]:
@@ -123,19 +123,19 @@ def compare(pylidc: Any, by_series: dict[str, list[Nodule]], options: Options) -
     scans = {scan.series_instance_uid: scan for scan in pylidc.query(pylidc.Scan)}
     chosen = sampled(by_series, options.sample, options.seed) if options.sample else list(scans)
     started = time.perf_counter()
-    found: list[str] = []
+    unlike: list[str] = []
     for series in track(chosen, "scans"):
-        found += differences(scans[series], by_series.get(series, []))
+        unlike += differences(scans[series], by_series.get(series, []))
     compared = [nodule for series in chosen for nodule in by_series.get(series, [])]
     counts = {
         "scans": len(chosen),
         "ambiguous_scans": len({nodule.series_uid for nodule in compared if nodule.ambiguous}),
         "nodules": len(compared),
         "readings": sum(nodule.n_readers for nodule in compared),
-        "differences": len(found),
+        "differences": len(unlike),
         "seconds_pylidc": round(time.perf_counter() - started, 1),
     }
-    return counts, found
+    return counts, unlike
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -43,13 +43,13 @@ def compare(options: Options, run: Run) -> None:
     if not nodules:
         raise DataError(f"{options.dicom}: no nodule of the annotation database belongs to series {real.series_uid}")
     simulated = simulate_ct(nodules, options.seed).volume
-    found, wanted = appearance(simulated), appearance(real)
-    wrong = outside_limits(found, wanted)
+    simulated_looks, wanted = appearance(simulated), appearance(real)
+    wrong = outside_limits(simulated_looks, wanted)
     _draw(real, simulated, nodules[0].centroid_z_mm, out / "comparison.png")
-    values = {"real": asdict(wanted), "simulated": asdict(found), "limits": LIMITS, "outside_limits": wrong}
+    values = {"real": asdict(wanted), "simulated": asdict(simulated_looks), "limits": LIMITS, "outside_limits": wrong}
     write_json(out / "comparison.json", values)
     for name, value in asdict(wanted).items():
-        print(f"{name:14s} real {value:9.3f}   simulated {getattr(found, name):9.3f}")
+        print(f"{name:14s} real {value:9.3f}   simulated {getattr(simulated_looks, name):9.3f}")
     print("\n".join(wrong) or "all within limits")
 
 

@@ -93,24 +93,24 @@ def _middle(ct: NDArray, mask: NDArray, size: int) -> NDArray:
 
 def compare(both: pd.DataFrame) -> dict[str, object]:
     """Per output: how far the two rows agree, and how each agrees with the readers."""
-    found: dict[str, object] = {"nodules": len(both), "patients": int(both["patient_id"].nunique())}
+    agreement: dict[str, object] = {"nodules": len(both), "patients": int(both["patient_id"].nunique())}
     rated = both[both["label"].notna() & (both["n_readers"] >= 3)]
     moved = (both["malignancy_probability_true_hu"] - both["malignancy_probability_png"]).abs()
-    found["malignancy"] = {
+    agreement["malignancy"] = {
         "spearman_true_hu_png": float(spearman(both["malignancy_logit_true_hu"], both["malignancy_logit_png"])),
         "mean_change_of_probability": str(bootstrap_mean(moved, both["patient_id"].tolist())),
         "rated_nodules": len(rated),
         **{f"auc_{kind}": _auc(rated, f"malignancy_logit_{kind}") for kind in ("true_hu", "png")},
     }
     for name in BIOMARKERS:
-        own = both[both[name].notna()] if name in both else pd.DataFrame()
-        if f"{name}_true_hu" in both and len(own):
-            errors = {kind: (own[f"{name}_{kind}"] - own[name]).abs() for kind in ("true_hu", "png")}
-            found[name] = {
-                "spearman_true_hu_png": float(spearman(own[f"{name}_true_hu"], own[f"{name}_png"])),
-                **{f"mae_{kind}": str(bootstrap_mean(e, own["patient_id"].tolist())) for kind, e in errors.items()},
+        read = both[both[name].notna()] if name in both else pd.DataFrame()
+        if f"{name}_true_hu" in both and len(read):
+            errors = {kind: (read[f"{name}_{kind}"] - read[name]).abs() for kind in ("true_hu", "png")}
+            agreement[name] = {
+                "spearman_true_hu_png": float(spearman(read[f"{name}_true_hu"], read[f"{name}_png"])),
+                **{f"mae_{kind}": str(bootstrap_mean(e, read["patient_id"].tolist())) for kind, e in errors.items()},
             }
-    return found
+    return agreement
 
 
 def _auc(table: pd.DataFrame, column: str) -> float | None:

@@ -118,11 +118,11 @@ def measure_arm(study: Study, arm: Arm, folder: Path) -> None:
         start = time.process_time()
         options = {name: value for name, value in rows[label].items() if name != "method"}
         try:
-            found = explain(arm.model, arm.images, arm.target, rows[label]["method"], **options)
+            explanation = explain(arm.model, arm.images, arm.target, rows[label]["method"], **options)
         except ModelError as error:
             say(f"{arm.name}: {label}: {error}")
             continue
-        table = figures_of(study, arm, spanning(found)[:, 0], fill)
+        table = figures_of(study, arm, spanning(explanation)[:, 0], fill)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             table.assign(method=label, made_with=made_with).to_parquet(temporary, index=False)
@@ -134,14 +134,14 @@ def figures_of(study: Study, arm: Arm, maps: Tensor, fill: str) -> pd.DataFrame:
     size = (arm.images.shape[-2], arm.images.shape[-1])
     pixels = maps if tuple(maps.shape[-2:]) == size else resampled(maps, size)
     how: dict[str, Any] = {"replacement": fill, "seed": study.seed} | (arm.fill if fill == arm.other else {})
-    found = fidelity(arm.model, arm.images, pixels, arm.target, points=study.points, **how)
+    curves = fidelity(arm.model, arm.images, pixels, arm.target, points=study.points, **how)
     return pd.DataFrame(
         {
             "case": arm.ids,
             "cluster": arm.clusters,
             "fill": fill,
-            "fidelity": found.area,
-            "at_stake": found.at_stake,
+            "fidelity": curves.area,
+            "at_stake": curves.at_stake,
             "saco": saco(arm.model, arm.images, pixels, arm.target, **how).saco,
             "compactness": compactness(maps).value,
         }
@@ -235,13 +235,13 @@ def write_table(out: Path) -> None:
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean and 95 % interval (whole patients drawn) of every figure, method and fill."""
-    found = []
-    for (fill, method), own in rows.groupby(["fill", "method"], sort=False):
+    lines = []
+    for (fill, method), group in rows.groupby(["fill", "method"], sort=False):
         for metric in ("fidelity", "saco", "compactness", "at_stake"):
-            mean = bootstrap_mean(own[metric].to_numpy(dtype=float), own["cluster"].tolist())
+            mean = bootstrap_mean(group[metric].to_numpy(dtype=float), group["cluster"].tolist())
             figures = {"mean": mean.mean, "low": mean.low, "high": mean.high, "n": mean.n}
-            found.append({"method": method, "fill": fill, "metric": metric} | figures)
-    return pd.DataFrame(found)
+            lines.append({"method": method, "fill": fill, "metric": metric} | figures)
+    return pd.DataFrame(lines)
 
 
 def markdown(arm: str, table: pd.DataFrame, rows: pd.DataFrame) -> list[str]:

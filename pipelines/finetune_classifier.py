@@ -64,10 +64,10 @@ def _finetune(
 ) -> None:
     folder = study.out / f"{data}-{name}".replace(" ", "-").replace(":", "-")
     done = finetune(name, weights, images, folder, fit, size=study.config.size, device=study.device)
-    found = accuracy_interval(done.accuracy, done.tested, study.config.seed)
+    interval = accuracy_interval(done.accuracy, done.tested, study.config.seed)
     paper = data == IMAGES and images.kind in ("cub200", "food101")
     note = f"{images.kind}: {len(images.train)} training images, {len(images.names)} classes"
-    study.rows.append(Row.of(data, name, "fine-tuned", METRIC, found, paper=paper, note=note))
+    study.rows.append(Row.of(data, name, "fine-tuned", METRIC, interval, paper=paper, note=note))
     study.arms.append({"data": data, "model": name, "images": len(images.train) + done.tested, "paper": paper})
 
 

@@ -93,15 +93,15 @@ def _of_nodule(source: Path, known: HuLines, patient: str, group: int) -> dict[s
     estimate = calibrate(png.images)
     places = np.array(sorted(lines))
     true = np.array([(lines[k].slope, lines[k].intercept) for k in places])
-    own = np.column_stack([estimate.slope, estimate.intercept])[places]
+    here = np.column_stack([estimate.slope, estimate.intercept])[places]
     grey = np.array([_anchors(png.images[k], *line) for k, line in zip(places, true, strict=True)])
-    at = (REFERENCE - own[:, 1:]) / own[:, :1]
+    at = (REFERENCE - here[:, 1:]) / here[:, :1]
     area = png.masks.any(axis=0).sum(axis=(1, 2))[places]
     return {
         "x": picture_features(png.images, estimate, intercepts)[places],
         "wanted": true[:, :1] * at + true[:, 1:] - REFERENCE,
         "at": at, "true": true, "grey": grey,
-        "before": (own[:, :1] - true[:, :1]) * grey + own[:, 1:] - true[:, 1:],
+        "before": (here[:, :1] - true[:, :1]) * grey + here[:, 1:] - true[:, 1:],
         "patient": np.full(len(places), patient),
         "largest": np.arange(len(places)) == area.argmax(),
         "sd": np.full(len(places), estimate.lung_sd + estimate.soft_sd),
@@ -129,17 +129,17 @@ def _errors(data: dict[str, Any], rows: np.ndarray, reference: np.ndarray) -> np
     """(n, 2) HU at the slices' own lung and soft tissue, for HU ``reference`` (n, 2) at the estimate's anchors."""
     at, true, grey = (data[name][rows] for name in ("at", "true", "grey"))
     slope = (reference[:, 1] - reference[:, 0]) / (at[:, 1] - at[:, 0])
-    found = reference[:, :1] + slope[:, None] * (grey - at[:, :1])
-    return found - (true[:, :1] * grey + true[:, 1:])
+    hu = reference[:, :1] + slope[:, None] * (grey - at[:, :1])
+    return hu - (true[:, :1] * grey + true[:, 1:])
 
 
 def _figures(errors: np.ndarray) -> dict[str, dict[str, float]]:
-    found = {}
+    by_range = {}
     for name, column in zip(RANGES, np.abs(errors).T, strict=True):
         there = column[np.isfinite(column)]
         figures = {"median": np.median(there), "p90": np.quantile(there, 0.9), "mean": there.mean()}
-        found[name] = {"n": len(there), **{key: round(float(value), 1) for key, value in figures.items()}}
-    return found
+        by_range[name] = {"n": len(there), **{key: round(float(value), 1) for key, value in figures.items()}}
+    return by_range
 
 
 def _ship(models: list[Any], x: np.ndarray, edges: np.ndarray, rms: np.ndarray, report: dict[str, Any]) -> None:

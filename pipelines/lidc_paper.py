@@ -157,10 +157,10 @@ def _weights(backbone: str, folder: Path | None) -> str:
         return "pretrained"
     url = BACKBONES[backbone].official_url if backbone in BACKBONES else None
     names = [f"{backbone}{suffix}" for suffix in SUFFIXES] + ([url.rsplit("/", 1)[-1]] if url else [])
-    found = next((folder / name for name in names if (folder / name).exists()), None)
-    if found is None:
+    file = next((folder / name for name in names if (folder / name).exists()), None)
+    if file is None:
         raise UsageError(f"{folder / names[0]}: no such weights file (nor {', '.join(names[1:4])}); put it there")
-    return str(found)
+    return str(file)
 
 
 def _train(cell: Cell, job: PaperJob, store: CropStore, out: Path) -> dict[str, Any]:
@@ -175,10 +175,10 @@ def _train(cell: Cell, job: PaperJob, store: CropStore, out: Path) -> dict[str, 
         }
     )  # fmt: skip
     say(f"{cell.backbone}, {cell.task}, {WORDS[cell.protocol]}")
-    found = cross_validate(
+    validated = cross_validate(
         store, _folder(cell, out), options=options, n_folds=job.folds, kind=cell.protocol, final=False
     )
-    return _figures(found.metrics, cell.task)
+    return _figures(validated.metrics, cell.task)
 
 
 def _figures(metrics: dict[str, Any], task: str) -> dict[str, Any]:

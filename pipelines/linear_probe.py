@@ -92,9 +92,9 @@ def _probe(study: Study[ProbeConfig], name: str, weights: str, images: ImageSet,
     other = bootstrap_mean(right["logistic regression"].astype(float), seed=study.config.seed)
     study.rows.append(Row.of(data, name + random, "logistic regression", METRIC, other, paper=False, note=note))
     gap = right["linear probe"].astype(float) - right["logistic regression"].astype(float)
-    found = bootstrap_mean(gap + 0.01, seed=study.config.seed)
+    interval = bootstrap_mean(gap + 0.01, seed=study.config.seed)
     told = f"accuracy {ours.mean:.3f} against {other.mean:.3f}; the effect is the difference plus 0.01"
-    study.findings.append(Finding.of(ALIKE, data, name + random, found, note=told))
+    study.findings.append(Finding.of(ALIKE, data, name + random, interval, note=told))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

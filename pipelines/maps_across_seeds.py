@@ -67,11 +67,11 @@ def measured(options: Options) -> Iterator[dict[str, Any]]:
     """Rows nodule_id, patient_id, output, figure, value."""
     store, runs = CropStore(options.store), [Path(name) for name in words(options.runs)]
     table = read_predictions(runs[0]).sample(frac=1, random_state=options.seed).drop_duplicates("patient_id")
-    for fold, own in table.head(options.nodules).groupby("fold"):
+    for fold, of_fold in table.head(options.nodules).groupby("fold"):
         models = [load_model(run / f"fold-{fold}" / "model") for run in runs]
         untrained = randomised(models[0], options.seed)
         concept = spiculated(models[0], store)
-        for row in track(own.itertuples(), f"fold {fold}", len(own)):
+        for row in track(of_fold.itertuples(), f"fold {fold}", len(of_fold)):
             images = nodule_images(models[0], store.load(row.nodule_id))
             for output, figure, value in figures(models, untrained, concept, images):
                 yield {"nodule_id": row.nodule_id, "patient_id": row.patient_id, "output": output,
@@ -106,8 +106,8 @@ def figures(
         yield "malignancy", "seeds, probability", float(np.mean(pairs)) if pairs else np.nan
     if CONCEPT in names:
         similar = explain(models[0], images, ConceptSimilarity(concept)).relevance.flatten(2)[:, 0]
-        own = explain(models[0], images, Logit(CONCEPT)).relevance.flatten(2)[:, 0]
-        yield CONCEPT, "concept map", agreement(similar, own)
+        relevance = explain(models[0], images, Logit(CONCEPT)).relevance.flatten(2)[:, 0]
+        yield CONCEPT, "concept map", agreement(similar, relevance)
 
 
 def agreement(a: Tensor, b: Tensor) -> float:
@@ -118,11 +118,11 @@ def agreement(a: Tensor, b: Tensor) -> float:
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Mean and 95 % interval per figure and output, and per figure over all outputs."""
     rows = []
-    for (figure, output), own in [
+    for (figure, output), group in [
         *table.groupby(["figure", "output"], sort=False),
-        *(((name, "all"), own) for name, own in table.groupby("figure", sort=False)),
+        *(((name, "all"), group) for name, group in table.groupby("figure", sort=False)),
     ]:
-        interval = bootstrap_mean(own["value"], own["patient_id"].tolist())
+        interval = bootstrap_mean(group["value"], group["patient_id"].tolist())
         rows.append({"figure": figure, "output": output, "mean": interval.mean, "low": interval.low,
                      "high": interval.high, "n": interval.n})  # fmt: skip
     return pd.DataFrame(rows).round(4)

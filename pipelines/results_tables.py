@@ -86,11 +86,11 @@ def malignancy(metrics: dict[str, Any]) -> list[str]:
 def differences(metrics: dict[str, Any]) -> list[str]:
     """Model minus baseline, paired by patient."""
     lines = ["| model minus | nodules | AUC | AUC within folds | ACC |", "|---|---|---|---|---|"]
-    found = {(c["b"], c["part"], c["metric"]): c for c in metrics["comparisons"] if c["a"] == "model"}
-    for name, part in dict.fromkeys((b, part) for b, part, _ in found):
+    compared = {(c["b"], c["part"], c["metric"]): c for c in metrics["comparisons"] if c["a"] == "model"}
+    for name, part in dict.fromkeys((b, part) for b, part, _ in compared):
         cells = []
         for metric in ("auc", "auc_within_folds", "accuracy"):
-            one = found.get((name, part, metric))
+            one = compared.get((name, part, metric))
             known = one is not None and one["difference"] is not None
             cells.append(
                 f"{one['difference']:+.3f} [{one['low']:+.3f} to {one['high']:+.3f}], p = {one['p']:.3f}"
@@ -106,9 +106,9 @@ def strata(metrics: dict[str, Any]) -> list[str]:
     lines = ["| diameter | n | ACC | ACC, diameter only | AUC | AUC, diameter only |", "|---|---|---|---|---|---|"]
     beside = metrics["baselines"]["diameter_only"]["malignancy"]
     for part in STRATA:
-        own, other = metrics["malignancy"][part], beside[part]
-        cells = [told(one.get(metric)) for metric in ("accuracy", "auc") for one in (own, other)]
-        lines.append(f"| {part} | {own['nodules']} | " + " | ".join(cells) + " |")
+        figures, other = metrics["malignancy"][part], beside[part]
+        cells = [told(one.get(metric)) for metric in ("accuracy", "auc") for one in (figures, other)]
+        lines.append(f"| {part} | {figures['nodules']} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -120,11 +120,11 @@ def biomarkers(metrics: dict[str, Any]) -> list[str]:
     ]
     noise = metrics.get("reader_noise", {})
     for name in BIOMARKERS:
-        own = metrics["biomarkers"].get(name)
-        if own:
+        figures = metrics["biomarkers"].get(name)
+        if figures:
             floor = noise.get(name, {}).get("floor_mse_z")
-            cells = [told(own["mse_z"]), f"{floor:.2f}" if floor is not None else "–"]
-            cells += [told(own.get(metric)) for metric in ("mae", "r2", "spearman")]
+            cells = [told(figures["mse_z"]), f"{floor:.2f}" if floor is not None else "–"]
+            cells += [told(figures.get(metric)) for metric in ("mae", "r2", "spearman")]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines.append(f"| mean | {told(metrics['biomarkers']['mean']['mse_z'])} | | | | |")
     return lines
@@ -155,15 +155,15 @@ def _wide(table: pd.DataFrame, rows: str, columns: dict[str, str]) -> list[str]:
     lines = [f"| {rows} | " + " | ".join(columns.values()) + " |", "|" + "---|" * (len(columns) + 1)]
     chosen = table[table["metric"].isin(list(columns))]
     for name in dict.fromkeys(chosen[rows]):
-        found = chosen[chosen[rows] == name].set_index("metric")
-        lines.append(f"| {name} | " + " | ".join(_cell(found, metric) for metric in columns) + " |")
+        by_metric = chosen[chosen[rows] == name].set_index("metric")
+        lines.append(f"| {name} | " + " | ".join(_cell(by_metric, metric) for metric in columns) + " |")
     return lines
 
 
-def _cell(found: pd.DataFrame, metric: str) -> str:
-    if metric not in found.index or pd.isna(found.loc[metric, "mean"]):
+def _cell(by_metric: pd.DataFrame, metric: str) -> str:
+    if metric not in by_metric.index or pd.isna(by_metric.loc[metric, "mean"]):
         return "–"
-    mean, low, high = (float(found.loc[metric, name]) for name in ("mean", "low", "high"))
+    mean, low, high = (float(by_metric.loc[metric, name]) for name in ("mean", "low", "high"))
     digits = 1 if abs(mean) >= 10 else 2 if not metric.startswith("radial") else 3
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 

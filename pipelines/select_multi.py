@@ -44,21 +44,21 @@ def select(given: Options, run: Run) -> None:
     out, names = need_out(given), ClassNames.of_imagenet(1000)
     assert names is not None
     options = given.model_dump(include={"count", "min_distance", "max_overlap", "seed"})
-    found = select_multi(read_real_labels(given.real), names.synsets, **options)
-    write_multi(out / "x_multi.csv", found)
-    write_json(out / "x_multi.json", {"options": options, "counts": found.counts})
-    write_text(out / "README.md", in_words(found, names, options))
-    print(f"{len(found.chosen)} of {found.counts['images_with_different_objects']} images; see {out}")
+    selection = select_multi(read_real_labels(given.real), names.synsets, **options)
+    write_multi(out / "x_multi.csv", selection)
+    write_json(out / "x_multi.json", {"options": options, "counts": selection.counts})
+    write_text(out / "README.md", in_words(selection, names, options))
+    print(f"{len(selection.chosen)} of {selection.counts['images_with_different_objects']} images; see {out}")
 
 
-def in_words(found: MultiSelection, names: ClassNames, options: dict[str, object]) -> str:
+def in_words(selection: MultiSelection, names: ClassNames, options: dict[str, object]) -> str:
     """The counts as a page."""
-    counts = found.counts
+    counts = selection.counts
     by_labels = counts["images_by_labels"]
     assert isinstance(by_labels, dict)
-    pairs = Counter(tuple(sorted(one.pair)) for one in found.chosen)
+    pairs = Counter(tuple(sorted(one.pair)) for one in selection.chosen)
     often = [f"{names.short(a)} and {names.short(b)} ({times})" for (a, b), times in pairs.most_common(8)]
-    distances = sorted(one.distance for one in found.chosen)
+    distances = sorted(one.distance for one in selection.chosen)
     lines = [
         "# X_multi: validation images with several objects",
         "",

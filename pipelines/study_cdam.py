@@ -142,7 +142,7 @@ def scenes(study: Study[CdamConfig]) -> Iterator[Scene]:
     if config.images is None:
         for item in ("Tables 1, 3, S1", "Table 2", "Figures 1, 3 to 6, S1", "Figure S14"):
             study.skip(item, "images", NO_IMAGES)
-    loaded = [(name, found) for name in config.models if (found := classifier_of(study, name)) is not None]
+    loaded = [(name, network) for name in config.models if (network := classifier_of(study, name)) is not None]
     swag = classifier_of(study, config.swag) if config.swag else None
     sets = None
     if config.images is not None and (loaded or swag):
@@ -158,7 +158,7 @@ def scenes(study: Study[CdamConfig]) -> Iterator[Scene]:
     if config.photos is None:
         return
     photos = photo_images(config.photos, config.limit)
-    shown_to = [found for _, found in loaded] or [study.small(name) for name in config.small]
+    shown_to = [network for _, network in loaded] or [study.small(name) for name in config.small]
     for classifier in shown_to:
         tune = () if sets is None else sets.tune
         yield Scene(Arm(PHOTOS, classifier, photos), (*ON_VAL, *ON_MULTI), tune, figures=("1", "3", "4", "S1"))
@@ -172,11 +172,13 @@ def classifier_of(study: Study[CdamConfig], name: str) -> Classifier | None:
     if weights is None:
         study.skip(name, "weights", _to_bring(name))
         return None
-    found = load_classifier(name, weights)
-    if found.count != 1000:
-        raise ModelError(f"{weights}: is a classifier of {found.count} classes; ImageNet's images need one of 1000")
-    found.model.to(study.device)
-    return found
+    classifier = load_classifier(name, weights)
+    if classifier.count != 1000:
+        raise ModelError(
+            f"{weights}: is a classifier of {classifier.count} classes; ImageNet's images need one of 1000"
+        )
+    classifier.model.to(study.device)
+    return classifier
 
 
 def _to_bring(name: str) -> str:
@@ -192,12 +194,12 @@ def _to_bring(name: str) -> str:
 def _sets(study: Study[CdamConfig], folder: Path) -> StudySets:
     config = study.config
     few = config.limit or max(config.x_val, config.x_multi)
-    found = study_sets(
+    sets = study_sets(
         folder, ground_truth=config.ground_truth, real=config.real, listed=config.multi, val=min(config.x_val, few),
         tune=min(config.tune_images, few), multi=min(config.x_multi, few), seed=config.seed,
     )  # fmt: skip
-    study.run.skipped += found.skipped
-    return found
+    study.run.skipped += sets.skipped
+    return sets
 
 
 def _made_tuning(study: Study[CdamConfig]) -> tuple[StudyImage, ...]:
@@ -232,9 +234,9 @@ def with_noise(study: Study[CdamConfig], scene: Scene) -> BenchmarkOptions:
 
     told = {"model": arm.classifier.name, "weights": arm.classifier.weights, "sigmas": study.config.sigmas}
     told |= {"blur": options.sigma, "points": options.points, "images": [image.name for image in scene.tune]}
-    found = study.once("noise", chosen, told)
-    given = {name: dict(own) for name, own in options.method_options.items()}
-    for name, sigma in zip(found["method"], found["sigma"], strict=True):
+    tuned = study.once("noise", chosen, told)
+    given = {name: dict(options_here) for name, options_here in options.method_options.items()}
+    for name, sigma in zip(tuned["method"], tuned["sigma"], strict=True):
         given.setdefault(str(name), {}).setdefault("sigma", float(sigma))
     study.arms[-1]["sigma"] = {name: given[name]["sigma"] for name in smoothed}
     return options.model_copy(update={"method_options": given})
@@ -249,12 +251,12 @@ def draw(study: Study[CdamConfig], scene: Scene, options: BenchmarkOptions) -> N
         return
     class_figures(folder, arm, shown, options, {"classes": "figure_1.png", "methods": "figure_3.png"})
     agreement = attention_agreement(attention_figure(folder / "figure_S1.png", arm))
-    found = bootstrap_mean(agreement["value"], agreement["image"].tolist(), seed=study.config.seed)
+    mean = bootstrap_mean(agreement["value"], agreement["image"].tolist(), seed=study.config.seed)
     note = "Figure S1: Spearman over the patches, |CDAM| with attention"
-    study.rows.append(Row.of(arm.data, arm.model, "cdam", "attention/spearman", found, paper=arm.paper, note=note))
+    study.rows.append(Row.of(arm.data, arm.model, "cdam", "attention/spearman", mean, paper=arm.paper, note=note))
     if arm.data != PHOTOS:
         claim = "CDAM scales attention: |CDAM| and attention rank the patches alike"
-        study.findings.append(Finding.of(claim, arm.data, arm.model, found, note="Figure S1"))
+        study.findings.append(Finding.of(claim, arm.data, arm.model, mean, note="Figure S1"))
     sizes = study.config.concept_sizes
     sets = concept_sets(study, scene)
     for concept, name in zip(sets, CONCEPT_FIGURES, strict=False):
@@ -273,10 +275,10 @@ def concept_numbers(study: Study[CdamConfig], arm: Arm, sizes: Sequence[int]) ->
     table = study.by_batch(arm, "concepts", concept_measures(arm, singles, sizes), told)
     study.means(arm, table, note="Figures 4 to 6, known answer")
     for n in sizes:
-        own = table[(table["method"] == f"concept_cdam, {n} images") & (table["metric"] == OWN_SHARE)]
-        found = bootstrap_mean(own["value"] - 0.5, own["image"].tolist(), seed=study.config.seed)
+        shares = table[(table["method"] == f"concept_cdam, {n} images") & (table["metric"] == OWN_SHARE)]
+        difference = bootstrap_mean(shares["value"] - 0.5, shares["image"].tolist(), seed=study.config.seed)
         claim = f"a concept of {n} images is found where it is"
-        study.findings.append(Finding.of(claim, arm.data, arm.model, found, note=f"{OWN_SHARE} − ½"))
+        study.findings.append(Finding.of(claim, arm.data, arm.model, difference, note=f"{OWN_SHARE} − ½"))
 
 
 def concept_sets(study: Study[CdamConfig], scene: Scene) -> list[ConceptSet]:
@@ -285,18 +287,18 @@ def concept_sets(study: Study[CdamConfig], scene: Scene) -> list[ConceptSet]:
     if study.config.concepts is not None and arm.made is None:
         folders = sorted(path for path in study.config.concepts.iterdir() if path.is_dir())
         return [ConceptSet(path.name, tuple(find_photos([path])), None, arm.images) for path in folders[:3]]
-    found = []
+    sets = []
     for label in dict.fromkeys(label for image in arm.images for label in image.classes):
         if arm.made is not None:
-            paths = [path for path, own in arm.made.singles("train") if own == label]
+            paths = [path for path, label_there in arm.made.singles("train") if label_there == label]
         elif scene.sets is not None:
             paths = scene.sets.of_class(label, but=arm.images)
         else:
             return []
         shown = tuple(image for image in arm.images if label in image.classes)
         if len(paths) >= most:
-            found.append(ConceptSet(arm.classifier.label(label), tuple(paths), label, shown))
-    return found[:3]
+            sets.append(ConceptSet(arm.classifier.label(label), tuple(paths), label, shown))
+    return sets[:3]
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

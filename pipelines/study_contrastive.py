@@ -104,18 +104,18 @@ def run_epsilon(study: Study[Contrastive], arm: Arm) -> None:
     def perturb(images: Sequence[StudyImage], batch: Tensor) -> pd.DataFrame:
         with torch.no_grad():
             labels = labels_of(images, arm.classifier.model(batch))
-        found = epsilon_perturbation(
+        curves = epsilon_perturbation(
             arm.classifier.model, batch, labels, mean=spec.mean, std=spec.std, epsilon=config.epsilon,
             steps=config.steps, contrasts=[EPSILON_NAMES[name] for name in names], max_batch=config.batch,
         )  # fmt: skip
         figures = {
-            "Δ logit": found.delta_logit,
-            "Δ probability": found.delta_probability,
-            "accuracy": found.correct,
+            "Δ logit": curves.delta_logit,
+            "Δ probability": curves.delta_probability,
+            "accuracy": curves.correct,
         }
         return joined(
             [
-                tidy(images, name, {f"epsilon n={n}/{key}": own[:, c, s] for key, own in figures.items()})
+                tidy(images, name, {f"epsilon n={n}/{key}": values[:, c, s] for key, values in figures.items()})
                 for c, name in enumerate(names)
                 for s, n in enumerate(config.steps)
             ]
@@ -186,8 +186,8 @@ def measured(
     parts = [tidy(images, label, {SELECTED: taken.numpy()})]
 
     def maps_of(chosen: Tensor, classes: Tensor) -> dict[str, Tensor]:
-        own = batch[chosen.to(batch.device)]
-        return contrast_maps(model, own, classes, method, contrasts, others=config.others, **options)
+        shown = batch[chosen.to(batch.device)]
+        return contrast_maps(model, shown, classes, method, contrasts, others=config.others, **options)
 
     if len(rows):
         maps = maps_of(rows, pairs)
@@ -196,11 +196,11 @@ def measured(
         )
     wrong, pairs = confident_errors(images, logits, config.confident)
     if len(wrong):
-        maps, own = maps_of(wrong, pairs), [images[r] for r in wrong]
-        parts.append(masked(study, arm, own, batch[wrong.to(batch.device)], pairs, label, maps, "confident error: "))
+        maps, shown = maps_of(wrong, pairs), [images[r] for r in wrong]
+        parts.append(masked(study, arm, shown, batch[wrong.to(batch.device)], pairs, label, maps, "confident error: "))
     if arm.data == MADE_PAIRS:
         maps = maps_of(torch.arange(len(images)), object_classes(images))
-        parts += [on_objects(arm, images, f"{label}, {name}", found) for name, found in maps.items()]
+        parts += [on_objects(arm, images, f"{label}, {name}", contrast) for name, contrast in maps.items()]
     return joined(parts)
 
 
@@ -228,19 +228,19 @@ def masked(
     parts = []
     for mode in config.modes:
         for baseline in config.baselines:
-            found = blur_mask_test(
+            tested = blur_mask_test(
                 arm.classifier.model, batch, {name: (m[:, 0], m[:, 1]) for name, m in maps.items()}, classes,
                 mode=mode, baseline=baseline, seed=config.seed,
             )  # fmt: skip
             sign = 1 if mode == "positive" else -1
-            for m, name in enumerate(found.methods):
-                first, second = found.after[:, m, 0], 1 - found.after[:, m, 1]
-                gain = sign * ((first - found.before) + (second - (1 - found.before))) / 2
+            for m, name in enumerate(tested.methods):
+                first, second = tested.after[:, m, 0], 1 - tested.after[:, m, 1]
+                gain = sign * ((first - tested.before) + (second - (1 - tested.before))) / 2
                 key = f"{prefix}{mode}/{baseline}"
                 values = {key: gain, f"{key}/first": first, f"{key}/second": second}
                 parts.append(tidy(images, f"{label}, {name}", values))
-        size = maps[found.methods[0]].shape[-2:].numel()
-        parts.append(tidy(images, label, {f"{prefix}{mode}/share removed": found.removed.mean(1) / size}))
+        size = maps[tested.methods[0]].shape[-2:].numel()
+        parts.append(tidy(images, label, {f"{prefix}{mode}/share removed": tested.removed.mean(1) / size}))
     return joined(parts)
 
 
@@ -271,8 +271,8 @@ def draw_examples(study: Study[Contrastive], arm: Arm) -> None:
         classes = torch.tensor([image.classes]) if arm.data == MADE_PAIRS else top
         maps: dict[str, Tensor] = {}
         for label, (method, options, _) in shown.items():
-            found = contrast_maps(arm.classifier.model, batch, classes, method, names, **options)
-            maps |= {f"{label}\n{name}": own[0] for name, own in found.items()}
+            contrasts = contrast_maps(arm.classifier.model, batch, classes, method, names, **options)
+            maps |= {f"{label}\n{name}": contrast[0] for name, contrast in contrasts.items()}
         draw_example(arm, image, classes[0].tolist(), maps, study.out / "examples")
 
 

@@ -90,9 +90,9 @@ def about(config: Reciprocam) -> list[str]:
 
 def variants(study: Study[Reciprocam], arm: Arm) -> dict[str, tuple[str, dict[str, Any]]]:
     """label → (method, options): the method, its rivals, its ablations."""
-    found: dict[str, tuple[str, dict[str, Any]]] = {"reciprocam": ("reciprocam", {})}
-    found |= {name: (name, {}) for name in study.config.beside}
-    found |= {
+    chosen: dict[str, tuple[str, dict[str, Any]]] = {"reciprocam": ("reciprocam", {})}
+    chosen |= {name: (name, {}) for name in study.config.beside}
+    chosen |= {
         "reciprocam, dirac": ("reciprocam", {"kernel": "dirac"}),
         "reciprocam, no CLS": ("reciprocam", {"cls": False}),
         "reciprocam, dirac, no CLS": ("reciprocam", {"kernel": "dirac", "cls": False}),
@@ -102,9 +102,9 @@ def variants(study: Study[Reciprocam], arm: Arm) -> dict[str, tuple[str, dict[st
     for layer in range(1, len(vit.blocks) + 1) if study.config.layers else ():
         number = len(vit.blocks) + 1 - layer
         if layer > 1:
-            found[f"reciprocam, block {number}"] = ("reciprocam", {"layer": -layer})
-        found[f"reciprocam, input of block {number}"] = ("reciprocam", {"layer": -layer, "tokens": "block_input"})
-    return found
+            chosen[f"reciprocam, block {number}"] = ("reciprocam", {"layer": -layer})
+        chosen[f"reciprocam, input of block {number}"] = ("reciprocam", {"layer": -layer, "tokens": "block_input"})
+    return chosen
 
 
 def disc(images: Tensor, target: Any = None) -> Tensor:
@@ -130,8 +130,8 @@ def run_adcc(study: Study[Reciprocam], arm: Arm) -> None:
             with torch.no_grad():
                 logits = model(batch)
             classes = labels_of(images, logits) if config.target == "label" else logits.argmax(-1).cpu()
-            found = adcc(model, batch, classes, disc if method == DISC else method, **options)
-            return tidy(images, label, {figure: getattr(found, figure) for figure in FIGURES})
+            figures = adcc(model, batch, classes, disc if method == DISC else method, **options)
+            return tidy(images, label, {figure: getattr(figures, figure) for figure in FIGURES})
 
         tables.append(study.by_batch(arm, f"adcc-{label}".replace(" ", "_"), measure))
     table = joined(tables)
@@ -232,14 +232,14 @@ def calls(model: torch.nn.Module, images: Tensor) -> Mapping[str, Any]:
 
 def timed(call: Any, repeats: int, device: str) -> float:
     """The fastest of ``repeats`` calls after one to warm up, in ms."""
-    found = []
+    rows = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         call()
         if device == "cuda":
             torch.cuda.synchronize()
-        found.append((time.perf_counter() - start) * 1000)
-    return min(found[1:])
+        rows.append((time.perf_counter() - start) * 1000)
+    return min(rows[1:])
 
 
 def draw_examples(study: Study[Reciprocam], arm: Arm) -> None:
@@ -253,9 +253,9 @@ def draw_examples(study: Study[Reciprocam], arm: Arm) -> None:
         classes = torch.tensor([image.classes]) if arm.data == MADE_PAIRS else top
         maps = {}
         for label, (method, options) in shown.items():
-            found = explain(arm.classifier.model, batch, classes, method, **options).relevance[0]
-            lowest = found.amin((-2, -1), keepdim=True) if method == "reciprocam" else 0
-            maps[label.replace(", ", "\n")] = found - lowest
+            relevance = explain(arm.classifier.model, batch, classes, method, **options).relevance[0]
+            lowest = relevance.amin((-2, -1), keepdim=True) if method == "reciprocam" else 0
+            maps[label.replace(", ", "\n")] = relevance - lowest
         draw_example(arm, image, classes[0].tolist(), maps, study.out / "examples")
 
 

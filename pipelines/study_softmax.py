@@ -94,8 +94,8 @@ def about(config: Softmax) -> list[str]:
 
 def options_of(config: Softmax, method: str) -> dict[str, Any]:
     """Options of a method."""
-    own: dict[str, Any] = {"relu": config.relu, "max_batch": max(config.batch, 16)}
-    return own | ({"steps": config.steps} if method == "rsi_gradcam" else {})
+    options: dict[str, Any] = {"relu": config.relu, "max_batch": max(config.batch, 16)}
+    return options | ({"steps": config.steps} if method == "rsi_gradcam" else {})
 
 
 def maps_of(config: Softmax, model: nn.Module, batch: Tensor, classes: Tensor, method: str) -> Explanation:
@@ -106,8 +106,8 @@ def maps_of(config: Softmax, model: nn.Module, batch: Tensor, classes: Tensor, m
 def predicted(model: nn.Module, batch: Tensor) -> Tensor:
     """(n,) the model's classes."""
     with torch.no_grad():
-        found: Tensor = model(batch).argmax(-1).cpu()
-    return found
+        classes: Tensor = model(batch).argmax(-1).cpu()
+    return classes
 
 
 def run_maps(study: Study[Softmax], arm: Arm) -> None:
@@ -118,19 +118,20 @@ def run_maps(study: Study[Softmax], arm: Arm) -> None:
 
         def measure(images: Sequence[StudyImage], batch: Tensor, method: str = method) -> pd.DataFrame:
             classes = predicted(model, batch)
-            found = maps_of(config, model, batch, classes, method)
-            pixels = found.to_pixels("bilinear")
+            explanation = maps_of(config, model, batch, classes, method)
+            pixels = explanation.to_pixels("bilinear")
             parts = []
             for t, name in enumerate(TARGETS):
                 curve = deletion_insertion(model, batch, pixels[:, t], classes, seed=config.seed)
                 values = {"deletion": curve.area_deletion, "insertion": curve.area_insertion}
                 if t:
-                    alike = map_similarity(found.relevance[:, 0], found.relevance[:, t])
+                    alike = map_similarity(explanation.relevance[:, 0], explanation.relevance[:, t])
                     values |= {"Spearman with the logit's map": alike.spearman}
                 parts.append(tidy(images, f"{method}, {name}", values))
             if arm.data == MADE_PAIRS:
                 both = [
-                    maps_of(config, model, batch, own, method).relevance for own in object_classes(images).unbind(1)
+                    maps_of(config, model, batch, column, method).relevance
+                    for column in object_classes(images).unbind(1)
                 ]
                 for t, name in enumerate(TARGETS):
                     maps = torch.stack([one[:, t] for one in both], 1)
@@ -196,8 +197,8 @@ def shift_values(
 def in_corner(maps: Tensor) -> np.ndarray:
     """(n,) share of the positive relevance of (n, h, w) in the upper left quarter; NaN where there is none."""
     positive = maps.clamp_min(0).double().cpu()
-    own = positive[:, : maps.shape[1] // 2, : maps.shape[2] // 2].sum((1, 2))
-    return np.asarray((own / positive.sum((1, 2))).numpy())
+    inside = positive[:, : maps.shape[1] // 2, : maps.shape[2] // 2].sum((1, 2))
+    return np.asarray((inside / positive.sum((1, 2))).numpy())
 
 
 def run_saturation(study: Study[Softmax], arm: Arm) -> None:
@@ -210,15 +211,15 @@ def run_saturation(study: Study[Softmax], arm: Arm) -> None:
             model = Sharpened(arm.classifier.model, factor)
             classes = predicted(model, batch)
             targets = [kind(classes) for kind in TARGETS.values()]
-            found = explain(model, batch, targets, "saliency", reduce="abs_sum", max_batch=config.batch)
-            sizes = found.relevance.double().sum((-2, -1)).cpu().numpy()
+            explanation = explain(model, batch, targets, "saliency", reduce="abs_sum", max_batch=config.batch)
+            sizes = explanation.relevance.double().sum((-2, -1)).cpu().numpy()
             key = f"saturation ×{factor:g}"
             for t, name in enumerate(TARGETS):
                 size = np.log10(np.maximum(sizes[:, t], _SMALLEST))
                 parts.append(
                     tidy(images, name, {f"{key}/log10 gradient": size, f"{key}/gradient lost": sizes[:, t] == 0})
                 )
-            parts.append(tidy(images, "model", {f"{key}/probability": found.values[:, 1].double().cpu().numpy()}))
+            parts.append(tidy(images, "model", {f"{key}/probability": explanation.values[:, 1].double().cpu().numpy()}))
         return joined(parts)
 
     table = study.by_batch(arm, "saturation", measure)
@@ -252,8 +253,8 @@ def run_seeds(study: Study[Softmax], arm: Arm) -> None:
         parts = []
         for method in config.methods:
             for name, kind in TARGETS.items():
-                found = seed_agreement(networks, batch, kind(classes), method, **options_of(config, method))
-                values = {"seeds/Spearman": found.spearman, "seeds/SSIM": found.ssim}
+                agreement = seed_agreement(networks, batch, kind(classes), method, **options_of(config, method))
+                values = {"seeds/Spearman": agreement.spearman, "seeds/SSIM": agreement.ssim}
                 parts.append(tidy(images, f"{method}, {name}", values))
         return joined(parts)
 
@@ -272,10 +273,10 @@ def run_check(study: Study[Softmax], arm: Arm) -> None:
         classes = predicted(model, batch.double())
         x = batch.double().requires_grad_()
         nn.functional.cross_entropy(model(x), classes.to(x.device), reduction="sum").backward()
-        found = explain(model, batch.double(), LogProbability(classes), "saliency").relevance[:, 0]
+        relevance = explain(model, batch.double(), LogProbability(classes), "saliency").relevance[:, 0]
         assert x.grad is not None
         wanted = -x.grad.sum(1)
-        gap = (found - wanted).abs().flatten(1).amax(1) / wanted.abs().flatten(1).amax(1).clamp_min(1e-300)
+        gap = (relevance - wanted).abs().flatten(1).amax(1) / wanted.abs().flatten(1).amax(1).clamp_min(1e-300)
         return tidy(
             images, "saliency, log-probability", {"check/largest relative difference from −∂L/∂x": gap.cpu().numpy()}
         )
@@ -293,8 +294,10 @@ def draw_examples(study: Study[Softmax], arm: Arm) -> None:
         classes = torch.tensor([image.classes]) if arm.data == MADE_PAIRS else top
         maps: dict[str, Tensor] = {}
         for method in config.methods:
-            found = torch.stack([maps_of(config, model, batch, own, method).relevance[0] for own in classes.unbind(1)])
-            maps |= {f"{method}\n{name}": found[:, t] for t, name in enumerate(TARGETS)}
+            relevance = torch.stack(
+                [maps_of(config, model, batch, column, method).relevance[0] for column in classes.unbind(1)]
+            )
+            maps |= {f"{method}\n{name}": relevance[:, t] for t, name in enumerate(TARGETS)}
         draw_example(arm, image, classes[0].tolist(), maps, study.out / "examples")
 
 

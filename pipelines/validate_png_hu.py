@@ -72,10 +72,10 @@ def validate(options: Options, run: Run) -> None:
 
 
 def _errors(true: NDArray, grey: NDArray, slope: float, intercept: float) -> dict[str, float | None]:
-    true, found = (gaussian_filter(v, 0.8)[2:-2, 2:-2] for v in (true.astype(float), grey * slope + intercept))
+    true, estimated = (gaussian_filter(v, 0.8)[2:-2, 2:-2] for v in (true.astype(float), grey * slope + intercept))
     ranges = {"lung": (-960, -700), "soft": (-150, 250)}
     inside = {name: (true > low) & (true < high) for name, (low, high) in ranges.items()}
-    return {name: float(np.median((found - true)[m])) if m.sum() > 25 else None for name, m in inside.items()}
+    return {name: float(np.median((estimated - true)[m])) if m.sum() > 25 else None for name, m in inside.items()}
 
 
 def _row(png: PngNodule, k: int, true: NDArray, grey: NDArray, lines: HuLines | None) -> dict:
@@ -113,13 +113,13 @@ def matched_cubes(
         masks = np.unpackbits(volumes["mask_packed"], axis=-1)[..., : cubes.shape[-1]].astype(bool)
     for name, cube, mask in zip(ids, cubes, masks, strict=True):
         patient = f"LIDC-IDRI-{int(str(name).split('_')[0]) + 1:04d}"
-        found = [
-            found
+        match = [
+            match
             for group in edition.patients.get(patient, [])
-            if (found := _find(edition, patient, group, known[patient], cube.astype(float))) is not None
+            if (match := _find(edition, patient, group, known[patient], cube.astype(float))) is not None
         ]
-        if found:
-            yield cube, mask, max(found, key=lambda item: item[0])
+        if match:
+            yield cube, mask, max(match, key=lambda item: item[0])
 
 
 def _find(

@@ -68,8 +68,8 @@ def draw_map_rows(path: Path, rows: Sequence[MapRow], title: str, random: bool =
 
 def attention_tokens(classifier: Classifier, images: Tensor, targets: Tensor, names: Sequence[str]) -> pd.DataFrame:
     """Per image, class and token: attention and CDAM. Columns image, target (0, 1), token, attention, cdam."""
-    found = explain(classifier.model, images, targets, ["attention", "cdam"])
-    attention, cdam = (found[name].relevance.double().cpu().numpy() for name in ("attention", "cdam"))
+    explanations = explain(classifier.model, images, targets, ["attention", "cdam"])
+    attention, cdam = (explanations[name].relevance.double().cpu().numpy() for name in ("attention", "cdam"))
     count, classes = cdam.shape[:2]
     tokens = int(np.prod(cdam.shape[2:]))
     image, target, token = np.indices((count, classes, tokens))
@@ -87,8 +87,8 @@ def attention_tokens(classifier: Classifier, images: Tensor, targets: Tensor, na
 def attention_agreement(tokens: pd.DataFrame) -> pd.DataFrame:
     """Spearman correlation over the tokens of |CDAM| with attention, mean over an image's classes: image, value."""
     rows = [
-        {"image": image, "value": float(spearman(own["cdam"].abs(), own["attention"]))}
-        for (image, _), own in tokens.groupby(["image", "target"], sort=False)
+        {"image": image, "value": float(spearman(group["cdam"].abs(), group["attention"]))}
+        for (image, _), group in tokens.groupby(["image", "target"], sort=False)
     ]
     return pd.DataFrame(rows).groupby("image", sort=False)["value"].mean().reset_index()
 
@@ -99,17 +99,17 @@ def draw_attention(path: Path, tokens: pd.DataFrame, title: str) -> None:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
     for target, label in ((0, "first class"), (1, "second class")):
-        own = tokens[tokens["target"] == target]
-        if len(own):
-            left.plot(own["attention"], own["cdam"], ".", ms=2.5, alpha=0.5, color=COLOURS[target], label=label)
+        points = tokens[tokens["target"] == target]
+        if len(points):
+            left.plot(points["attention"], points["cdam"], ".", ms=2.5, alpha=0.5, color=COLOURS[target], label=label)
     left.axhline(0, color="#999999", lw=0.6)
     left.set_xlabel("attention of the class token to the patch", fontsize=9)
     left.set_ylabel("CDAM of the patch", fontsize=9)
     left.legend(fontsize=8, markerscale=3)
     agreement = attention_agreement(tokens)["value"].dropna()
     right.hist(agreement, bins=np.linspace(-1, 1, 41).tolist(), color=COLOURS[0])
-    found = bootstrap_mean(agreement)
-    right.set_title(f"mean {found.mean:.2f} [{found.low:.2f}, {found.high:.2f}], n = {found.n}", fontsize=8)
+    mean = bootstrap_mean(agreement)
+    right.set_title(f"mean {mean.mean:.2f} [{mean.low:.2f}, {mean.high:.2f}], n = {mean.n}", fontsize=8)
     right.set_xlabel("Spearman, |CDAM| with attention", fontsize=9)
     right.set_ylabel("images", fontsize=9)
     for axis in (left, right):

@@ -53,8 +53,8 @@ def seen(arm: Arm, images: Sequence[StudyImage]) -> Seen:
     with torch.no_grad():
         probable = torch.cat([model(some).topk(2).indices.cpu() for some in tensor.split(_AT_ONCE)])
     targets = [
-        torch.tensor(image.classes[:2]) if len(image.classes) > 1 else own
-        for image, own in zip(images, probable, strict=True)
+        torch.tensor(image.classes[:2]) if len(image.classes) > 1 else predicted
+        for image, predicted in zip(images, probable, strict=True)
     ]
     names = tuple(image.name for image in images)
     return Seen(names, np.stack([photo.pixels for photo in photos]), tensor, torch.stack(targets))
@@ -63,25 +63,25 @@ def seen(arm: Arm, images: Sequence[StudyImage]) -> Seen:
 def class_figures(folder: Path, arm: Arm, shown: int, options: BenchmarkOptions, names: Mapping[str, str]) -> None:
     """Attention and both classes' CDAM, as ``names["classes"]``; every method for both classes, as ``names["methods"]``
     (either may be absent)."""
-    found = seen(arm, readable(arm, shown))
+    photos = seen(arm, readable(arm, shown))
     label = arm.classifier.label
     random = arm.classifier.random
     told = f"{arm.data}, {arm.model}: orange speaks for the class, blue against it; every map has its own scale"
     if arm.data == PHOTOS and arm.classifier.count != IMAGENET_CLASSES:
         told = f"{arm.data}, {arm.model}: how it is done, no more: this model never learned from photographs"
     if "classes" in names:
-        maps = explain(arm.classifier.model, found.tensor, found.targets, ["attention", "cdam"])
+        maps = explain(arm.classifier.model, photos.tensor, photos.targets, ["attention", "cdam"])
         rows = []
-        for b, name in enumerate(found.names):
+        for b, name in enumerate(photos.names):
             cells = [MapCell("attention", _array(maps["attention"].relevance[b, 0]), "attention")]
             cells += [
-                MapCell(f"CDAM: {label(int(found.targets[b, t]))}", _array(maps["cdam"].relevance[b, t]))
+                MapCell(f"CDAM: {label(int(photos.targets[b, t]))}", _array(maps["cdam"].relevance[b, t]))
                 for t in (0, 1)
             ]
-            rows.append(MapRow(found.pixels[b], name, tuple(cells)))
+            rows.append(MapRow(photos.pixels[b], name, tuple(cells)))
         draw_map_rows(folder / names["classes"], rows, told, random)
     if "methods" in names:
-        few = Seen(found.names[:2], found.pixels[:2], found.tensor[:2], found.targets[:2])
+        few = Seen(photos.names[:2], photos.pixels[:2], photos.tensor[:2], photos.targets[:2])
         by_method = {
             wanted: explain(arm.classifier.model, few.tensor, few.targets, method, **given).relevance
             for wanted, (method, given) in options.variants(arm.classifier.model).items()
@@ -101,8 +101,8 @@ def attention_figure(path: Path, arm: Arm) -> pd.DataFrame:
     parts = []
     images = readable(arm, _ATTENTION_IMAGES)
     for start in range(0, len(images), _AT_ONCE):
-        found = seen(arm, images[start : start + _AT_ONCE])
-        parts.append(attention_tokens(arm.classifier, found.tensor, found.targets, found.names))
+        photos = seen(arm, images[start : start + _AT_ONCE])
+        parts.append(attention_tokens(arm.classifier, photos.tensor, photos.targets, photos.names))
     tokens = pd.concat(parts, ignore_index=True)
     with atomic_path(path.with_suffix(".parquet")) as temporary:
         tokens.to_parquet(temporary, index=False)
@@ -113,19 +113,19 @@ def attention_figure(path: Path, arm: Arm) -> pd.DataFrame:
 def concept_figure(path: Path, arm: Arm, concept: ConceptSet, sizes: Sequence[int], shown: int) -> None:
     """The concept's map from each number of pictures, with attention, and CDAM of the class where it is one."""
     vectors = {size: vector_of(arm.classifier, concept.paths, size) for size in sizes}
-    found = seen(arm, readable(replace(arm, images=concept.shown), shown))
-    maps = maps_of(arm.classifier, found.tensor, list(vectors.values()))
-    attention = explain(arm.classifier.model, found.tensor, found.targets, "attention").relevance
+    photos = seen(arm, readable(replace(arm, images=concept.shown), shown))
+    maps = maps_of(arm.classifier, photos.tensor, list(vectors.values()))
+    attention = explain(arm.classifier.model, photos.tensor, photos.targets, "attention").relevance
     of_class = None
     if concept.label is not None:
-        of_class = explain(arm.classifier.model, found.tensor, concept.label, "cdam").relevance
+        of_class = explain(arm.classifier.model, photos.tensor, concept.label, "cdam").relevance
     rows = []
-    for b, name in enumerate(found.names):
+    for b, name in enumerate(photos.names):
         cells = [MapCell(f"concept, {size} images", _array(maps[b, k])) for k, size in enumerate(sizes)]
         if of_class is not None:
             cells.append(MapCell("CDAM of the class", _array(of_class[b, 0])))
         cells.append(MapCell("attention", _array(attention[b, 0]), "attention"))
-        rows.append(MapRow(found.pixels[b], name, tuple(cells)))
+        rows.append(MapRow(photos.pixels[b], name, tuple(cells)))
     draw_map_rows(path, rows, f"{arm.data}, {arm.model}: the concept of {concept.name}", arm.classifier.random)
 
 
@@ -141,11 +141,14 @@ def concept_measures(
 
     def measure(images: Sequence[StudyImage], batch: Tensor) -> pd.DataFrame:
         classes = object_classes(images)
-        maps = {name: found.relevance for name, found in explain(model, batch, classes, ["cdam", "attention"]).items()}
+        maps = {
+            name: explanation.relevance
+            for name, explanation in explain(model, batch, classes, ["cdam", "attention"]).items()
+        }
         for n in sizes:
             rows = [
-                maps_of(arm.classifier, batch[b : b + 1], [vectors[int(label), n] for label in own])
-                for b, own in enumerate(classes)
+                maps_of(arm.classifier, batch[b : b + 1], [vectors[int(label), n] for label in concept])
+                for b, concept in enumerate(classes)
             ]
             maps[f"concept_cdam, {n} images"] = torch.cat(rows)
         return joined([on_objects(arm, images, name, relevance) for name, relevance in maps.items()])

@@ -85,8 +85,8 @@ def benchmark_arm(study: Study[Any], arm: Arm, metrics: Sequence[str], options: 
     chosen = BenchmarkOptions.model_validate({**options.model_dump(), "metrics": tuple(metrics)})
     folder = study.out / "steps" / f"{arm.data}-{arm.model}-{arm.fingerprint}".replace(" ", "_")
     place = folder / f"benchmark-{chosen.fingerprint(arm.classifier.model)}"
-    found = run_benchmark(arm.classifier.model, cases(arm), place, chosen, total=len(arm.images))
-    study.run.skipped += found.skipped
+    benchmark = run_benchmark(arm.classifier.model, cases(arm), place, chosen, total=len(arm.images))
+    study.run.skipped += benchmark.skipped
     return _of_images(place, {image.name for image in arm.images}, metrics)
 
 
@@ -94,59 +94,61 @@ def _of_images(place: Path, names: set[str], metrics: Sequence[str]) -> pd.DataF
     """The figures of the images asked for (an earlier run may have measured more)."""
     table = figures(read_parts(place))
     family = table["metric"].str.partition("/")[0]
-    own = table[table["case"].isin(names) & family.isin(list(metrics)) & table["output"].isin([TARGET, ""])]
-    own = own[own["metric"].isin(list(TABLES))]
-    return own.rename(columns={"case": "image"})[["image", "method", "metric", "value", "note"]]
+    rows = table[table["case"].isin(names) & family.isin(list(metrics)) & table["output"].isin([TARGET, ""])]
+    rows = rows[rows["metric"].isin(list(TABLES))]
+    return rows.rename(columns={"case": "image"})[["image", "method", "metric", "value", "note"]]
 
 
 def rows_of(study: Study[Any], arm: Arm, table: pd.DataFrame) -> None:
     """A row per method and metric, with the table of the paper that it belongs to."""
-    for metric, own in table.groupby("metric", sort=False):
-        study.means(arm, own, note=TABLES[str(metric)])
+    for metric, of_metric in table.groupby("metric", sort=False):
+        study.means(arm, of_metric, note=TABLES[str(metric)])
 
 
 def claims_of(study: Study[Any], arm: Arm, table: pd.DataFrame) -> None:
     """Each CDAM against the best of the other estimators, on the same images, for every metric of ``STATED``; and
     against the best of those whose maps have the tokens' resolution, where a finer map is the best."""
     for metric, words in STATED.items():
-        own = table[(table["metric"] == metric) & table["method"].isin([*CDAM, *OTHERS])]
-        means = own.groupby("method", sort=False)["value"].mean().dropna()
+        compared = table[(table["metric"] == metric) & table["method"].isin([*CDAM, *OTHERS])]
+        means = compared.groupby("method", sort=False)["value"].mean().dropna()
         best = _best(means, OTHERS)
         for name in (name for name in CDAM if name in means.index and best is not None):
             claim = f"{name} is more {words} than every other estimator"
-            study.claim(arm, claim, own, metric, name, str(best), note=f"{TABLES[metric]}; against the best, {best}")
+            study.claim(
+                arm, claim, compared, metric, name, str(best), note=f"{TABLES[metric]}; against the best, {best}"
+            )
             near = _best(means, ON_TOKENS)
             if near not in (None, best):
                 claim = f"{name} is more {words} than every other estimator on tokens"
-                study.claim(arm, claim, own, metric, name, str(near), note=f"{TABLES[metric]}; against {near}")
+                study.claim(arm, claim, compared, metric, name, str(near), note=f"{TABLES[metric]}; against {near}")
 
 
 def _best(means: pd.Series[float], names: Sequence[str]) -> str | None:
-    own = means[means.index.isin(list(names))]
-    return None if own.empty else str(own.idxmax())
+    candidates = means[means.index.isin(list(names))]
+    return None if candidates.empty else str(candidates.idxmax())
 
 
 def known_answer_of(study: Study[Any], arm: Arm, table: pd.DataFrame) -> None:
     """On made pairs: does a class's map lie on that class's object rather than anywhere else?"""
     metric = "localisation/positive_mass"
-    own = table[table["metric"] == metric]
-    for name in (name for name in CDAM if (own["method"] == name).any()):
+    of_metric = table[table["metric"] == metric]
+    for name in (name for name in CDAM if (of_metric["method"] == name).any()):
         for other in ("attention", DISC):
-            if (own["method"] == other).any():
+            if (of_metric["method"] == other).any():
                 claim = f"{name} puts more positive relevance on the class's object than {other}"
-                study.claim(arm, claim, own, metric, name, other, note="known answer")
+                study.claim(arm, claim, of_metric, metric, name, other, note="known answer")
 
 
 def not_run(rows: Sequence[Row], models: Sequence[str]) -> list[Row]:
     """Rows without a figure of ours for published figures that nothing stands beside yet."""
     known = published()
-    own = known[known["source"] == CDAM_PAPER]
+    printed = known[known["source"] == CDAM_PAPER]
     there = {(row.method, row.metric) for row in rows if row.paper}
-    found = []
-    for line in own.itertuples():
+    missing = []
+    for line in printed.itertuples():
         if (line.method, line.metric) not in there:
             data = X_MULTI if line.table == "Table 2" else X_VAL
             note = f"{line.table}: not run, see the list below; published: {line.note}"
             for model in models:
-                found.append(Row(data, model, str(line.method), str(line.metric), paper=True, note=note))
-    return found
+                missing.append(Row(data, model, str(line.method), str(line.metric), paper=True, note=note))
+    return missing

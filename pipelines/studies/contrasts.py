@@ -70,29 +70,29 @@ def contrast_maps(
         targets += [Logit(classes[:, k]) for k in range(count)]
         targets += [Logit(several[:, s]) for s in range(several.shape[1])]
     explained = explain(model, images, targets, method, **options)
-    found = explained.relevance
+    relevance = explained.relevance
     maps = {
-        name: found[:, place * count : (place + 1) * count]
+        name: relevance[:, place * count : (place + 1) * count]
         for place, name in enumerate(name for name in contrasts if name in BY_TARGET)
     }
     if joined:
         start = len(maps) * count
-        own, rest = found[:, start : start + count], found[:, start + count :]
+        of_targets, rest = relevance[:, start : start + count], relevance[:, start + count :]
         for name in joined:
-            maps[name] = _of_maps(own, rest, classes, several, logits, name)
+            maps[name] = _of_maps(of_targets, rest, classes, several, logits, name)
     mode = "nearest" if as_vit(model) is not None else "bilinear"
     return {name: replace(explained, relevance=maps[name]).to_pixels(mode) for name in contrasts}
 
 
-def _of_maps(own: Tensor, rest: Tensor, classes: Tensor, several: Tensor, logits: Tensor, name: str) -> Tensor:
+def _of_maps(target: Tensor, rest: Tensor, classes: Tensor, several: Tensor, logits: Tensor, name: str) -> Tensor:
     """φ_t − Σ α_s φ_s over the classes ``several`` (n, S), each map rectified or scaled first."""
-    own, rest = (_prepared(maps, name) for maps in (own, rest))
+    target, rest = (_prepared(maps, name) for maps in (target, rest))
     near = logits.gather(1, several)
     result = []
     for k in range(classes.shape[1]):
         same = several == classes[:, k : k + 1]
         weights = near.masked_fill(same, -torch.inf).softmax(-1).nan_to_num(0.0).to(rest)
-        result.append(own[:, k] - torch.einsum("ns,nshw->nhw", weights, rest))
+        result.append(target[:, k] - torch.einsum("ns,nshw->nhw", weights, rest))
     return torch.stack(result, 1)
 
 

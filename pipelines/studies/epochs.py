@@ -77,9 +77,9 @@ def train_epochs(
     for epoch in left if steps else track(left, title, len(left)):
         for group in optimiser.param_groups:
             group["lr"] = options.learning_rate * _share(options, epoch)
-        found = train(epoch)
+        batches = train(epoch)
         loss = _one_epoch(
-            module, optimiser, track(found, f"{title}, epoch {epoch + 1}", steps) if steps else found, device
+            module, optimiser, track(batches, f"{title}, epoch {epoch + 1}", steps) if steps else batches, device
         )
         if not math.isfinite(loss):
             raise DataError(f"{title}: the loss of epoch {epoch + 1} is {loss}; lower learning_rate")
@@ -89,13 +89,13 @@ def train_epochs(
     return record
 
 
-def accuracy(module: nn.Module, found: Batches, device: str = "cpu") -> float:
+def accuracy(module: nn.Module, batches: Batches, device: str = "cpu") -> float:
     """Share of images whose most probable class is theirs."""
     was_training = module.training
     module.eval()
     right = count = 0
     with torch.no_grad():
-        for images, labels in found:
+        for images, labels in batches:
             right += int((module(images.to(device)).argmax(-1).cpu() == labels).sum())
             count += len(labels)
     module.train(was_training)
@@ -106,11 +106,11 @@ def _share(options: EpochOptions, epoch: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * epoch / options.epochs)) if options.schedule == "cosine" else 1.0
 
 
-def _one_epoch(module: nn.Module, optimiser: torch.optim.Optimizer, found: Batches, device: str) -> float:
+def _one_epoch(module: nn.Module, optimiser: torch.optim.Optimizer, batches: Batches, device: str) -> float:
     """Mean loss of the epoch."""
     module.train()
     total, count = 0.0, 0
-    for images, labels in found:
+    for images, labels in batches:
         optimiser.zero_grad()
         loss = nn.functional.cross_entropy(module(images.to(device)), labels.to(device))
         loss.backward()

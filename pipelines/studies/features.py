@@ -54,7 +54,7 @@ def cached_features(
     if not told.is_file():
         write_json(told, {"fingerprint": digest, "of": of, "images": len(listed)})
     starts = range(0, len(photos), _SHARD)
-    found = []
+    parts = []
     for number, start in enumerate(track(starts, f"features to {part} on", len(starts))):
         path = folder / f"{part}-{number:05d}.safetensors"
         if not path.is_file():
@@ -62,8 +62,8 @@ def cached_features(
             read = [features_of(backbone, images.to(device)).float().cpu() for images, _ in some]
             with atomic_path(path) as temporary:
                 save_file({"features": torch.cat(read)}, temporary)
-        found.append(load_file(path)["features"])
-    return torch.cat(found), torch.tensor([label for _, label in photos.examples])
+        parts.append(load_file(path)["features"])
+    return torch.cat(parts), torch.tensor([label for _, label in photos.examples])
 
 
 def read_features(folder: Path, part: str) -> Tensor:

@@ -71,8 +71,8 @@ def start_from(
         frozen = load_backbone(short, weights, size=size, seed=seed)
         network, origin, spec = frozen.network.requires_grad_(True), frozen.origin, frozen.spec
     else:
-        found = load_classifier(model, weights, size=size, seed=seed)
-        network, origin, spec = found.model, found.weights, found.spec
+        classifier = load_classifier(model, weights, size=size, seed=seed)
+        network, origin, spec = classifier.model, classifier.weights, classifier.spec
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if hasattr(network, "reset_classifier"):
@@ -86,6 +86,6 @@ def _replace_last_linear(network: nn.Module, count: int, name: str) -> None:
     linear = [place for place, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise UsageError(f"model {name!r} has no linear layer at its end that could be replaced; choose another")
-    parent, _, own = linear[-1].rpartition(".")
+    parent, _, last = linear[-1].rpartition(".")
     old: Any = network.get_submodule(linear[-1])
-    setattr(network.get_submodule(parent), own, nn.Linear(old.in_features, count))
+    setattr(network.get_submodule(parent), last, nn.Linear(old.in_features, count))

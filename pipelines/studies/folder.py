@@ -87,10 +87,10 @@ def _ground_truth_file(root: Path, given: Path | str | None) -> Path:
             raise UsageError(f"{path}: no such file with the classes of the images")
         return path
     places = [parent / name for parent in (root, root.parent) for name in USUAL]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
         raise UsageError(f"{root}: a flat folder needs the classes of its images; put one of {', '.join(USUAL)} there")
-    return found
+    return file
 
 
 def _flat(root: Path, paths: list[Path], file: Path, names: ClassNames) -> ImageFolder:
@@ -123,7 +123,7 @@ def _listed(root: Path, paths: list[Path], file: Path, by_name: dict[str, int], 
 
 
 def _class_folders(root: Path, subfolders: list[Path], names: ClassNames) -> ImageFolder:
-    found: list[tuple[Path, int]] = []
+    pictures: list[tuple[Path, int]] = []
     skipped: list[Skipped] = []
     for folder in subfolders:
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
@@ -132,12 +132,12 @@ def _class_folders(root: Path, subfolders: list[Path], names: ClassNames) -> Ima
         except UsageError as error:
             skipped.append(Skipped(folder.name, STAGE, f"{len(paths)} images left out: {error}"))
             continue
-        found += [(path, label) for path in paths]
-    if not found:
+        pictures += [(path, label) for path in paths]
+    if not pictures:
         reason = f"; first: {skipped[0].reason}" if skipped else ""
         raise DataError(f"{root}: no image in a folder of a known class ({len(skipped)} folders unknown{reason})")
-    numbers, total = _numbers([path for path, _ in found])
-    images = [LabelledImage(path, label, number) for (path, label), number in zip(found, numbers, strict=True)]
+    numbers, total = _numbers([path for path, _ in pictures])
+    images = [LabelledImage(path, label, number) for (path, label), number in zip(pictures, numbers, strict=True)]
     return _folder(root, images, names, total, skipped)
 
 

@@ -53,15 +53,15 @@ def read_image_set(
         raise UsageError(f"kind is one of auto, {', '.join(KINDS)}, not {kind!r}")
     if not 0 < test_share < 1:
         raise UsageError(f"test_share is above 0 and below 1, not {test_share}")
-    found = KINDS[_kind_of(root) if kind == "auto" else kind](root, test_share, seed)
-    for part, examples in (("train", found.train), ("test", found.test)):
+    images = KINDS[_kind_of(root) if kind == "auto" else kind](root, test_share, seed)
+    for part, examples in (("train", images.train), ("test", images.test)):
         if not examples:
-            first = f"; {found.skipped[0].reason}, first {found.skipped[0].nodule_id}" if found.skipped else ""
+            first = f"; {images.skipped[0].reason}, first {images.skipped[0].nodule_id}" if images.skipped else ""
             raise DataError(f"{root}: no image to {part} on is there{first}")
     if limit is None:
-        return found
-    train, test = (_first_of_each(part, limit) for part in (found.train, found.test))
-    return ImageSet(found.kind, train, test, found.names, found.skipped)
+        return images
+    train, test = (_first_of_each(part, limit) for part in (images.train, images.test))
+    return ImageSet(images.kind, train, test, images.names, images.skipped)
 
 
 def _kind_of(root: Path) -> str:
@@ -105,8 +105,8 @@ def _food101(root: Path, test_share: float, seed: int) -> ImageSet:
             if name not in order:
                 raise DataError(f"{root}: meta/{part}.txt has {entry!r}, whose class is not in meta/classes.txt")
             listed.append((root / "images" / f"{entry}.jpg", order[name]))
-        found, missing = _there(part, listed)
-        parts.append(found)
+        examples, missing = _there(part, listed)
+        parts.append(examples)
         skipped += missing
     return ImageSet("food101", parts[0], parts[1], tuple(name.replace("_", " ") for name in names), tuple(skipped))
 
@@ -122,17 +122,17 @@ def _parts(root: Path, test_share: float, seed: int) -> ImageSet:
 
 def _classes(root: Path, test_share: float, seed: int) -> ImageSet:
     classes = _classes_of(root)
-    found = read_image_folder(root, classes=classes)
+    folder = read_image_folder(root, classes=classes)
     rng = np.random.default_rng(seed)
     train: list[tuple[Path, int]] = []
     test: list[tuple[Path, int]] = []
     for label in range(len(classes)):
-        own = [example for example in _examples(found) if example[1] == label]
-        held = min(len(own) - 1, max(1, round(test_share * len(own)))) if own else 0
-        drawn = set(rng.permutation(len(own))[:held].tolist())
-        for place, example in enumerate(own):
+        of_class = [example for example in _examples(folder) if example[1] == label]
+        held = min(len(of_class) - 1, max(1, round(test_share * len(of_class)))) if of_class else 0
+        drawn = set(rng.permutation(len(of_class))[:held].tolist())
+        for place, example in enumerate(of_class):
             (test if place in drawn else train).append(example)
-    return ImageSet("classes", tuple(train), tuple(test), classes.names, found.skipped)
+    return ImageSet("classes", tuple(train), tuple(test), classes.names, folder.skipped)
 
 
 KINDS: Mapping[str, Callable[[Path, float, int], ImageSet]] = {
@@ -142,10 +142,10 @@ KINDS: Mapping[str, Callable[[Path, float, int], ImageSet]] = {
 
 def _classes_of(folder: Path) -> ClassNames:
     """ImageNet's classes where every folder is one of its synsets and all are there, else the folders' own names."""
-    own = own_classes(folder)
+    listed = own_classes(folder)
     imagenet = ClassNames.of_imagenet(1000)
     assert imagenet is not None
-    return imagenet if imagenet.synsets and set(own.names) == set(imagenet.synsets) else own
+    return imagenet if imagenet.synsets and set(listed.names) == set(imagenet.synsets) else listed
 
 
 def _examples(folder: ImageFolder) -> Examples:
@@ -155,12 +155,12 @@ def _examples(folder: ImageFolder) -> Examples:
 def _there(part: str, listed: Iterable[tuple[Path, int]]) -> tuple[Examples, tuple[Skipped, ...]]:
     """The examples whose file is there, and one row for all that are not."""
     examples = tuple(listed)
-    found = tuple(example for example in examples if example[0].is_file())
+    there = tuple(example for example in examples if example[0].is_file())
     missing = [path for path, _ in examples if not path.is_file()]
     if not missing:
-        return found, ()
+        return there, ()
     reason = f"{len(missing)} of {len(examples)} images to {part} on are not there"
-    return found, (Skipped("/".join(missing[0].parts[-2:]), "images", reason),)
+    return there, (Skipped("/".join(missing[0].parts[-2:]), "images", reason),)
 
 
 def _first_of_each(examples: Examples, limit: int) -> Examples:
@@ -186,10 +186,10 @@ def _lines(path: Path) -> list[str]:
 
 def _numbered(path: Path) -> dict[str, str]:
     """CUB's lists: a number and a word a line."""
-    found = {}
+    numbers = {}
     for line in _lines(path):
         number, _, rest = line.partition(" ")
         if not number.isdigit() or not rest:
             raise DataError(f"{path}: wanted 'number value' a line, got {line[:60]!r}")
-        found[number] = rest.strip()
-    return found
+        numbers[number] = rest.strip()
+    return numbers

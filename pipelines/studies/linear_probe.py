@@ -91,8 +91,8 @@ def train_probe(
         photos = LabelledPhotos(
             images.train, frozen.spec, smallest_crop=options.smallest_crop, seed=options.seed, epoch=epoch
         )
-        found = batches(photos, options.batch, shuffle=True, workers=options.workers)
-        return ((features_of(frozen.network, some.to(device)), labels) for some, labels in found)
+        shown = batches(photos, options.batch, shuffle=True, workers=options.workers)
+        return ((features_of(frozen.network, some.to(device)), labels) for some, labels in shown)
 
     head = _new_head(test[0].shape[1], len(images.names), options.seed)
     record = train_epochs(
@@ -127,10 +127,10 @@ def with_classifier(network: Any, head: nn.Linear, name: str) -> nn.Module:
     """The timm network with ``head`` as its classifier (both heads of a distilled one)."""
     network.reset_classifier(head.out_features)
     classifiers = network.get_classifier()
-    for own in classifiers if isinstance(classifiers, tuple) else (classifiers,):
-        if not isinstance(own, nn.Linear) or own.weight.shape != head.weight.shape:
+    for layer in classifiers if isinstance(classifiers, tuple) else (classifiers,):
+        if not isinstance(layer, nn.Linear) or layer.weight.shape != head.weight.shape:
             raise UsageError(f"backbone {name!r} has no linear classifier on the vector that is read")
-        own.load_state_dict(head.state_dict())
+        layer.load_state_dict(head.state_dict())
     done: nn.Module = network
     return done.eval()
 

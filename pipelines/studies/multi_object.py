@@ -78,9 +78,9 @@ def select_multi(
     if not 0 <= min_distance <= 1 or not 0 < max_overlap <= 1:
         raise UsageError(f"min_distance is 0 to 1 and max_overlap above 0 to 1, not {min_distance} and {max_overlap}")
     apart = (lambda a, b: 1.0) if synsets is None else _distances(synsets)
-    together = Counter(pair for own in labels for pair in combinations(sorted(set(own)), 2))
+    together = Counter(pair for of_image in labels for pair in combinations(sorted(set(of_image)), 2))
     far = {pair for pair in together if apart(*pair) >= min_distance}
-    alone = Counter(label for own in labels for label in set(own))
+    alone = Counter(label for of_image in labels for label in set(of_image))
 
     def overlap(pair: tuple[int, int]) -> float:
         both = together[pair]
@@ -88,20 +88,20 @@ def select_multi(
 
     different = far if synsets is None else {pair for pair in far if overlap(pair) <= max_overlap}
     qualified = [
-        MultiObject(number, tuple(own), *best)
-        for number, own in enumerate(labels, start=1)
-        if (best := _farthest(own, different, apart)) is not None
+        MultiObject(number, tuple(of_image), *best)
+        for number, of_image in enumerate(labels, start=1)
+        if (best := _farthest(of_image, different, apart)) is not None
     ]
     wanted = set(range(1, len(labels) + 1) if available is None else available)
     at_hand = {one.number: one for one in qualified if one.number in wanted}
     numbers = random_numbers(list(at_hand), count, seed, len(labels)) if at_hand else []
     counts: dict[str, int | dict[int, int]] = {
         "images": len(labels),
-        "images_by_labels": dict(sorted(Counter(len(set(own)) for own in labels).items())),
+        "images_by_labels": dict(sorted(Counter(len(set(of_image)) for of_image in labels).items())),
         "pairs": len(together),
         "pairs_far_apart": len(far),
         "pairs_of_different_objects": len(different),
-        "images_with_far_pair": sum(_farthest(own, far, apart) is not None for own in labels),
+        "images_with_far_pair": sum(_farthest(of_image, far, apart) is not None for of_image in labels),
         "images_with_different_objects": len(qualified),
         "at_hand": len(at_hand),
         "selected": len(numbers),
@@ -126,15 +126,15 @@ def read_multi(path: Path | str) -> list[MultiObject]:
     try:
         with file.open(encoding="utf-8", newline="") as stream:
             rows = list(csv.DictReader(stream))
-        found = [
+        chosen = [
             MultiObject(int(row["image"]), _numbers(row["labels"]), _pair(row["pair"]), float(row["distance"]))
             for row in rows
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: is no list with the columns {', '.join(_FIELDS)} ({error})") from None
-    if not found:
+    if not chosen:
         raise DataError(f"{file}: lists no image")
-    return found
+    return chosen
 
 
 def _distances(synsets: Sequence[str]) -> Callable[[int, int], float]:

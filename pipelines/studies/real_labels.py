@@ -25,17 +25,17 @@ def read_real_labels(path: Path | str | None = None, *, images: int = VALIDATION
     if not file.is_file():
         raise UsageError(f"{file}: no such file of ReaL labels (real.json)")
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: is no JSON of ReaL labels ({error})") from None
-    if not isinstance(found, list):
-        raise DataError(f"{file}: wanted one list of classes per image, got a {type(found).__name__}")
-    if len(found) != images:
-        raise DataError(f"{file}: has labels of {len(found)} images, the set has {images}; give the file of this set")
-    for number, labels in enumerate(found, start=1):
+    if not isinstance(content, list):
+        raise DataError(f"{file}: wanted one list of classes per image, got a {type(content).__name__}")
+    if len(content) != images:
+        raise DataError(f"{file}: has labels of {len(content)} images, the set has {images}; give the file of this set")
+    for number, labels in enumerate(content, start=1):
         if not isinstance(labels, list) or not all(type(label) is int and 0 <= label < classes for label in labels):
             raise DataError(f"{file}: image {number} has {str(labels)[:60]}; wanted class numbers 0 to {classes - 1}")
-    return tuple(tuple(labels) for labels in found)
+    return tuple(tuple(labels) for labels in content)
 
 
 def _published() -> Path:

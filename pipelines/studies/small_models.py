@@ -147,8 +147,8 @@ def _moved(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _accuracy(model: nn.Module, images: Tensor, labels: Tensor, device: str) -> float:
     with torch.no_grad():
-        found = [model(batch.to(device)).argmax(-1).cpu() for batch in images.split(_BATCH)]
-    return float((torch.cat(found) == labels).double().mean())
+        predicted = [model(batch.to(device)).argmax(-1).cpu() for batch in images.split(_BATCH)]
+    return float((torch.cat(predicted) == labels).double().mean())
 
 
 def _read(photos: MadePhotos, part: str) -> tuple[Tensor, Tensor]:

@@ -107,9 +107,9 @@ class Study(Generic[C]):
     def small(self, name: str, seed: int = 0) -> Classifier:
         """A small model that learned the made photographs; trained on first use."""
         folder, epochs = self.made_folder / "models", self.config.made_options.epochs
-        found = small_classifier(name, self.made_photos(), folder, epochs=epochs, seed=seed, device=self.device)
-        say(f"{name}, seed {seed}: accuracy {found.weights['accuracy']:.3f} on made images kept apart")
-        return found
+        classifier = small_classifier(name, self.made_photos(), folder, epochs=epochs, seed=seed, device=self.device)
+        say(f"{name}, seed {seed}: accuracy {classifier.weights['accuracy']:.3f} on made images kept apart")
+        return classifier
 
     def skip(self, item: str, stage: str, reason: str) -> None:
         """Note what is left out, with what to bring."""
@@ -134,8 +134,8 @@ class Study(Generic[C]):
                 continue
             loaded += 1
             if labelled is not None and labelled.fits(classifier):
-                own = replace(classifier, classes=labelled.names)
-                yield self._note(Arm(labelled.data, own, labelled.images, paper=not classifier.random))
+                renamed = replace(classifier, classes=labelled.names)
+                yield self._note(Arm(labelled.data, renamed, labelled.images, paper=not classifier.random))
             elif labelled is not None:
                 self.skip(name, "weights", labelled.misfit(classifier))
             if shown:
@@ -159,15 +159,15 @@ class Study(Generic[C]):
             images = arm.images[start : start + size]
             part = folder / f"{_digest([str(image.path) for image in images])}.parquet"
             if not part.is_file():
-                found = self._computed(arm, images, compute)
+                table = self._computed(arm, images, compute)
                 with atomic_path(part) as temporary:
-                    found.to_parquet(temporary, index=False)
+                    table.to_parquet(temporary, index=False)
             parts.append(pd.read_parquet(part))
-        found = pd.concat(parts, ignore_index=True)
-        unread = found[found["unread"] != ""]
+        table = pd.concat(parts, ignore_index=True)
+        unread = table[table["unread"] != ""]
         for row in unread.drop_duplicates("image").itertuples():
             self.skip(str(row.image), "read", str(row.unread))
-        left = found[found["unread"] == ""].drop(columns="unread")
+        left = table[table["unread"] == ""].drop(columns="unread")
         if left.empty and len(unread) == len(arm.images):
             raise DataError(f"none of {len(arm.images)} {arm.data} could be read; first: {unread['unread'].iloc[0]}")
         return left
@@ -176,29 +176,29 @@ class Study(Generic[C]):
         """A table that is computed once; ``options``: everything that it depends on beside the study's options."""
         path = self.out / "steps" / name / f"{self._key(options)}.parquet"
         if not path.is_file():
-            found = compute()
+            table = compute()
             with atomic_path(path) as temporary:
-                found.to_parquet(temporary, index=False)
+                table.to_parquet(temporary, index=False)
         return pd.read_parquet(path)
 
     def means(self, arm: Arm, table: pd.DataFrame, note: str = "") -> None:
         """A row with an interval for every method and metric of ``table`` (columns image, method, metric, value)."""
-        for (method, metric), own in table.groupby(["method", "metric"], sort=False):
-            found = bootstrap_mean(own["value"], own["image"].tolist(), seed=self.config.seed)
+        for (method, metric), group in table.groupby(["method", "metric"], sort=False):
+            interval = bootstrap_mean(group["value"], group["image"].tolist(), seed=self.config.seed)
             self.rows.append(
-                Row.of(arm.data, arm.model, str(method), str(metric), found, paper=arm.paper, note=note)
+                Row.of(arm.data, arm.model, str(method), str(metric), interval, paper=arm.paper, note=note)
             )  # fmt: skip
 
     def claim(
         self, arm: Arm, claim: str, table: pd.DataFrame, metric: str, more: str, less: str, note: str = ""
     ) -> PairedDifference:
         """Test on the same images that ``metric`` is higher with the method ``more`` than with ``less``."""
-        own = table[table["metric"] == metric]
-        wide = own.pivot_table(index="image", columns="method", values="value", aggfunc="mean")
+        of_metric = table[table["metric"] == metric]
+        wide = of_metric.pivot_table(index="image", columns="method", values="value", aggfunc="mean")
         wide = wide.reindex(columns=[more, less])
-        found = paired_difference(wide[more], wide[less], seed=self.config.seed)
-        self.findings.append(Finding.of(claim, arm.data, arm.model, found, note=note))
-        return found
+        difference = paired_difference(wide[more], wide[less], seed=self.config.seed)
+        self.findings.append(Finding.of(claim, arm.data, arm.model, difference, note=note))
+        return difference
 
     def finish(self, title: str, about: Sequence[str], panels: Mapping[str, str]) -> None:
         """Write the table, the claims, the page and the figure; ``panels``: metrics to draw, with titles."""
@@ -218,18 +218,18 @@ class Study(Generic[C]):
             reason = "none: give --images FOLDER with ImageNet's validation images (class folders, or flat)"
             self.skip("the paper's images", "images", reason)
             return None
-        found, skipped = labelled_images(self.config.images, self.config.seed, self.config.limit)
+        labelled, skipped = labelled_images(self.config.images, self.config.seed, self.config.limit)
         self.run.skipped += skipped
-        return found
+        return labelled
 
     def _classifier(self, name: str) -> Classifier | None:
         weights = find_weights(name, self.config.weights)
         if weights is None:
             self.skip(name, "weights", what_to_bring(name))
             return None
-        found = load_classifier(name, weights)
-        found.model.to(self.device)
-        return found
+        classifier = load_classifier(name, weights)
+        classifier.model.to(self.device)
+        return classifier
 
     def _computed(self, arm: Arm, images: Sequence[StudyImage], compute: PerBatch) -> pd.DataFrame:
         read, tensors, unread = [], [], []
@@ -246,8 +246,8 @@ class Study(Generic[C]):
         return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
 
     def _key(self, options: Mapping[str, Any] | None) -> str:
-        own = self.config.model_dump(mode="json", exclude=_NOT_OPTIONS)
-        return _digest([own, dict(options or {})])
+        options_here = self.config.model_dump(mode="json", exclude=_NOT_OPTIONS)
+        return _digest([options_here, dict(options or {})])
 
 
 def main(

@@ -98,29 +98,30 @@ def labelled_images(folder: Path, seed: int, limit: int | None) -> tuple[Labelle
 
     ``limit`` of them, drawn by ``seed``; and what the folder lacks.
     """
-    found: Sequence[tuple[Path, int]]
+    examples: Sequence[tuple[Path, int]]
     if any((folder / name).exists() for name in ("train_test_split.txt", "meta", "train")):
         images = read_image_set(folder, seed=seed)
-        found, names, data, skipped = images.test, ClassNames(images.names), f"{IMAGES} ({images.kind})", images.skipped
+        examples, skipped = images.test, images.skipped
+        names, data = ClassNames(images.names), f"{IMAGES} ({images.kind})"
     else:
-        own = read_image_folder(folder)
-        found = [(image.path, image.label) for image in own.images]
-        names, data, skipped = own.classes, IMAGES, own.skipped
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()[:limit]
-    chosen = tuple(StudyImage(path.name, path, label, (label,)) for path, label in (found[k] for k in order))
+        listed = read_image_folder(folder)
+        examples = [(image.path, image.label) for image in listed.images]
+        names, data, skipped = listed.classes, IMAGES, listed.skipped
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()[:limit]
+    chosen = tuple(StudyImage(path.name, path, label, (label,)) for path, label in (examples[k] for k in order))
     return Labelled(data, chosen, names), list(skipped)
 
 
 def made_images(made: MadePhotos, data: str, limit: int | None) -> tuple[StudyImage, ...]:
     """Made pairs, or made single objects (those kept apart from training)."""
     if data == MADE_PAIRS:
-        found = [StudyImage(path.name, path, classes[0], classes) for path, classes in made.pairs()]
+        images = [StudyImage(path.name, path, classes[0], classes) for path, classes in made.pairs()]
     else:
         singles = made.singles("val")
         order = np.random.default_rng(0).permutation(len(singles))
         chosen = [singles[k] for k in order]
-        found = [StudyImage(path.name, path, label, (label,)) for path, label in chosen]
-    return tuple(found[:limit])
+        images = [StudyImage(path.name, path, label, (label,)) for path, label in chosen]
+    return tuple(images[:limit])
 
 
 def photo_images(folder: Path, limit: int | None) -> tuple[StudyImage, ...]:
@@ -132,10 +133,10 @@ def small_classifier(name: str, made: MadePhotos, folder: Path, *, epochs: int, 
     """A small model trained here on ``made`` (once: the file is kept in ``folder``)."""
     file = folder / f"{name}-seed{seed}.safetensors"
     accuracy = train_small(name, made, file, epochs=epochs, seed=seed, device=device)
-    found = load_classifier(name, file, labels=made.classes_file)
-    found.weights.update({"accuracy": accuracy, "suffix": f"-seed{seed}" if seed else ""})
-    found.model.to(device)
-    return found
+    classifier = load_classifier(name, file, labels=made.classes_file)
+    classifier.weights.update({"accuracy": accuracy, "suffix": f"-seed{seed}" if seed else ""})
+    classifier.model.to(device)
+    return classifier
 
 
 def find_weights(model: str, given: Sequence[str]) -> str | None:
@@ -143,7 +144,7 @@ def find_weights(model: str, given: Sequence[str]) -> str | None:
 
     Raises ``UsageError`` for a path that is not there.
     """
-    found: str | None = None
+    first: str | None = None
     for entry in given:
         name, equals, value = entry.partition("=")
         if equals:
@@ -156,8 +157,8 @@ def find_weights(model: str, given: Sequence[str]) -> str | None:
         if not folder.is_dir():
             raise UsageError(f"--weights {entry}: wanted MODEL=FILE, MODEL=pretrained or a folder of weights files")
         inside = [folder / file for file in _file_names(model) if (folder / file).is_file()]
-        found = found or (str(inside[0]) if inside else None)
-    return found
+        first = first or (str(inside[0]) if inside else None)
+    return first
 
 
 def check_weights(models: Sequence[str], given: Sequence[str]) -> None:
@@ -191,8 +192,8 @@ def _file_names(model: str) -> list[str]:
     plain = model.rpartition(":")[2]
     address = _address(model)
     official = Path(urlsplit(address).path).name if address else ""
-    own = [official] if official and official not in ("model.safetensors", "pytorch_model.bin") else []
-    return [*own, *(f"{plain}{ending}" for ending in _ENDINGS)]
+    official_name = [official] if official and official not in ("model.safetensors", "pytorch_model.bin") else []
+    return [*official_name, *(f"{plain}{ending}" for ending in _ENDINGS)]
 
 
 def describe(arm: Arm) -> dict[str, Any]:

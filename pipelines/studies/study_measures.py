@@ -33,18 +33,20 @@ def tidy(images: Sequence[StudyImage], method: str, values: Mapping[str, ArrayLi
     """One row per image and metric: ``values``, metric → (n,)."""
     names = [image.name for image in images]
     parts = [
-        pd.DataFrame({"image": names, "method": method, "metric": metric, "value": np.asarray(own, dtype=np.float64)})
-        for metric, own in values.items()
+        pd.DataFrame(
+            {"image": names, "method": method, "metric": metric, "value": np.asarray(scores, dtype=np.float64)}
+        )
+        for metric, scores in values.items()
     ]
     return joined(parts)
 
 
 def joined(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Tables of ``tidy`` below each other, with the right types even where there is none."""
-    found = [part for part in parts if len(part)]
-    if not found:
+    filled = [part for part in parts if len(part)]
+    if not filled:
         return pd.DataFrame({name: pd.Series(dtype=float if name == "value" else object) for name in COLUMNS})
-    return pd.concat(found, ignore_index=True)
+    return pd.concat(filled, ignore_index=True)
 
 
 def object_classes(images: Sequence[StudyImage]) -> Tensor:
@@ -62,10 +64,10 @@ def on_objects(arm: Arm, images: Sequence[StudyImage], method: str, relevance: T
     return tidy(images, method, {OWN_SHARE: share.mean(0), AUPRC: auprc.mean(0)})
 
 
-def own_share(maps: NDArray[np.float64], own: NDArray[np.bool_], other: NDArray[np.bool_]) -> NDArray[np.float64]:
+def own_share(maps: NDArray[np.float64], target: NDArray[np.bool_], other: NDArray[np.bool_]) -> NDArray[np.float64]:
     """(n,) share of the positive relevance on both objects that lies on the own one; NaN where there is none."""
     positive = np.maximum(maps, 0)
-    mine, theirs = (positive * own).sum((1, 2)), (positive * other).sum((1, 2))
+    mine, theirs = (positive * target).sum((1, 2)), (positive * other).sum((1, 2))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(mine / (mine + theirs))
 
@@ -73,8 +75,8 @@ def own_share(maps: NDArray[np.float64], own: NDArray[np.bool_], other: NDArray[
 def labels_of(images: Sequence[StudyImage], logits: Tensor) -> Tensor:
     """(n,) each image's label; the predicted class where it has none."""
     predicted = logits.argmax(-1).cpu()
-    own = [int(predicted[k]) if image.label is None else image.label for k, image in enumerate(images)]
-    return torch.tensor(own)
+    labels = [int(predicted[k]) if image.label is None else image.label for k, image in enumerate(images)]
+    return torch.tensor(labels)
 
 
 def picture(arm: Arm, image: StudyImage) -> Photo:
@@ -84,16 +86,16 @@ def picture(arm: Arm, image: StudyImage) -> Photo:
 
 def readable(arm: Arm, count: int) -> list[StudyImage]:
     """The first ``count`` of the arm's images that can be read."""
-    found: list[StudyImage] = []
+    chosen: list[StudyImage] = []
     for image in arm.images:
-        if len(found) == count:
+        if len(chosen) == count:
             break
         try:
             picture(arm, image)
         except DataError:
             continue  # named as skipped where the images are measured
-        found.append(image)
-    return found
+        chosen.append(image)
+    return chosen
 
 
 def draw_example(arm: Arm, image: StudyImage, classes: Sequence[int], maps: Mapping[str, Tensor], folder: Path) -> None:

@@ -64,14 +64,14 @@ def study_sets(
     if absent:
         reason = f"{len(absent)} of {len(several)} images of {listed} are not in {folder}"
         skipped.append(Skipped(f"image {absent[0]}", X_MULTI, reason))
-    found = [_pair(at_hand[one.number], one) for one in several if one.number in at_hand]
+    pairs = [_pair(at_hand[one.number], one) for one in several if one.number in at_hand]
     if len(chosen) < val:
         skipped.append(Skipped("X_val", X_VAL, f"{len(chosen)} of {val} images are in {folder}"))
-    if len(found) < multi:
-        skipped.append(Skipped("X_multi", X_MULTI, f"{len(found)} of {multi} images are in {folder}"))
+    if len(pairs) < multi:
+        skipped.append(Skipped("X_multi", X_MULTI, f"{len(pairs)} of {multi} images are in {folder}"))
     if not chosen:
         raise DataError(f"{folder}: holds no image of the validation set")
-    return StudySets(_singles(images, chosen), _singles(images, others), tuple(found), tuple(skipped), images)
+    return StudySets(_singles(images, chosen), _singles(images, others), tuple(pairs), tuple(skipped), images)
 
 
 def _singles(images: ImageFolder, numbers: Sequence[int]) -> tuple[StudyImage, ...]:

@@ -55,11 +55,13 @@ class Row:
     note: str = ""
 
     @classmethod
-    def of(cls, data: str, model: str, method: str, metric: str, found: Interval, **more: Any) -> Row:
+    def of(cls, data: str, model: str, method: str, metric: str, interval: Interval, **more: Any) -> Row:
         """A row from a mean with its interval."""
-        left_out = f"{found.undefined} undefined" if found.undefined else ""
-        note = "; ".join(text for text in (more.pop("note", ""), found.note, left_out) if text)
-        return cls(data, model, method, metric, found.mean, found.low, found.high, found.n, note=note, **more)
+        left_out = f"{interval.undefined} undefined" if interval.undefined else ""
+        note = "; ".join(text for text in (more.pop("note", ""), interval.note, left_out) if text)
+        return cls(
+            data, model, method, metric, interval.mean, interval.low, interval.high, interval.n, note=note, **more
+        )
 
     @property
     def difference(self) -> float:
@@ -86,12 +88,16 @@ class Finding:
 
     @classmethod
     def of(
-        cls, claim: str, data: str, model: str, found: Interval | PairedDifference, sign: int = 1, note: str = ""
+        cls, claim: str, data: str, model: str, difference: Interval | PairedDifference, sign: int = 1, note: str = ""
     ) -> Finding:
         """``sign``: 1 where the claim says that the effect is positive, −1 where it says negative (it is turned)."""
-        effect, p = (found.difference, found.p) if isinstance(found, PairedDifference) else (found.mean, np.nan)
-        low, high = sorted((sign * found.low, sign * found.high))
-        return cls(claim, data, model, sign * effect, low, high, found.n, p, note)
+        effect, p = (
+            (difference.difference, difference.p)
+            if isinstance(difference, PairedDifference)
+            else (difference.mean, np.nan)
+        )
+        low, high = sorted((sign * difference.low, sign * difference.high))
+        return cls(claim, data, model, sign * effect, low, high, difference.n, p, note)
 
     @property
     def verdict(self) -> str:
@@ -104,13 +110,17 @@ class Finding:
 
 def with_published(rows: Sequence[Row], known: pd.DataFrame, source: str) -> list[Row]:
     """Rows on the paper's own images with the figures of ``source`` for their method, metric and model."""
-    found = []
-    own = known[known["source"] == source]
+    merged = []
+    printed = known[known["source"] == source]
     for row in rows:
-        fits = own[(own["method"] == row.method) & (own["metric"] == row.metric) & own["model"].isin(["", row.model])]
+        fits = printed[
+            (printed["method"] == row.method)
+            & (printed["metric"] == row.metric)
+            & printed["model"].isin(["", row.model])
+        ]
         value = float(fits["value"].iloc[0]) if row.paper and len(fits) else np.nan
-        found.append(Row(**{**{item.name: getattr(row, item.name) for item in fields(row)}, "published": value}))
-    return found
+        merged.append(Row(**{**{item.name: getattr(row, item.name) for item in fields(row)}, "published": value}))
+    return merged
 
 
 def table_of(rows: Sequence[Row]) -> pd.DataFrame:
@@ -161,12 +171,12 @@ def _row_tables(rows: Sequence[Row], panels: Mapping[str, str]) -> list[TextTabl
     order = {metric: place for place, metric in enumerate(panels)}
     tables = []
     for data, model in dict.fromkeys((row.data, row.model) for row in rows):
-        own = [row for row in rows if (row.data, row.model) == (data, model)]
-        own.sort(key=lambda row: order.get(row.metric, len(order)))
+        of_model = [row for row in rows if (row.data, row.model) == (data, model)]
+        of_model.sort(key=lambda row: order.get(row.metric, len(order)))
         cells = tuple(
             (row.method, row.metric, _published(row), _interval(row.here, row.low, row.high), _number(row.difference),
              str(row.n), row.note)
-            for row in own
+            for row in of_model
         )  # fmt: skip
         headings = ("method", "figure", "published", "here", "difference", "n", "note")
         tables.append(TextTable(f"{data}: {model}", "", headings, cells, frozenset(), ()))
@@ -195,19 +205,19 @@ def _plain(value: Any) -> Any:
 def draw_rows(rows: Sequence[Row], panels: Mapping[str, str], title: str) -> Figure:
     """One panel per metric: methods below each other, our means with intervals, published figures as hollow marks."""
     shown = {metric: [row for row in rows if row.metric == metric and np.isfinite(row.here)] for metric in panels}
-    shown = {metric: own for metric, own in shown.items() if own}
-    groups = list(dict.fromkeys((row.data, row.model) for own in shown.values() for row in own))
+    shown = {metric: of_metric for metric, of_metric in shown.items() if of_metric}
+    groups = list(dict.fromkeys((row.data, row.model) for of_metric in shown.values() for row in of_metric))
     columns = min(3, max(1, len(shown)))
     several = list(shown.items())
     lines = [several[start : start + columns] for start in range(0, len(several), columns)] or [[]]
-    heights = [0.8 + _ROW * max((_extent(own) for _, own in line), default=1.0) for line in lines]
+    heights = [0.8 + _ROW * max((_extent(of_metric) for _, of_metric in line), default=1.0) for line in lines]
     figure = Figure(figsize=(5.2 * columns, sum(heights) + 0.4 + 0.18 * len(groups)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(lines), columns, squeeze=False, height_ratios=heights)
     for axis in axes.ravel()[len(shown) :]:
         axis.set_axis_off()
-    for axis, (metric, own) in zip(axes.ravel(), several, strict=False):
-        _draw_panel(axis, own, groups, panels[metric])
+    for axis, (metric, of_metric) in zip(axes.ravel(), several, strict=False):
+        _draw_panel(axis, of_metric, groups, panels[metric])
     figure.suptitle(title, fontsize=11)
     handles = [
         figure.axes[0].plot([], [], "o", color=COLOURS[g % len(COLOURS)], ms=_MARK, label=f"{data}, {model}")[0]
@@ -218,16 +228,16 @@ def draw_rows(rows: Sequence[Row], panels: Mapping[str, str], title: str) -> Fig
     return figure
 
 
-def _extent(own: Sequence[Row]) -> float:
+def _extent(shown: Sequence[Row]) -> float:
     """Rows of marks in a panel, with a gap between methods."""
-    return len(own) + _BETWEEN * len({row.method for row in own})
+    return len(shown) + _BETWEEN * len({row.method for row in shown})
 
 
-def _draw_panel(axis: Any, own: Sequence[Row], groups: Sequence[tuple[str, str]], title: str) -> None:
+def _draw_panel(axis: Any, shown: Sequence[Row], groups: Sequence[tuple[str, str]], title: str) -> None:
     axis.axvline(0, color="#999999", lw=0.6)
     ticks, names, y = [], [], 0.0
-    for method in dict.fromkeys(row.method for row in own):
-        marks = [row for row in own if row.method == method]
+    for method in dict.fromkeys(row.method for row in shown):
+        marks = [row for row in shown if row.method == method]
         ticks.append(y + (len(marks) - 1) / 2)
         names.append(method)
         for row in marks:
