@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import signal
@@ -26,14 +27,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import highdicom  # noqa: F401  (imported before the forks, as the next ones)
-import lightning  # noqa: F401
-import matplotlib.pyplot  # noqa: F401
-import monai  # noqa: F401
 import numpy as np
 import pandas as pd
 import pydicom
-import torch
 
 from lidc_xai import cli
 from lidc_xai.annotations import load_nodules, select_cohort
@@ -62,16 +58,17 @@ class Outcome:
 
 
 def make_study(folder: Path, patients: int = 2, crops: int = 24) -> None:
-    """Simulated DICOM of ``patients``, and a store of ``crops`` further nodules to learn from."""
+    """Simulated DICOM of ``patients``, and a store of ``crops`` further nodules to learn from (0: none)."""
     rated = set(select_cohort("all862")["nodule_id"])
     by_patient: dict[str, list[Nodule]] = {}
     for nodule in load_nodules():
         by_patient.setdefault(nodule.patient_id, []).append(nodule)
-    short = [found for found in by_patient.values() if len(found) == 1 and found[0].nodule_id in rated]
+    single = [nodules for nodules in by_patient.values() if len(nodules) == 1 and nodules[0].nodule_id in rated]
     if not (folder / "dicom").is_dir():
-        for found in short[:patients]:
-            write_dicom(simulate_ct(found, 0), folder / "dicom")
-    simulate_store(folder / "crops", [found[0] for found in short[patients : patients + crops]], 0)
+        for nodules in single[:patients]:
+            write_dicom(simulate_ct(nodules, 0), folder / "dicom")
+    if crops:
+        simulate_store(folder / "crops", [nodules[0] for nodules in single[patients : patients + crops]], 0)
 
 
 def arguments_of(verb: str, study: Path, out: Path) -> list[str]:
@@ -96,6 +93,13 @@ def arguments_of(verb: str, study: Path, out: Path) -> list[str]:
         "export": [*explained, "--format", "nifti,dicom", "--dicom", dicom],
     }  # fmt: skip
     return ["lidc-xai", verb, *options[verb], "--out", str(out), "--device", "cpu", "--quiet"]
+
+
+def preload() -> None:
+    """Import before the forks what the verbs after prepare import, so that a kill seldom falls into an import."""
+    for name in ("highdicom", "lightning", "matplotlib.pyplot", "monai"):
+        importlib.import_module(name)
+    importlib.import_module("torch").set_num_threads(1)  # a pool of threads does not live through a fork
 
 
 def start(arguments: Sequence[str], log: Path) -> int:
@@ -129,7 +133,8 @@ def run(arguments: Sequence[str], log: Path) -> float:
 def run_and_kill(arguments: Sequence[str], log: Path, files: int, delay_s: float) -> bool:
     """Run, and kill -9 all of it ``delay_s`` after its folder holds ``files`` files; whether it was still running."""
     out, process = Path(arguments[arguments.index("--out") + 1]), start(arguments, log)
-    while sum(path.is_file() for path in out.rglob("*")) < files and not _ended(process):
+    # a walk, not rglob: a folder may be renamed while it is looked into
+    while sum(len(names) for _, _, names in os.walk(out)) < files and not _ended(process):
         time.sleep(0.005)
     time.sleep(delay_s)
     if _ended(process):
@@ -179,9 +184,9 @@ def try_verb(verb: str, study: Path, kills: int, random: Random) -> Outcome:
                 continue
             killed += 1
             run(arguments, log)
-            found = contents(Path(folder) / verb)
-            for name in {*wanted, *found}:
-                if wanted.get(name) != found.get(name):
+            resumed = contents(Path(folder) / verb)
+            for name in {*wanted, *resumed}:
+                if wanted.get(name) != resumed.get(name):
                     nearly = _same_but_for_rounding(peaceful / name, Path(folder) / verb / name)
                     (rounded if nearly else differing).add(name)
     return Outcome(verb, round(seconds, 1), killed, len(wanted), tuple(sorted(rounded)), tuple(sorted(differing)))
@@ -227,11 +232,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default=",".join(VERBS), help="verbs to kill, separated by commas")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # a pool of threads does not live through a fork
     chosen = options.only.split(",")
+    if set(chosen) - {"prepare"}:
+        preload()
     study = options.out.resolve()
     study.mkdir(parents=True, exist_ok=True)
-    make_study(study)
+    make_study(study, crops=24 if set(chosen) - {"prepare"} else 0)
     random, outcomes = Random(options.seed), list[dict[str, Any]]()
     for place, verb in enumerate(VERBS):
         share = (
