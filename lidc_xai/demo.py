@@ -50,7 +50,7 @@ class DemoPlan:
 
     def tiny(self) -> DemoPlan:
         """Enough to see every step work, too little to learn from: for tests."""
-        return replace(self, dicom_patients=2, held_out=14, validation=12, training=24, epochs=1)
+        return replace(self, dicom_patients=2, held_out=8, validation=6, training=12, epochs=1)
 
     def limited(self, epochs: int | None, limit: int | None) -> DemoPlan:
         """With so many epochs, and at most ``limit`` training nodules and DICOM patients.

@@ -13,8 +13,17 @@ from lidc_xai.cli import main
 
 
 def lidc_xai(*arguments):
+    """The command line in a process of its own, as a shell starts it."""
     command = [sys.executable, "-c", "from lidc_xai.cli import main; main()", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=900)
+
+
+def called(*arguments):
+    """The exit code of the command line in this process, which has imported everything already."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["lidc-xai", *map(str, arguments)])
+        main()
+    return ended.value.code
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +64,7 @@ def test_no_patient_of_the_demo_is_in_two_parts(demo):
 def test_the_demo_again_repeats_nothing(demo):
     weights = demo / "run" / "model" / "weights.safetensors"
     before = weights.stat().st_mtime_ns
-    found = lidc_xai("demo", "--tiny", "--set", "pdf=false", "--jobs", "1", "--out", demo)
-    assert found.returncode == 0, found.stderr
+    assert called("demo", "--tiny", "--set", "pdf=false", "--jobs", "1", "--out", demo) == 0
     assert weights.stat().st_mtime_ns == before
 
 
@@ -73,8 +81,7 @@ def test_maps_are_raw_and_signed_for_every_output(demo):
 
 def test_real_slices_take_the_same_way(demo, shared, tmp_path):
     store = tmp_path / "real"
-    found = lidc_xai("prepare", "--dicom", shared / "lidc" / "dicom", "--out", store)
-    assert found.returncode == 3, found.stderr
+    assert called("prepare", "--dicom", shared / "lidc" / "dicom", "--out", store) == 3
     manifest = pd.read_parquet(store / "manifest.parquet")
     assert manifest["nodule_id"].tolist() == ["LIDC-IDRI-0001-s1-n0"]
     assert manifest["n_readers_masked"].item() == 4
@@ -84,17 +91,13 @@ def test_real_slices_take_the_same_way(demo, shared, tmp_path):
     assert "cut off" in skipped["reason"].item()
 
     model = demo / "run" / "model"
-    found = lidc_xai(
-        "explain", "--store", store, "--model", model, "--method", "cdam,attention", "--out", tmp_path / "x"
-    )
-    assert found.returncode == 0, found.stderr
-    found = lidc_xai(
-        "report", "--store", store, "--model", model, "--maps", tmp_path / "x", "--out", tmp_path / "report"
-    )
-    assert found.returncode in (0, 3), found.stderr  # 3: no Pango here, so no PDF, and skipped.csv says so
-    page = (tmp_path / "report" / "nodules" / "LIDC-IDRI-0001-s1-n0.html").read_text()
+    maps, report = tmp_path / "x", tmp_path / "report"
+    assert called("explain", "--store", store, "--model", model, "--method", "cdam,attention", "--out", maps) == 0
+    code = called("report", "--store", store, "--model", model, "--maps", maps, "--out", report)
+    assert code in (0, 3)  # 3: no Pango here, so no PDF, and skipped.csv says so
+    page = (report / "nodules" / "LIDC-IDRI-0001-s1-n0.html").read_text()
     assert "towards spiculated" in page
-    table = pd.read_csv(tmp_path / "x" / "predictions.csv")
+    table = pd.read_csv(maps / "predictions.csv")
     assert table["malignancy_probability"].between(0, 1).all()
     assert table["out_of_fold"].all() == ("LIDC-IDRI-0001" not in _patients(model))
 
@@ -121,18 +124,16 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("arguments", "code", "text"), WRONG, ids=[f"{case[0][0]}-{case[2]}" for case in WRONG])
-def test_wrong_input_is_one_line_and_an_exit_code(demo, tmp_path, monkeypatch, capsys, arguments, code, text):
+def test_wrong_input_is_one_line_and_an_exit_code(demo, tmp_path, capsys, arguments, code, text):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("not a model")
     places = {
         "empty": tmp_path / "empty", "file": tmp_path / "file", "out": tmp_path / "out", "store": demo / "store",
         "model": demo / "run" / "model", "dicom": demo / "dicom",
     }  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["lidc-xai", *(part.format(**places) for part in arguments), "--quiet"])
-    with pytest.raises(SystemExit) as ended:
-        main()
+    ended = called(*(part.format(**places) for part in arguments), "--quiet")
     said = capsys.readouterr().err
-    assert ended.value.code == code, said
+    assert ended == code, said
     assert text in said
     assert "Traceback" not in said
     assert len(said.strip().splitlines()) == 1
