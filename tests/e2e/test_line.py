@@ -20,9 +20,10 @@ def lidc_xai(*arguments):
 
 def called(*arguments):
     """The exit code of the command line in this process, which has imported everything already."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["lidc-xai", *map(str, arguments)])
-        main()
+        with pytest.raises(SystemExit) as ended:
+            main()
     return ended.value.code
 
 

@@ -8,29 +8,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
-FAST = ("dicom", "zip", "png", "nifti", "nifti-gz", "nrrd", "mhd", "mha", "labels", "rtstruct", "csv", "yaml", "bomb")
-OWN = ("store", "model", "maps", "run", "splits")
+UNHARMED = ("prepare", "seg", "dicom")
+"""Kinds of which few cases may all be read, the damage lying where nothing is looked for."""
 
 
-@pytest.mark.parametrize(
-    ("kinds", "cases"), [(FAST, 15), (("xml", "prepare", "seg"), 8), (OWN, 12)], ids=["files", "programs", "results"]
-)
-def test_no_kind_of_damage_does_more_than_refuse_one_input(kinds, cases, tmp_path):
-    chosen = [word for kind in kinds for word in ("--kind", kind)]
-    command = [sys.executable, str(ROOT / "benchmarks" / "fuzz.py"), "--cases", str(cases), *chosen]
+def test_no_kind_of_damage_does_more_than_refuse_one_input(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "fuzz.py"), "--cases", "12"]
     done = subprocess.run(
         [*command, "--json", str(tmp_path / "fuzz.json")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     table = json.loads((tmp_path / "fuzz.json").read_text())
-    assert set(table) == set(kinds)
+    assert len(table) >= 21
     for kind, row in table.items():
         assert row["failed"] == []
         assert row["read"] + row["refused"] == row["cases"] > 0
-        assert row["refused"] > 0 or kind in ("prepare", "seg", "dicom"), "the damage does nothing"
+        assert row["refused"] > 0 or kind in UNHARMED, "the damage does nothing"
 
 
 def test_the_watch_sees_what_it_watches_for(tmp_path, monkeypatch):
