@@ -65,6 +65,7 @@ def fold_tables(folder: Path, store: CropStore, trunk: Path | None) -> Iterator[
 def training_outputs(model: NoduleModel, store: CropStore, trunk: Path | None) -> pd.DataFrame:
     """fold, nodule_id and every output in its unit, for the nodules of the model's training patients."""
     info = model.training_info
+    model.calibration = dict.fromkeys(model.calibration, (1.0, 0.0))  # its own logit: calibration is for readers of it
     learned = store.manifest["patient_id"].isin(set(info["train_patients"]))
     ids = store.manifest["nodule_id"][learned].tolist()
     options = FitOptions.model_validate(

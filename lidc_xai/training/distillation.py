@@ -1,9 +1,9 @@
 """Distillation: a small network learns what a better one says of the training nodules, beside the readers' ratings.
 
 A teacher's file is a CSV table with one row per fold and nodule: ``fold`` (-1: the final model), ``nodule_id``, and
-each output (a probability for malignancy, the biomarker's own unit else). A fold's rows are the nodules of the patients
-that this fold's teacher learned from, and no others: a student of the same fold learns nothing of its test patients
-through its teacher.
+each output (the sigmoid of its raw logit for malignancy, the biomarker's own unit else). A fold's rows are the nodules
+of the patients that this fold's teacher learned from, and no others: a student of the same fold learns nothing of its
+test patients through its teacher.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ def read_teacher(path: Path | str, fold: int | None, train_ids: Sequence[str], o
     Raises ``UsageError`` where the teacher learned from a nodule that is not among ``train_ids``: its words could tell
     of the student's validation or test part.
     """
+    if not Path(path).is_file():
+        raise UsageError(f"{path}: no such file; make it with pipelines/teacher_outputs.py")
     table = read_table(path, ("fold",), lambda name: name in (*OUTPUTS, "fold"))
     missing = [name for name in ("nodule_id", *outputs) if name not in table]
     if missing:

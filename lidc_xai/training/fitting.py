@@ -15,7 +15,7 @@ from torch import Tensor
 from lidc_xai.data.dataset import PlaneDataset, standardised
 from lidc_xai.data.trunk_cache import TrunkCache
 from lidc_xai.files import write_json
-from lidc_xai.models.digest import base_digest
+from lidc_xai.models.digest import base_digest, tensors_digest
 from lidc_xai.models.lora import merge_lora
 from lidc_xai.models.nodule_model import NoduleModel, build_model
 from lidc_xai.models.saved import load_model, save_model
@@ -81,7 +81,8 @@ def fit(
         train_ids, validation_ids = split_off_validation(store.manifest, train_ids, options)
     validation_ids = list(validation_ids)
     folder = Path(out) if out is not None else None
-    key = run_key(store, [train_ids, validation_ids], options) | {"info": info or {}}
+    teacher = _teacher(options, train_ids, info or {})
+    key = run_key(store, [train_ids, validation_ids], options) | {"info": info or {}} | _taught_by(options, teacher)
     if folder is not None:
         finished = _finished(folder, key)
         if finished is not None:
@@ -95,8 +96,6 @@ def fit(
     check_parts(data, rows, validation_rows, options.model.outputs, patients_apart)
     model = prepare_model(options, data, rows)
     cache = trunk_for(model, data, options)
-    taught = options.teacher.outputs
-    teacher = read_teacher(taught, (info or {}).get("fold"), train_ids, model.output_names) if taught else None
     module = FitModule(model, data, rows, validation_rows, options, cache, teacher)
     history, best_epoch = train(module, options, folder)
     if options.lora.rank:
@@ -111,6 +110,18 @@ def fit(
         write_json(folder / RECORD, without_nan({"key": key, "complete": True, **summary}))
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return FitResult(model.cpu().eval(), folder, history, best_epoch, figures)
+
+
+def _teacher(options: FitOptions, train_ids: Sequence[str], info: dict[str, Any]) -> Tensor | None:
+    path = options.teacher.outputs
+    return read_teacher(path, info.get("fold"), train_ids, options.model.outputs) if path else None
+
+
+def _taught_by(options: FitOptions, teacher: Tensor | None) -> dict[str, Any]:
+    """What a teacher says of the training part makes another run, in whatever file it lies."""
+    if teacher is None:
+        return {}
+    return {"teacher": {"sha256": tensors_digest({"": teacher}), "weight": options.teacher.weight}}
 
 
 def planes_for(

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lidc_xai.errors import DataError, LidcXaiError, UsageError
-from lidc_xai.files import read_json, sha256_of
+from lidc_xai.files import read_json
 from lidc_xai.training.options import MachineOptions
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.store.crop_store import CropStore
 
-_PLACE = {"device", "devices", "nodes", "logs", "trunk"}
-"""Where and how fast a run runs does not count."""
+_PLACE = {"device", "devices", "nodes", "logs", "trunk", "teacher"}
+"""Where and how fast a run runs does not count, nor where its teacher's words lie."""
 
 
 def run_key(store: CropStore, parts: list[list[str]], options: MachineOptions) -> dict[str, Any]:
     """Options, nodules and store of a run as plain values."""
     return {
-        "options": options.model_dump(mode="json", exclude=_PLACE) | _kept_tokens(options) | _teacher(options),
+        "options": options.model_dump(mode="json", exclude=_PLACE) | _kept_tokens(options),
         "nodules_sha256": hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
         "store_sha256": store.fingerprint.get("sha256"),
     }
@@ -31,16 +31,6 @@ def _kept_tokens(options: MachineOptions) -> dict[str, Any]:
     """Where tokens of a trunk are kept does not count; that they are does, since they are rounded."""
     trunk = getattr(options, "trunk", None)
     return {} if trunk is None else {"trunk": None if trunk.folder is None else trunk.precision}
-
-
-def _teacher(options: MachineOptions) -> dict[str, Any]:
-    """A teacher counts by what its file holds."""
-    teacher = getattr(options, "teacher", None)
-    if teacher is None or teacher.outputs is None:
-        return {"teacher": None}
-    if not Path(teacher.outputs).is_file():
-        raise UsageError(f"{teacher.outputs}: no such file; make it with pipelines/teacher_outputs.py")
-    return {"teacher": {"sha256": sha256_of(Path(teacher.outputs)), "weight": teacher.weight}}
 
 
 def read_record(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
