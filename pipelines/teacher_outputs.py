@@ -5,8 +5,8 @@
     lidc-xai cross-validate --config configs/lidc_png.yaml --store runs/png --out runs/student \\
         --set fit.teacher.outputs=runs/teacher/teacher.csv
 
-Writes teacher.csv: the mean over the runs, of each fold's nodules that all runs' models of this fold learned from, and
-of the final models' where every run has one. ``--trunk``: the runs' cached trunk, which saves its pass.
+Writes teacher.csv: the mean over the runs, of each fold's nodules that all runs' models of this fold learned from. A run
+without a final model teaches a final student by the mean of its folds. ``--trunk``: the runs' cached trunk, which saves its pass.
 """
 
 from __future__ import annotations
@@ -43,12 +43,20 @@ class Options(Config):
 def teach(options: Options, run: Run) -> None:
     """Evaluate every model on what it learned from, average, write."""
     store, out = CropStore(options.store), need_out(options)
-    tables = [pd.concat(fold_tables(Path(name), store, options.trunk)) for name in words(options.runs)]
-    columns = [name for name in tables[0] if name not in ("fold", "nodule_id")]
-    table = mean_rows(tables, columns)
+    tables = [run_table(Path(name), store, options.trunk) for name in words(options.runs)]
+    table = mean_rows(tables, [name for name in tables[0] if name not in ("fold", "nodule_id")])
     write_csv(out / "teacher.csv", table)
     run.results = {"nodules by fold": {int(fold): len(rows) for fold, rows in table.groupby("fold")}}
     print(table.groupby("fold").size().to_string())
+
+
+def run_table(folder: Path, store: CropStore, trunk: Path | None) -> pd.DataFrame:
+    """A run's rows of every fold and of its final model, in whose place its folds may stand."""
+    table = pd.concat(fold_tables(folder, store, trunk), ignore_index=True)
+    if (table["fold"] == FINAL).any():
+        return table
+    together = table.drop(columns="fold").groupby("nodule_id").mean().reset_index()
+    return pd.concat([table, together.assign(fold=FINAL)], ignore_index=True)
 
 
 def fold_tables(folder: Path, store: CropStore, trunk: Path | None) -> Iterator[pd.DataFrame]:

@@ -26,8 +26,8 @@ FINAL = -1
 def read_teacher(path: Path | str, fold: int | None, train_ids: Sequence[str], outputs: Sequence[str]) -> Tensor:
     """(n, outputs) what the teacher of ``fold`` says of ``train_ids``, NaN where it has no row.
 
-    Raises ``UsageError`` where the teacher learned from a nodule that is not among ``train_ids``: its words could tell
-    of the student's validation or test part.
+    Raises ``UsageError`` where the teacher of a fold learned from a nodule that is not among ``train_ids``: its words
+    could tell of the student's validation or test part. (A final model is tested on nothing.)
     """
     if not Path(path).is_file():
         raise UsageError(f"{path}: no such file; make it with pipelines/teacher_outputs.py")
@@ -43,7 +43,7 @@ def read_teacher(path: Path | str, fold: int | None, train_ids: Sequence[str], o
         twice = rows["nodule_id"][rows["nodule_id"].duplicated()].iloc[0]
         raise DataError(f"{path}: fold {place} has nodule {twice!r} twice")
     beyond = sorted(set(rows["nodule_id"]) - set(train_ids))
-    if beyond:
+    if beyond and fold is not None:
         raise UsageError(
             f"{path}: the teacher of fold {place} learned from {beyond[0]!r} ({len(beyond)} such nodules), which this "
             "training part does not hold; give a teacher of the same folds"

@@ -1,5 +1,6 @@
 """A student learns from a teacher of its own fold, and from no other."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,15 @@ def test_a_folds_rows_are_what_its_teacher_learned_from(teacher: Path, toy_store
         assert set(patients[rows["nodule_id"]]) == set(model.training_info["train_patients"])
         said = predict(model, toy_store, nodule_ids=rows["nodule_id"].tolist()).set_index("nodule_id")
         assert rows["texture"].clip(1, 5).to_numpy() == pytest.approx(said["texture"].to_numpy(), abs=1e-4)
+
+
+def test_a_run_without_a_final_model_teaches_by_its_folds(teacher: Path, toy_store: CropStore, tmp_path: Path) -> None:
+    for fold in (0, 1):
+        shutil.copytree(teacher.parents[1] / "run" / f"fold-{fold}", tmp_path / "run" / f"fold-{fold}")
+    table = teacher_outputs.run_table(tmp_path / "run", toy_store, None)
+    nodule = toy_store.nodule_ids[0]
+    of_it = table[table["nodule_id"] == nodule].set_index("fold")["texture"]
+    assert of_it[FINAL] == pytest.approx(of_it.drop(FINAL).mean())
 
 
 def test_a_teacher_of_other_patients_is_refused(teacher: Path, toy_store: CropStore, quick: Callable) -> None:
