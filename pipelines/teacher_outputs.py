@@ -5,8 +5,8 @@
     lidc-xai cross-validate --config configs/lidc_png.yaml --store runs/png --out runs/student \\
         --set fit.teacher.outputs=runs/teacher/teacher.csv
 
-Writes teacher.csv: the mean over the runs, of each fold's nodules that all runs' models of this fold learned from. A run
-without a final model teaches a final student by the mean of its folds. ``--trunk``: the runs' cached trunk, which saves its pass.
+Writes teacher.csv: the mean over the runs, of each fold's nodules that all runs' models of this fold learned from. A
+run without a final model teaches a final student by the mean of its folds. ``--trunk``: the runs' cached trunk.
 """
 
 from __future__ import annotations
