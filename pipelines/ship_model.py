@@ -1,11 +1,10 @@
-"""Put the final models of cross-validated runs into the package, with the runs' out-of-fold figures on their cards.
+"""Put cross-validated models into the package, with their out-of-fold figures on their cards.
 
-    python pipelines/ship_model.py --runs runs/student --name lidc-small
-    python pipelines/ship_model.py --runs runs/lora-seed0,runs/lora-seed1,runs/lora-seed2 \\
-        --figures runs/lora-ensemble --name lidc-dinov2
+    python pipelines/ship_model.py --run runs/student --name lidc-small
+    python pipelines/ship_model.py --run runs/lora-seed0 --folds --name lidc-dinov2
 
-Several runs become an ensemble: their averages' figures, intervals and calibration (``--figures``, of
-pipelines/ensemble_runs.py) are those of each member. Models fine-tuned by LoRA are kept as adapters.
+The run's final model; with ``--folds`` its fold models as one ensemble, which needs no final model and reads each
+LIDC-IDRI patient by the member that never saw them. Models fine-tuned by LoRA are kept as adapters.
 """
 
 from __future__ import annotations
@@ -16,42 +15,33 @@ from typing import Any
 
 from pydantic import Field
 
-from lidc_xai.commands.common import words
 from lidc_xai.commands.script import run_script
 from lidc_xai.config import Config
-from lidc_xai.errors import DataError, UsageError
+from lidc_xai.errors import DataError
 from lidc_xai.models import load_model, save_model
-from lidc_xai.models.saved import SHIPPED
+from lidc_xai.models.saved import SHIPPED, member_folders
 from lidc_xai.run import Run
-from lidc_xai.training.intervals import fit_record
-from lidc_xai.training.loop.run_files import read_metrics, read_predictions
+from lidc_xai.training.loop.run_files import read_metrics
 
 MOST_BYTES = 4 * 2**20
 
 
 class Options(Config):
-    """The runs and the name."""
+    """The run and the name."""
 
-    runs: list[str] = Field(min_length=1, description="Folders that cross-validate has finished, separated by commas.")
-    figures: Path | None = Field(None, description="Where their averages were evaluated (none: the one run itself).")
+    run: Path = Field(description="A folder that cross-validate has finished.")
+    folds: bool = Field(False, description="Ship the fold models as an ensemble.")
     name: str = Field(min_length=1, description="What the model is called: a folder under models/shipped.")
 
 
 def ship(options: Options, run: Run) -> None:
-    """Load, add the figures and the intervals, save."""
-    folders = [Path(name) for name in words(options.runs)]
-    if options.figures is None and len(folders) > 1:
-        raise UsageError("--figures is missing: of several runs, the folder that pipelines/ensemble_runs.py wrote")
-    measured = options.figures or folders[0]
-    info = training_facts(measured)
-    home = SHIPPED / options.name
-    for number, folder in enumerate(folders, 1):
-        model = load_model(folder / "model")
-        model.training_info |= info
-        model.training_info.pop("map_anchors", None)
-        if "malignancy" in info["intervals"]:
-            model.calibration["malignancy"] = tuple(info["intervals"]["malignancy"])
-        place = home if len(folders) == 1 else home / f"member-{number}"
+    """Load, add the figures, save."""
+    figures, home = out_of_fold_figures(options.run), SHIPPED / options.name
+    sources = member_folders(options.run) if options.folds else [options.run / "model"]
+    for number, source in enumerate(sources, 1):
+        model = load_model(source)
+        model.training_info["metrics"] = figures
+        place = home / f"member-{number}" if options.folds else home
         save_model(model, place, adapter_only=model.adapter is not None)
     size = sum(file.stat().st_size for file in home.rglob("*") if file.is_file())
     if size > MOST_BYTES:
@@ -59,8 +49,8 @@ def ship(options: Options, run: Run) -> None:
     print(f"{home}: {size / 2**20:.1f} MiB")
 
 
-def training_facts(folder: Path) -> dict[str, Any]:
-    """What a card and a prediction need of the out-of-fold figures in ``folder``."""
+def out_of_fold_figures(folder: Path) -> dict[str, Any]:
+    """What a model's card says of the run's out-of-fold predictions."""
     metrics = read_metrics(folder)
     if metrics["leaks"] or metrics["simulated"]:
         raise DataError(f"{folder}: of a leaking split or of simulated CT; such a model is not shipped")
@@ -71,9 +61,7 @@ def training_facts(folder: Path) -> dict[str, Any]:
     }
     figures |= {f"out of fold, {name} MSE(z)": one["mse_z"]["value"] for name, one in metrics["biomarkers"].items()}
     counts = {"out of fold, nodules": metrics["nodules"], "out of fold, patients": metrics["patients"]}
-    covered = {name: figure["all"]["coverage"]["value"] for name, figure in metrics["intervals"].items()}
-    record = fit_record(read_predictions(folder)) | {"coverage": covered}
-    return {"metrics": counts | figures, "intervals": record}
+    return counts | figures
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
