@@ -69,6 +69,7 @@ class PlaneDataset(CacheDataset):
         if not len(nodule_ids):
             raise UsageError(f"{store.path}: a dataset needs at least one nodule, got none")
         self.outputs, self.views, self.slices = tuple(outputs), tuple(views), slices
+        self.box_mm, self.spacing_mm = (float(store.fingerprint[name]) for name in ("size_mm", "spacing_mm"))
         self.manifest = rows.loc[list(nodule_ids)].reset_index(drop=True)
         self.targets = targets_of(self.manifest, self.outputs)
         items = [{"nodule_id": name} for name in nodule_ids]

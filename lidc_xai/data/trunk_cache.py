@@ -60,7 +60,7 @@ class TrunkCache:
         self.folder, self.depth, self.data = Path(folder), trunk_depth(model, learning_blocks), data
         margin = model.preprocess.planes_per_input - 1
         self.slices = data.slices - margin
-        reads = replace(model.preprocess, views=data.views, slices=self.slices, turns=1)
+        reads = replace(model.preprocess, views=data.views, slices=self.slices, turns=1, box_mm=None, spacing_mm=None)
         made_from = {
             "weights": tensors_digest(trunk_modules(model, self.depth)), "preprocess": reads.to_json(),
             "slices": self.slices, "depth": self.depth, "views": list(data.views), "precision": precision,

@@ -29,7 +29,7 @@ def model_card(model: NoduleModel) -> str:
         "that radiologists would rate the nodule as suspicious; it is no pathology and says nothing of cancer.",
         "## Outputs\n\n" + "\n".join(_output_lines(model)),
         "## Input\n\n"
-        f"{', '.join(model.preprocess.views).capitalize()} planes of CT crops in HU at 1 mm, "
+        f"{', '.join(model.preprocess.views).capitalize()} planes of CT crops in HU{_box(model)}, "
         f"clamped to [{window[0]:g}, {window[1]:g}], "
         f"standardised with mean {model.preprocess.mean:.1f} and SD {model.preprocess.std:.1f}, resized to "
         f"{model.preprocess.size} px, {_channels_words(model)}. Raw outputs are averaged over "
@@ -49,6 +49,11 @@ def model_card(model: NoduleModel) -> str:
         "slice thicknesses may shift the outputs. Explanations of this model describe the model, not the disease."
     )
     return "\n\n".join(parts) + "\n"
+
+
+def _box(model: NoduleModel) -> str:
+    box, step = model.preprocess.box_mm, model.preprocess.spacing_mm
+    return "" if box is None or step is None else f", {box:g} mm wide at {step:g} mm"
 
 
 def _planes_words(model: NoduleModel) -> str:

@@ -6,14 +6,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from lidc_xai.errors import UsageError
 from lidc_xai.imaging.planes import VIEWS
+
+if TYPE_CHECKING:
+    from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 
 LARGEST_INPUT = 4096
 """Pixels along a side of the network's input; more is a damaged record, not a model of 32 mm crops."""
@@ -25,6 +29,8 @@ class Preprocess:
     pixels; ``views``, and in each of them the ``slices`` planes about the middle (odd), are what the raw outputs are
     averaged over. ``channels``: "repeat" shows one slice three times, "neighbours" the slice below, itself and the
     slice above. ``turns``: 8 averages the outputs over the four quarter turns of every plane and their mirrors too.
+    ``box_mm``, ``spacing_mm``: side of the crops that the model learned from and the distance of their voxels (None:
+    not known).
 
     The default mean and deviation are about those of LIDC nodules in 32 mm boxes; training replaces them by those of
     its own training part.
@@ -41,6 +47,8 @@ class Preprocess:
     slices: int = 1
     channels: Literal["repeat", "neighbours"] = "repeat"
     turns: Literal[1, 8] = 1
+    box_mm: float | None = None
+    spacing_mm: float | None = None
 
     def __post_init__(self) -> None:
         if not self.views or set(self.views) - set(VIEWS) or len(set(self.views)) < len(self.views):
@@ -68,6 +76,21 @@ class Preprocess:
     def planes_read(self) -> int:
         """Slices about the middle of a view that are read."""
         return self.slices + self.planes_per_input - 1
+
+    def check(self, crop: NoduleCrop) -> None:
+        """``UsageError`` where ``crop`` is of another box or spacing than the model learned from: it would take the
+        nodule for smaller or larger than it is.
+        """
+        if self.box_mm is None or self.spacing_mm is None:
+            return
+        spacing = crop.spacing_mm
+        boxes = [count * step for count, step in zip(crop.ct.shape, spacing, strict=True)]
+        if not np.allclose([*boxes, *spacing], [self.box_mm] * 3 + [self.spacing_mm] * 3, rtol=0.01):
+            raise UsageError(
+                f"{crop.nodule_id}: a box of {boxes[2]:g} mm at {spacing[2]:g} mm; the model learned from boxes of "
+                f"{self.box_mm:g} mm at {self.spacing_mm:g} mm and would misread sizes; prepare the crops with "
+                f"--size-mm {self.box_mm:g} --spacing-mm {self.spacing_mm:g}"
+            )
 
     def inputs(self, planes_hu: Tensor) -> Tensor:
         """(..., V, K, h, w) HU, K odd -> what is evaluated, the ``slices`` planes about the middle of every view:
@@ -111,7 +134,8 @@ class Preprocess:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; ``Preprocess.from_json`` restores them exactly."""
-        return {**asdict(self), "window": list(self.window), "views": list(self.views)}
+        known = {name: value for name, value in asdict(self).items() if value is not None}
+        return {**known, "window": list(self.window), "views": list(self.views)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Preprocess:

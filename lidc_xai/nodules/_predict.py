@@ -22,6 +22,7 @@ from lidc_xai.imaging.planes import VIEWS, planes_of
 from lidc_xai.imaging.store.crop_store import CropStore
 from lidc_xai.models.inference import view_outputs
 from lidc_xai.models.nodule_model import NoduleModel
+from lidc_xai.models.preprocess import Preprocess
 from lidc_xai.models.saved import is_adapter, load_model, member_folders
 from lidc_xai.progress import track
 from lidc_xai.ratings import SCALES
@@ -68,7 +69,7 @@ def predict(
     """
     models = load_models(model, weights)
     patients = [known_patients(each) for each in models]
-    items = list(_planes(crops_or_store, nodule_ids, max(each.preprocess.planes_read for each in models)))
+    items = list(_planes(crops_or_store, nodule_ids, [each.preprocess for each in models]))
     if not items:
         raise DataError("no crop to predict; the store or the list is empty")
     by_shape: dict[tuple[int, ...], list[int]] = {}
@@ -204,14 +205,19 @@ class _Facts(NamedTuple):
     issues: str
 
 
-def _planes(source: Crops, nodule_ids: Sequence[str] | None, slices: int) -> Iterator[tuple[_Facts, Tensor]]:
+def _planes(
+    source: Crops, nodule_ids: Sequence[str] | None, reads: Sequence[Preprocess]
+) -> Iterator[tuple[_Facts, Tensor]]:
     """What is known of every crop, and its planes about the middle of all views, (3, slices, h, w)."""
+    slices = max(each.planes_read for each in reads)
     if isinstance(source, str | Path):
         source = CropStore(source)
     if isinstance(source, CropStore):
         ids = list(nodule_ids) if nodule_ids is not None else source.nodule_ids
         for nodule_id in track(ids, "reading crops", len(ids)):
             row, crop = source.row(nodule_id), source.load(nodule_id)
+            for each in reads:
+                each.check(crop)
             patient = str(row["patient_id"]) or patient_of(nodule_id)
             # estimated HU: such crops are padded above and below the nodule, as those were that the models learned from
             padded = crop.padded_share if row["hu_calibrated"] else 0.0
@@ -222,6 +228,8 @@ def _planes(source: Crops, nodule_ids: Sequence[str] | None, slices: int) -> Ite
         raise UsageError("nodule_ids chooses from a store; for crops, give the crops themselves")
     for crop in [source] if isinstance(source, NoduleCrop) else source:
         check_crop(crop)
+        for each in reads:
+            each.check(crop)
         flag = doubt_of(crop.larger_than_box, crop.padded_share)
         facts = _Facts(crop.nodule_id, patient_of(crop.nodule_id), flag, "; ".join(crop.issues))
         yield facts, torch.from_numpy(planes_of(crop, VIEWS, slices))

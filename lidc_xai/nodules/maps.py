@@ -110,6 +110,7 @@ def nodule_images(
     from lidc_xai.models.turns import turned
 
     read = replace(model.preprocess, slices=1)
+    read.check(crop)
     planes = [torch.from_numpy(planes_of(crop, (view,), read.planes_read)) for view in views or read.views]
     return torch.cat([read.apply(turned(read.inputs(each), turn)) for each in planes])
 

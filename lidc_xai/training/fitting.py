@@ -156,7 +156,7 @@ def prepare_model(options: FitOptions, data: PlaneDataset, rows: Tensor) -> Nodu
     model = build_model(**options.model.model_dump(), seed=options.seed)
     reads = replace(
         model.preprocess, views=tuple(options.views), slices=options.slices_averaged, channels=options.channels,
-        turns=options.turns_averaged,
+        turns=options.turns_averaged, box_mm=data.box_mm, spacing_mm=data.spacing_mm,
     )  # fmt: skip
     model.preprocess = reads if options.standardise == "fixed" else reads.fitted_to(data.planes[rows])
     for column, (name, kind) in enumerate(zip(model.output_names, model.output_kinds, strict=True)):
