@@ -24,6 +24,10 @@ class ModelError(LidcXaiError):
     """A model or a weights file that cannot be used, or cannot do what was asked of it."""
 
 
+class StorageError(LidcXaiError):
+    """A place that cannot be written: a full disk, no permission. It ends a run and is never the fault of one item."""
+
+
 class DependencyError(LidcXaiError):
     """An optional library, or a library of the system, is missing; the text names the package that brings it."""
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from lidc_xai.errors import DataError, LidcXaiError
+from lidc_xai.errors import DataError, StorageError
 
 State = tuple[tuple[int, int, int], ...]
 """Of every file: inode, time of the last change, size."""
@@ -42,7 +42,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LidcXaiError(f"{path.parent}: cannot be written ({error.strerror}); choose another --out") from error
+        raise StorageError(f"{path.parent}: cannot be written ({error.strerror}); choose another --out") from error
     temporary = path.parent / f".tmp-{_HOST}-{os.getpid()}-{uuid4().hex[:8]}-{path.name[-80:]}"
     try:
         yield temporary
@@ -53,7 +53,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         if error.errno is None:  # raised by a library for its own reasons: not a fault of the disk
             raise
         remedy = "free space or choose another --out"
-        raise LidcXaiError(f"{path}: cannot be written ({error.strerror}); {remedy}") from error
+        raise StorageError(f"{path}: cannot be written ({error.strerror}); {remedy}") from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)

@@ -28,7 +28,7 @@ from lidc_xai.commands.script import run_script
 from lidc_xai.commands.training import CrossValidateConfig
 from lidc_xai.config import Config, load_config
 from lidc_xai.csv_files import write_csv
-from lidc_xai.errors import LidcXaiError, UsageError
+from lidc_xai.errors import LidcXaiError, StorageError, UsageError
 from lidc_xai.files import write_text
 from lidc_xai.imaging import CropStore, prepare_dicom, prepare_png
 from lidc_xai.models import BACKBONES
@@ -107,6 +107,8 @@ def run_paper(job: PaperJob, run: Run) -> None:
             if cell.protocol == "patient" and job.shown:
                 _report(cell, job, store, out, run)
             rows[-1]["status"] = "done"
+        except StorageError:
+            raise
         except LidcXaiError as error:
             rows[-1]["status"] = str(error)
             run.skipped.append(Skipped(f"{cell.backbone}/{cell.task}-{cell.protocol}", "lidc_paper", str(error)))

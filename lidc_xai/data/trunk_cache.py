@@ -20,7 +20,7 @@ from torch import Tensor
 from lidc_xai.data.augmentation import Augmentation
 from lidc_xai.data.dataset import PlaneDataset, TrainingPlanes
 from lidc_xai.data.transforms import Item
-from lidc_xai.errors import DataError, LidcXaiError, UsageError
+from lidc_xai.errors import DataError, StorageError, UsageError
 from lidc_xai.files import write_json
 from lidc_xai.models.digest import tensors_digest
 from lidc_xai.models.trunk import after_trunk, trunk_depth, trunk_modules, trunk_tokens
@@ -44,7 +44,7 @@ class TrunkCache:
 
     ``precision``: of the tokens on disk; ``mixed``: the trunk computes them with bfloat16 products.
 
-    Raises ``UsageError`` where ``folder`` holds tokens of another trunk or of other planes, ``LidcXaiError`` where the
+    Raises ``UsageError`` where ``folder`` holds tokens of another trunk or of other planes, ``StorageError`` where the
     disk has no room for them.
     """
 
@@ -133,7 +133,7 @@ class TrunkCache:
         home = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.exists())
         free = shutil.disk_usage(home).free
         if free < needed:
-            raise LidcXaiError(
+            raise StorageError(
                 f"{self.folder}: the cache needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
                 "free space, choose another trunk.folder, or read fewer slices or views"
             )
@@ -168,7 +168,7 @@ class TrunkCache:
                     tokens.flush()
                     write_json(self.folder / "trunk.json", record)
         except OSError as error:
-            raise LidcXaiError(f"{self.folder}: the cache cannot be written ({error.strerror or error})") from error
+            raise StorageError(f"{self.folder}: the cache cannot be written ({error.strerror or error})") from error
         finally:
             model.train(was_training)
 

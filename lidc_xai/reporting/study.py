@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from joblib import Parallel, delayed
 
-from lidc_xai.errors import DependencyError, LidcXaiError, UsageError
+from lidc_xai.errors import DependencyError, LidcXaiError, StorageError, UsageError
 from lidc_xai.files import write_text
 from lidc_xai.progress import say, track
 from lidc_xai.reporting.nodule.drawing import thumbnail
@@ -147,6 +147,8 @@ def _collected(
     for nodule_id in ids:
         try:
             yield nodule_id, parts.of(store, nodule_id)
+        except StorageError:
+            raise
         except LidcXaiError as error:
             skipped.append(Skipped(nodule_id, "report", str(error)))
 
@@ -218,6 +220,8 @@ def _one(
     try:
         paths, skipped, facts = write_nodule(store, nodule_id, folder, parts, pdf=pdf, links=links)
         picture = thumbnail(parts.crop)
+    except StorageError:
+        raise
     except LidcXaiError as error:
         return [], [Skipped(nodule_id, "report", str(error))], None
     row = {

@@ -21,7 +21,6 @@ from lidc_xai.data.dataset import PlaneDataset
 from lidc_xai.data.splits import FoldIds, Splits, make_holdout, make_splits
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.files import write_text
-from lidc_xai.models.inference import view_outputs
 from lidc_xai.models.nodule_model import NoduleModel
 from lidc_xai.models.saved import load_model, save_model
 from lidc_xai.progress import say
@@ -31,6 +30,7 @@ from lidc_xai.training.baselines import baseline_features, baseline_predictions
 from lidc_xai.training.fitting import FitResult, fit, planes_for
 from lidc_xai.training.intervals import cross_fitted, fit_record
 from lidc_xai.training.options import FitOptions
+from lidc_xai.training.predictions import fold_predictions
 from lidc_xai.training.sweeping import SweepOptions, sweep
 
 if TYPE_CHECKING:
@@ -201,33 +201,6 @@ def _others(data: PlaneDataset, ids: FoldIds) -> list[str]:
     patient = dict(zip(data.nodule_ids, data.patient_ids, strict=True))
     aside = {patient[name] for name in (*ids.validation, *ids.test)}
     return [name for name in data.nodule_ids if name not in split and patient[name] not in aside]
-
-
-def fold_predictions(model: NoduleModel, data: PlaneDataset, nodule_ids: Sequence[str]) -> pd.DataFrame:
-    """What ``predictions.csv`` holds of these nodules, less the fold and the baselines.
-
-    nodule_id, patient_id, label, n_readers, simulated; malignancy_logit (mean of three views) and
-    malignancy_probability (of the validation part's calibration, which :func:`cross_validate` replaces by the pooled
-    one where there are several folds); per biomarker the prediction in its own unit and ``_train_sd``, the deviation
-    that standardises it; per rating the readers' ``_readers`` mean and ``_readers_sd``.
-    """
-    rows = data.rows(nodule_ids)
-    manifest = data.manifest.iloc[rows.tolist()].reset_index(drop=True)
-    raw = view_outputs(model, model.preprocess.inputs(data.planes[rows])).mean(1).double()
-    units = model.in_units(raw)
-    table = manifest[["nodule_id", "patient_id", "label", "n_readers"]].copy()
-    table["simulated"] = manifest.get("simulated", False)
-    for column, (name, kind) in enumerate(zip(model.output_names, model.output_kinds, strict=True)):
-        if kind == "binary":
-            table[f"{name}_logit"], table[f"{name}_probability"] = raw[:, column].numpy(), units[:, column].numpy()
-        else:
-            table[name] = units[:, column].numpy()
-    if "p_calcified" in manifest:
-        table["p_calcified_readers"] = manifest["p_calcified"].astype("float64")
-    for name in dict.fromkeys([*model.output_names, "diameter"]):
-        table[f"{name}_readers"] = manifest[name].astype("float64")
-        table[f"{name}_readers_sd"] = manifest[f"{name}_sd"].astype("float64")
-    return table
 
 
 def write_predictions(table: pd.DataFrame, path: Path) -> None:

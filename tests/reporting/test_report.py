@@ -1,5 +1,6 @@
 """The pages and their twins: what they say, what they refuse, what they survive."""
 
+import errno
 import json
 import re
 import shutil
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lidc_xai.errors import DependencyError, LidcXaiError, UsageError
+from lidc_xai.errors import DependencyError, LidcXaiError, StorageError, UsageError
 from lidc_xai.ratings import BIOMARKERS, OUTPUTS, RESEARCH_USE_ONLY, SCALES
 from lidc_xai.reporting import nodule_report, study_report
 from lidc_xai.reporting import pdf as pdf_module
@@ -180,6 +181,15 @@ def test_damaged_crop_is_left_out_and_named(made, tmp_path):
     assert [item.nodule_id for item in result.skipped] == [store.nodule_ids[0]]
     assert "Left out" in result.index.read_text(encoding="utf-8")
     assert store.nodule_ids[0] in (tmp_path / "out" / "skipped.csv").read_text()
+
+
+def test_a_full_disk_ends_the_report_and_is_no_fault_of_a_nodule(study, tmp_path, monkeypatch):
+    def full(*places):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lidc_xai.files.os.replace", full)
+    with pytest.raises(StorageError, match=r"No space left on device.; free space"):
+        study_report(study.store, tmp_path, study.predictions, study.maps, pdf=False, nodule_ids=study.ids[:1])
 
 
 def test_missing_pango_leaves_html(study, tmp_path, monkeypatch):

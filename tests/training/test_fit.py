@@ -15,6 +15,7 @@ from lidc_xai.errors import DataError, LidcXaiError, ModelError, UsageError
 from lidc_xai.imaging.store.crop_store import CropStore
 from lidc_xai.models import load_model
 from lidc_xai.models.inference import view_outputs
+from lidc_xai.nodules import predict
 from lidc_xai.training import FitOptions, fit
 from lidc_xai.training.loop.module import FitModule
 from lidc_xai.training.metrics import auc
@@ -115,6 +116,23 @@ def test_a_finished_run_is_loaded_and_another_one_is_refused(
     (tmp_path / "run" / "fit.json").write_text("{")
     with pytest.raises(LidcXaiError, match="cannot be read"):
         fit(toy_store, tmp_path / "run", options=quick(epochs=1))
+
+
+def test_a_large_validation_part_gives_intervals_but_no_coverage(toy_store: CropStore, quick: Quick) -> None:
+    ids = toy_store.nodule_ids
+    fitted = fit(toy_store, None, train_ids=ids[:8], validation_ids=ids[8:], options=quick(epochs=1)).model
+    record = fitted.training_info["intervals"]
+    assert (record["nodules"], set(record["outputs"])) == (40, {"texture", "diameter"})
+    assert "coverage" not in record
+    assert record["malignancy"] == pytest.approx(fitted.calibration["malignancy"])
+    table = predict(fitted, toy_store, nodule_ids=ids[8:])
+    inside = table["diameter"].between(table["diameter_low"], table["diameter_high"])
+    assert inside.all()
+    readers = toy_store.manifest.set_index("nodule_id")["diameter"][table["nodule_id"]].to_numpy()
+    held = (readers >= table["diameter_low"]) & (readers <= table["diameter_high"])
+    assert 36 <= held.sum() <= 40  # what it was made from: at least 90 %
+    few = fit(toy_store, None, train_ids=ids[:40], validation_ids=ids[40:], options=quick(epochs=1)).model
+    assert "intervals" not in few.training_info
 
 
 def test_the_callers_random_state_is_left_alone(toy_store: CropStore, quick: Quick) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from lidc_xai.errors import LidcXaiError
+from lidc_xai.errors import StorageError
 from lidc_xai.imaging.ct.formats.volume_file import read_volume
 
 _NIFTI_HEADER = 352
@@ -40,14 +40,14 @@ def write_image(image: sitk.Image, path: Path | str) -> None:
     """Write one image, compressed where the name ends in ``.gz`` or ``.nrrd``.
 
     ITK cuts a NIfTI short on a full disk without a word: what lies there is counted afterwards. Raises OSError (no
-    space left) where it is not whole, LidcXaiError where ITK says that it cannot be written.
+    space left) where it is not whole, StorageError where ITK says that it cannot be written.
     """
     name = str(path)
     try:
         sitk.WriteImage(image, name, useCompression=name.endswith((".gz", ".nrrd")))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else "ITK gives no reason"
-        raise LidcXaiError(f"{path}: cannot be written ({reason}); is the disk full? choose another --out") from error
+        raise StorageError(f"{path}: cannot be written ({reason}); is the disk full? choose another --out") from error
     if not name.endswith((".nii", ".nii.gz")):
         return
     wanted = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()

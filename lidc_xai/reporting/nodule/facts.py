@@ -367,8 +367,6 @@ def _missing(row: Mapping[str, Any], crop: NoduleCrop, parts: NoduleParts) -> li
     missing = []
     if parts.prediction is None:
         missing.append("Predictions: run lidc-xai predict on this store with a model.")
-    elif number(parts.prediction, "p_calcified") is None:
-        missing.append("P(any calcification): these predictions do not have it; it comes with a cross-validated model.")
     if not parts.maps:
         missing.append("Maps: run lidc-xai explain on this store with a model.")
     if parts.origin == "lidc" and crop.reader_masks is None and number(row, "n_readers"):

@@ -14,7 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lidc_xai.errors import LidcXaiError, ModelError, UsageError
+from lidc_xai.errors import ModelError, StorageError, UsageError
 from lidc_xai.files import remove_half_written
 from lidc_xai.progress import progress_shown
 from lidc_xai.training.loop.attention import unfused_attention
@@ -72,7 +72,7 @@ def run_epochs(
             trainer.fit(module, ckpt_path=resume, weights_only=True)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise LidcXaiError(f"{folder}: the disk is full; free space and run the same command again") from error
+            raise StorageError(f"{folder}: the disk is full; free space and run the same command again") from error
         raise
     except torch.OutOfMemoryError as error:
         raise ModelError(
