@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import subgroups
 
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.imaging.store.crop_store import CropStore
@@ -178,3 +179,21 @@ def test_models_carry_the_intervals_that_the_table_shows(make_store, quick, tmp_
     )
     resumed = cross_validate(store, tmp_path / "run", options=options, n_folds=3, baselines=False, resamples=50)
     pd.testing.assert_frame_equal(resumed.predictions, run.predictions)
+
+
+def test_subgroups_and_wrong_nodules(
+    run: CrossValidation, toy_store: CropStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--run", str(run.folder), "--store", str(toy_store.path), "--resamples", "50", "--out", str(tmp_path)]
+    assert subgroups.main(arguments) == 0
+    table = pd.read_csv(tmp_path / "subgroups.csv").set_index(["group", "part"])
+    small = run.predictions[run.predictions["diameter_readers"] < 8]
+    row = table.loc["readers' diameter", "< 8 mm"]
+    assert (row["nodules"], row["positives"]) == (len(small), small["label"].sum())
+    right = (small["malignancy_probability"] >= 0.5) == (small["label"] > 0.5)
+    assert row["ACC"] == pytest.approx(right.mean())
+    missed = pd.read_csv(tmp_path / "wrong.csv")
+    both = (run.predictions["malignancy_probability"] >= 0.5) == (run.predictions["label"] > 0.5)
+    assert len(missed) == (~both).sum()
+    assert missed["off_by"].is_monotonic_decreasing
+    assert "| readers' diameter: < 8 mm |" in capsys.readouterr().out
