@@ -24,18 +24,19 @@ def calcified_share(
     if look.calcification == CALCIFICATION_ABSENT:
         return np.zeros_like(distance), density
     share = _foci(distance, dx, dy, dz, depth, look.calcification, rng)
-    inside = np.clip(0.5 - (distance + 0.2) / EDGE_MM, 0, 1)
-    return np.minimum(share, inside), 40 + (density - 40) * (0.4 + 0.6 * look.calcified)
+    return np.minimum(share, inside_share(distance + 0.2)), 40 + (density - 40) * (0.4 + 0.6 * look.calcified)
 
 
 def _foci(
     distance: Floats, dx: Floats, dy: Floats, dz: Floats, depth: float, code: int, rng: np.random.Generator
 ) -> Floats:
     if code == SOLID:
-        return _inside(distance + 0.2 * depth)
+        return inside_share(distance + 0.2 * depth)
     if code == LAMINATED:
         rings = (0.35,) if depth < 3 else (0.25, 0.65)
-        return _inside(np.minimum.reduce([np.abs(distance + ring * depth) - max(0.45, 0.07 * depth) for ring in rings]))
+        return inside_share(
+            np.minimum.reduce([np.abs(distance + ring * depth) - max(0.45, 0.07 * depth) for ring in rings])
+        )
     if code == CENTRAL:
         return _ball(dx, dy, dz, np.zeros(3), float(np.clip(0.45 * depth, 1.1, 7)))
     if code == NON_CENTRAL:
@@ -55,8 +56,9 @@ def _direction(rng: np.random.Generator) -> Floats:
 
 def _ball(dx: Floats, dy: Floats, dz: Floats, centre: Floats, radius: float) -> Floats:
     away = np.sqrt((dx - centre[0]) ** 2 + (dy - centre[1]) ** 2 + (dz - centre[2]) ** 2)
-    return _inside(away - radius)
+    return inside_share(away - radius)
 
 
-def _inside(distance: Floats) -> Floats:
+def inside_share(distance: Floats) -> Floats:
+    """Share of a voxel inside a surface at signed ``distance`` mm (negative inside)."""
     return np.clip(0.5 - distance / EDGE_MM, 0, 1)
