@@ -1,0 +1,1 @@
+"""What the audit by edits measures, and its tables."""

@@ -1,0 +1,113 @@
+"""Can a classifier on the frozen trunk's features tell edited crops from untouched ones?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from audit.measure import PLAIN, SHAM
+from lidc_xai.simulate import EDITS
+
+FEWEST = 100
+LIMIT = 0.65
+RATING_APART, DIAMETER_APART_MM = 0.5, 2.0
+Features = Callable[[str], NDArray[np.float32]]
+
+
+def told_apart(
+    edited: NDArray, real: NDArray, edited_patients: list[str], real_patients: list[str], seed: int
+) -> dict[str, float | int | str]:
+    """AUC of a logistic regression, patients apart in five folds, with a bootstrap interval by patient."""
+    n = min(len(edited), len(real))
+    if n < 20:
+        return {"n": n, "auc": np.nan, "low": np.nan, "high": np.nan, "verdict": f"{n} a side: not measured"}
+    x, y = np.concatenate([edited, real]), np.repeat([1, 0], [len(edited), len(real)])
+    patients = np.array([*edited_patients, *real_patients])
+    scores = np.full(len(y), np.nan)
+    for train, test in GroupKFold(5, shuffle=True, random_state=seed).split(x, y, patients):
+        fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500)).fit(x[train], y[train])
+        scores[test] = fitted.decision_function(x[test])
+    rng, names, drawn = np.random.default_rng(seed), np.unique(patients), []
+    places = {name: np.flatnonzero(patients == name) for name in names}
+    for _ in range(500):
+        rows = np.concatenate([places[name] for name in rng.choice(names, len(names))])
+        if 0 < y[rows].sum() < len(rows):
+            drawn.append(roc_auc_score(y[rows], scores[rows]))
+    auc = float(roc_auc_score(y, scores))
+    few = f"{n} a side, {FEWEST} wanted: no verdict"
+    verdict = few if n < FEWEST else "told apart" if auc > LIMIT else "not told apart"
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return {"n": n, "auc": round(auc, 3), "low": round(float(low), 3), "high": round(float(high), 3)} | {
+        "verdict": verdict
+    }
+
+
+def realism(
+    rows: pd.DataFrame, kept: dict[str, dict[str, NDArray]], manifest: pd.DataFrame, scaling: dict[str, float],
+    plain_features: Features, doses: tuple[float, ...], seed: int,
+) -> pd.DataFrame:  # fmt: skip
+    """(a) sham against untouched; (b) edited against unedited nodules of other patients with the rating that the edit
+    gave (readers' mean and the model's measured change) within 0.5 and the diameter within 2 mm.
+
+    ``rows``: outputs of one model. ``kept``: nodule -> "edit dose" -> features. ``scaling``: SD in units of every
+    regression output. ``plain_features``: nodule id -> features of an untouched nodule of the store.
+    """
+    about = manifest.set_index("nodule_id")
+    both = [name for name, found in kept.items() if f"{SHAM} 1" in found]
+    patients = [str(about.loc[name, "patient_id"]) for name in both]
+    sham = told_apart(
+        np.stack([kept[name][f"{SHAM} 1"] for name in both]), np.stack([kept[name][f"{PLAIN} 0"] for name in both]),
+        patients, patients, seed,
+    )  # fmt: skip
+    found: list[dict[str, object]] = [{"edit": SHAM, "dose": 1.0} | sham]
+    for name in EDITS:
+        if name not in scaling:
+            continue
+        for dose in doses:
+            edited, real = _matched(rows, kept, about, name, dose, scaling[name], seed)
+            if edited:
+                x = np.stack([kept[one][f"{name} {dose:g}"] for one in edited])
+                y = np.stack([plain_features(one) for one in real])
+                of = ([str(about.loc[one, "patient_id"]) for one in side] for side in (edited, real))
+                found.append({"edit": name, "dose": dose} | told_apart(x, y, *of, seed))
+            else:
+                found.append({"edit": name, "dose": dose, "n": 0, "verdict": "no real nodule like it"})
+    return pd.DataFrame(found)
+
+
+def _matched(
+    rows: pd.DataFrame, kept: dict[str, dict[str, NDArray]], about: pd.DataFrame, name: str, dose: float, sd: float,
+    seed: int,
+) -> tuple[list[str], list[str]]:  # fmt: skip
+    """Edited nodules, and for each a real one of another patient, drawn once."""
+    rng = np.random.default_rng(seed)
+    free = about[about[name].notna() & about["diameter"].notna()].sample(frac=1, random_state=seed)
+    used: set[str] = set()
+    edited, real = [], []
+    plain = rows[rows["edit"] == PLAIN].set_index("nodule_id")
+    after = rows[(rows["edit"] == name) & np.isclose(rows["dose"], dose)].set_index("nodule_id")
+    for nodule_id in rng.permutation(sorted(set(after.index) & set(kept))):
+        if f"{name} {dose:g}" not in kept[nodule_id]:
+            continue
+        own = about.loc[nodule_id]
+        wider = float(after.loc[nodule_id, "size"] - plain.loc[nodule_id, "size"]) if name == "diameter" else 0.0
+        moved = wider if name == "diameter" else sd * float(after.loc[nodule_id, name] - plain.loc[nodule_id, name])
+        apart = DIAMETER_APART_MM if name == "diameter" else RATING_APART
+        like = free[
+            ((free[name] - own[name] - moved).abs() <= apart)
+            & ((free["diameter"] - own["diameter"] - wider).abs() <= DIAMETER_APART_MM)
+            & (free["patient_id"] != own["patient_id"]) & ~free.index.isin(used)
+        ]  # fmt: skip
+        if len(like):
+            used.add(like.index[0])
+            edited.append(nodule_id)
+            real.append(str(like.index[0]))
+    return edited, real
