@@ -4,8 +4,8 @@
         --trunk-weights dinov2_vits14.safetensors --out runs/audit
 
 Nodules are of patients that none of the models has seen; with ``allow_seen`` seen.csv says how many a model had seen,
-and its rows are no out-of-fold figures. OUT/parts/<nodule>.* hold one nodule each and are kept: the same command goes on
-after a kill, ``--minutes`` ends the measuring early, and ``--shard i/n`` shares it. The tables are made of what is
+and its rows are no out-of-fold figures. OUT/parts/<nodule>.* hold one nodule each and are kept: the same command goes
+on after a kill, ``--minutes`` ends the measuring early, and ``--shard i/n`` shares it. The tables are made of what is
 there: dose_response.csv, selectivity.csv, sham.csv, own_measures.csv, maps.csv, realism.csv and audit.md.
 """
 

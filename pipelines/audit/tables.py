@@ -46,7 +46,7 @@ def selectivity(rows: pd.DataFrame, outputs: Sequence[str]) -> pd.DataFrame:
 
 
 def sham_noise(rows: pd.DataFrame, outputs: Sequence[str]) -> pd.DataFrame:
-    """Mean absolute change of every output by the sham, in SDs of the output: smaller changes by an edit mean nothing."""
+    """Mean absolute change of every output by the sham, in SDs of the output: less by an edit means nothing."""
     found = []
     for model, own in rows.groupby("model"):
         plain = own[own["edit"] == PLAIN].set_index("nodule_id")
