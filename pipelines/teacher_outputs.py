@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 from pydantic import Field
 
 from lidc_xai.commands.common import need_out, words
@@ -82,7 +83,9 @@ def training_outputs(model: NoduleModel, store: CropStore, trunk: Path | None) -
     data = planes_for(
         store, ids, options.model_copy(update={"loss": options.loss.model_copy(update={"mask_weight": 0})})
     )
-    units = model.in_units(evaluated(model, data, data.rows(ids), trunk_for(model, data, options)))
+    cache = trunk_for(model, data, options)
+    with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16-mixed"):  # as it learned
+        units = model.in_units(evaluated(model, data, data.rows(ids), cache))
     table = pd.DataFrame(units.double().numpy(), columns=list(model.output_names))
     table.insert(0, "nodule_id", ids)
     table.insert(0, "fold", FINAL if info.get("fold") is None else int(info["fold"]))
