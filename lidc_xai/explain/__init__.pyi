@@ -1,6 +1,7 @@
 from .abilities import list_methods as list_methods
 from .abilities import refusals as refusals
 from .api import explain as explain
+from .api import explain_each as explain_each
 from .concept import concept_vector as concept_vector
 from .explanation import Explanation as Explanation
 from .networks.anatomy import describe_vit as describe_vit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from typing import Any, overload
@@ -17,6 +17,7 @@ from lidc_xai.explain.checks import check_images, check_outputs
 from lidc_xai.explain.contrast import combine_maps, without_map_contrasts
 from lidc_xai.explain.explanation import Explanation
 from lidc_xai.explain.networks.changed_backward import LIBRA
+from lidc_xai.explain.networks.common_trunk import common_blocks
 from lidc_xai.explain.networks.context import Context, Pass, Result
 from lidc_xai.explain.networks.manners import borrowed, in_float32, one_line
 from lidc_xai.explain.registry import MAX_BATCH, Method, find_method, method_options
@@ -60,6 +61,57 @@ def explain(
     torch.Size([2, 1, 32, 32])
     """
     names = [method] if isinstance(method, str) else list(method)
+    results = _explain_model(model, images, targets, names, options)
+    return results[names[0]] if isinstance(method, str) else results
+
+
+def explain_each(
+    models: Sequence[nn.Module],
+    images: Tensor,
+    targets: TargetsLike = None,
+    method: Sequence[str] = ("cdam",),
+    *,
+    common: Sequence[int] | None = None,
+    **options: Any,
+) -> list[dict[str, Explanation]]:
+    """``explain`` the same images by several models; the blocks that they share with the first one run once.
+
+    ``common``: per model, how many leading blocks have the first model's weights (``common_blocks``), where the caller
+    has compared them already. Models of other architectures share nothing and may stand in the list.
+
+    >>> from copy import deepcopy
+    >>> other = deepcopy(vit)
+    >>> first, second = explain_each([vit, other], images, 1)
+    >>> torch.equal(first["cdam"].relevance, second["cdam"].relevance)
+    True
+    """
+    depths = common_blocks(models) if common is None else common
+    wanted = sorted({depth for depth in depths[1:] if depth})
+    kept: dict[int, Tensor] = {}
+
+    def keep(shared: Pass) -> None:
+        if shared.parts is not None:
+            kept.update({depth: shared.tokens(depth) for depth in wanted})
+
+    def begin(depth: int) -> Callable[[Pass], None]:
+        return lambda shared: shared.start_from(depth, kept[depth]) if depth in kept else None
+
+    starts = [keep, *(begin(depth) for depth in depths[1:])]
+    return [
+        _explain_model(model, images, targets, list(method), options, start)
+        for model, start in zip(models, starts, strict=True)
+    ]
+
+
+def _explain_model(
+    model: nn.Module,
+    images: Tensor,
+    targets: TargetsLike,
+    names: list[str],
+    options: Mapping[str, Any],
+    start: Callable[[Pass], None] | None = None,
+) -> dict[str, Explanation]:
+    """Every named method on one shared pass; ``start`` is given that pass before anything is computed."""
     methods = [find_method(name) for name in names]
     filled = method_options(methods, options)
     results = {}
@@ -67,6 +119,8 @@ def explain(
         images = check_images(model, images)
         check_batch(targets, len(images))
         shared = Pass(model, images)
+        if start is not None:
+            start(shared)
         for row in methods:
             reason = why_not(row, shared)
             if reason is not None:
@@ -76,7 +130,7 @@ def explain(
             results[row.name] = (
                 replace(explanation, precision="float32, from half-precision weights") if was_half else explanation
             )
-    return results[names[0]] if isinstance(method, str) else results
+    return results
 
 
 def _explain(shared: Pass, method: Method, targets: TargetsLike, options: dict[str, Any]) -> Explanation:

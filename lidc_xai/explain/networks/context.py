@@ -124,6 +124,11 @@ class Pass:
                 self._tokens[layer] = z
         return self._tokens[layer]
 
+    def start_from(self, layer: int, tokens: Tensor) -> None:
+        """``tokens(layer)`` is known: computed by a model whose blocks up to there have the same weights."""
+        assert self.vit is not None
+        self._tokens.setdefault(self.vit.layer(layer), tokens)
+
     def keep_all_tokens(self) -> None:
         """``tokens`` of every block by one pass, for a method that asks for each of them."""
         assert self.vit is not None
