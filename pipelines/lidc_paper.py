@@ -204,7 +204,7 @@ def _report(cell: Cell, job: PaperJob, store: CropStore, out: Path, run: Run) ->
     report(
         ReportConfig(
             store=store.path, model=str(_folder(cell, out)), out=folder, nodule=store.nodule_ids, limit=job.shown,
-            method=["cdam"], controls=False, spread=False, curves=[], pdf=job.pdf, device=job.device, seed=job.seed,
+            method=["cdam"], controls=False, curves=[], pdf=job.pdf, device=job.device, seed=job.seed,
         ),
         run,
     )  # fmt: skip

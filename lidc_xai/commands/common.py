@@ -263,12 +263,34 @@ def need_model(name: str | None, weights: str | None = None) -> NoduleModel:
 
 
 def need_models(name: str | None, weights: str | None = None) -> list[NoduleModel]:
-    """The models behind --model: a cross-validated run's folds, an ensemble's members, or the one."""
+    """The models behind --model, each named folder's: a run's folds, an ensemble's members, or the one.
+
+    ``UsageError`` where two of them are the same weights: a copy is not another training.
+    """
+    from lidc_xai.nodules._predict import load_models
+    from lidc_xai.nodules.ensemble import check_different, weights_digest
+
+    each = {folder: load_models(folder, weights) for folder in model_names(name)}
+    models = load_models([model for some in each.values() for model in some])
+    if len(each) > 1:
+        labels = [
+            folder if len(some) == 1 else f"{folder} ({k + 1})"
+            for folder, some in each.items()
+            for k in range(len(some))
+        ]
+        check_different([weights_digest(model) for model in models], labels)
+    return models
+
+
+def model_names(name: str | None) -> list[str]:
+    """What --model names: one folder or shipped name, or several separated by commas."""
     if not name:
         raise UsageError("--model is missing: name a model folder (RUN/model) or a cross-validated run")
-    from lidc_xai.nodules._predict import load_models
-
-    return load_models(name, weights)
+    names = [name] if Path(name).exists() else words([name])
+    twice = next((one for k, one in enumerate(names) if one in names[:k]), None)
+    if twice is not None:
+        raise UsageError(f"--model names {twice} twice: a copy is not another training; give it once")
+    return names
 
 
 def usable_nodules(store: CropStore, wanted: list[str], run: Run) -> list[str]:

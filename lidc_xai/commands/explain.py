@@ -31,11 +31,13 @@ class ExplainConfig(Config):
 
     Maps are raw and signed, of the middle axial, coronal and sagittal planes. Writes maps/<nodule>/<method>.npz and
     predictions.csv; on request NIfTI that opens over the CT, and PNG sheets. Maps that are there already are kept. Of a
-    cross-validated run each nodule is explained by the fold that never saw its patient, into fold-k/maps.
+    cross-validated run each nodule is explained by the fold that never saw its patient, into fold-k/maps. Several runs
+    or models (separated by commas) give their mean map, its standard error and the patches whose sign is stable, into
+    maps/; each model's own maps lie in model-<hash>/maps.
     """
 
     store: Path | None = Field(None, description="A store made by prepare.")
-    model: str | None = Field(None, description="A model folder, a cross-validated run, or a shipped model's name.")
+    model: str | None = Field(None, description="A model folder, a run or a shipped name; several by commas.")
     weights: str | None = Field(
         None, description="Published weights of a model saved as an adapter: pretrained or a file."
     )
@@ -53,9 +55,10 @@ def explain(config: ExplainConfig, run: Run) -> None:
     if unknown:
         raise UsageError(f"--format {','.join(unknown)}: choose from npz, nifti, png")
     from lidc_xai.csv_files import write_csv
+    from lidc_xai.files import write_json
     from lidc_xai.imaging import CropStore
     from lidc_xai.nodules._predict import predict
-    from lidc_xai.nodules.explained import explain_out_of_fold
+    from lidc_xai.nodules.explained import explain_out_of_fold, repeatability_rows
     from lidc_xai.reporting import export_nifti
     from lidc_xai.reporting.nodule.panels import draw_nodule_panels
 
@@ -64,9 +67,7 @@ def explain(config: ExplainConfig, run: Run) -> None:
     methods = list_methods_of(models[0]) if config.method == ["all"] else words(config.method)
     if not methods:
         raise UsageError("--method names no method; see lidc-xai info methods")
-    explained = explain_out_of_fold(
-        models, store, out, wanted, methods, device, controls=False, spread=False, options=config.options
-    )
+    explained = explain_out_of_fold(models, store, out, wanted, methods, device, controls=False, options=config.options)
     maps, ids = explained.maps, [name for name in wanted if name in explained.maps[methods[0]].folders]
     run.skipped += explained.skipped
     if "nifti" in formats:
@@ -78,7 +79,10 @@ def explain(config: ExplainConfig, run: Run) -> None:
     predictions = predict(models, store, nodule_ids=wanted, device=device)
     write_csv(out / "predictions.csv", predictions)
     run.results = {"nodules": len(ids), "methods": methods, "outputs": list(models[0].output_names)}
-    where = out / "maps" if len(models) == 1 else out / "fold-*" / "maps"
+    if len(models) > 1:
+        write_json(out / "repeatability.json", repeatability_rows(maps))
+    folders = sorted({folder for by_id in maps.values() for folder in by_id.folders.values()})
+    where = ", ".join(str(folder / "maps") for folder in folders)
     print(f"{where}: {len(ids)} nodules × {len(methods)} methods × {len(models[0].output_names)} outputs")
     print(f"{out / 'predictions.csv'}: {what_to_look_at(predictions)}")
 

@@ -25,7 +25,7 @@ class ExportConfig(Config):
     """
 
     store: Path | None = Field(None, description="A store made by prepare.")
-    model: str | None = Field(None, description="A model or run folder; a run of folds: each nodule by its own.")
+    model: str | None = Field(None, description="A model folder, a run or a shipped name; several by commas.")
     weights: str | None = Field(
         None, description="Published weights of a model saved as an adapter: pretrained or a file."
     )
@@ -60,7 +60,7 @@ def export(config: ExportConfig, run: Run) -> None:
 
         models, device = need_models(config.model, config.weights), pick_device(config.device)
         explained = explain_out_of_fold(
-            models, store, config.maps or out, ids, words(config.method), device, controls=False, spread=False
+            models, store, config.maps or out, ids, words(config.method), device, controls=False
         )
         maps = explained.maps
         run.skipped += explained.skipped

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 from pydantic import Field
 
-from lidc_xai.commands.common import add_verb, need_models, need_out, need_path, pick_device, usable_nodules, words
+from lidc_xai.commands.common import (
+    add_verb,
+    model_names,
+    need_models,
+    need_out,
+    need_path,
+    pick_device,
+    usable_nodules,
+    words,
+)
 from lidc_xai.config import Config
 from lidc_xai.run import Run, versions
 
@@ -26,11 +35,12 @@ class ReportConfig(Config):
     index.html is the study; each nodule has a page (HTML, PDF, JSON). Maps that explain wrote are taken from --maps;
     without it they are computed. With --predictions of a cross-validation it is a cohort report: flow, performance with
     intervals and strata, calibration, baselines, galleries. Given a cross-validated run as --model, each nodule is
-    predicted and explained by the fold that never saw its patient.
+    predicted and explained by the fold that never saw its patient; given several models or runs, by the mean of all
+    that never saw it, with the patches that another training would draw alike.
     """
 
     store: Path | None = Field(None, description="A store made by prepare.")
-    model: str | None = Field(None, description="A model folder, a cross-validated run, or a shipped model's name.")
+    model: str | None = Field(None, description="A model folder, a run or a shipped name; several by commas.")
     weights: str | None = Field(
         None, description="Published weights of a model saved as an adapter: pretrained or a file."
     )
@@ -38,7 +48,6 @@ class ReportConfig(Config):
     cohort: str | None = Field(None, description="Of a cohort report: the named cohort, for the flow of exclusions.")
     benchmark: Path | None = Field(None, description="Of a cohort report: the folder of a finished benchmark.")
     controls: bool = Field(True, description="Show maps of the same model with random weights; off with --set.")
-    spread: bool = Field(True, description="Of several folds: how far their maps agree; off with --set.")
     curves: list[str] = Field(["malignancy"], description="Outputs with a deletion curve; none with --set curves=[].")
     similar: Path | None = Field(None, description="A store of rated nodules: the five most like each, beside it.")
     maps: Path | None = Field(None, description="The folder that explain wrote to.")
@@ -60,9 +69,10 @@ def report(config: ReportConfig, run: Run) -> None:
     out = need_out(config)
     models = need_models(config.model, config.weights)
     from lidc_xai.imaging import CropStore
+    from lidc_xai.models.saved import member_folders
     from lidc_xai.nodules._predict import predict
     from lidc_xai.nodules.explained import explain_out_of_fold, shared_info, with_baselines
-    from lidc_xai.nodules.strength import cohort_anchors, recorded_anchors, save_anchors
+    from lidc_xai.nodules.strength import cohort_anchors, recorded_anchors, save_anchors, save_noise
     from lidc_xai.reporting import study_report
     from lidc_xai.reporting.values import base_names
 
@@ -72,11 +82,14 @@ def report(config: ReportConfig, run: Run) -> None:
     folder = need_path(config.maps, "--maps") if config.maps else out
     explained = explain_out_of_fold(
         models, store, folder, ids, words(config.method), device,
-        controls=config.controls, spread=config.spread, curves=words(config.curves), seed=config.seed,
+        controls=config.controls, curves=words(config.curves), seed=config.seed,
     )  # fmt: skip
     anchors = {**recorded_anchors(models[0].training_info), **cohort_anchors(models, store, explained.maps)}
-    if config.predictions and Path(str(config.model)).is_dir():
-        save_anchors(Path(str(config.model)), anchors)  # a nodule of one's own has no cohort to be held against
+    runs = [Path(name) for name in model_names(config.model)]
+    if config.predictions:  # a nodule of one's own has no cohort to be held against
+        for run_folder in runs:
+            save_anchors(run_folder, anchors)
+        save_noise([folder for run_folder in runs for folder in member_folders(run_folder)], explained.noise)
     similar = _similar(config, models, store, ids, predictions, device)
     shared: dict[str, Any] = {
         "similar": similar,
@@ -84,7 +97,6 @@ def report(config: ReportConfig, run: Run) -> None:
         "summary": config.format == "summary",
         "keep_ids": config.keep_ids,
         "maps": explained.maps,
-        "repeats": explained.repeats,
         "curves": explained.curves,
         "model_info": shared_info(models),
         "run_info": {"argv": base_names(run.argv), "seed": config.seed, "versions": versions()},
@@ -98,7 +110,7 @@ def report(config: ReportConfig, run: Run) -> None:
     if config.predictions:
         result = _cohort_report(config, store, out, predictions, shared)
     else:
-        result = study_report(store, out, predictions=with_baselines(predictions, Path(str(config.model))), **shared)
+        result = study_report(store, out, predictions=with_baselines(predictions, runs[0]), **shared)
     run.skipped += [*explained.skipped, *result.skipped]
     run.results = {"pages": len(result.paths)}
     print(result.index)

@@ -117,11 +117,19 @@ def load_models(model: Models, weights: Path | str | None = None) -> list[Nodule
         adapters = [is_adapter(folder) for folder in folders]
         wanted = [weights if each or not any(adapters) else None for each in adapters]  # else load_model refuses them
         return [load_model(folder, one) for folder, one in zip(folders, wanted, strict=True)]
+    models = loaded_models(model, weights)
+    if len({one.output_names for one in models}) > 1:
+        raise UsageError("models with different outputs cannot be averaged; give models of one run")
+    return models
+
+
+def loaded_models(model: Models, weights: Path | str | None = None) -> list[NoduleModel]:
+    """The same without asking for the same outputs."""
+    if isinstance(model, NoduleModel | str | Path):
+        return load_models(model, weights)
     models = [one for each in model for one in load_models(each, weights)]
     if not models:
         raise UsageError("no model given")
-    if len({one.output_names for one in models}) > 1:
-        raise UsageError("models with different outputs cannot be averaged; give models of one run")
     return models
 
 

@@ -1,4 +1,4 @@
-"""Do the maps lie on the nodule, and do repeated models draw the same map? Figures for a nodule's page.
+"""Do the maps lie on the nodule? Figures for a nodule's page.
 
 Overlap figures are those of ``evaluation.localisation`` in each evaluated plane, averaged over planes. They describe
 agreement with the readers' outline; they do not prove that a map is faithful.
@@ -7,12 +7,10 @@ agreement with the readers' outline; they do not prove that a map is faithful.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from lidc_xai.imaging.planes import crop_plane
 
@@ -56,16 +54,6 @@ def overlap_figures(
         agreement = [reader_agreement(masks[None], spacing) for masks, spacing in planes]
         rows.append({"method": "readers", "output": None, **_mean(agreement, 0)})
     return rows
-
-
-def map_spread(repeats: Sequence[NoduleMaps]) -> dict[str, float | None]:
-    """Per output, the mean Spearman correlation of the token scores between every two of several models' maps."""
-    spread: dict[str, float | None] = {}
-    for column, output in enumerate(repeats[0].output_names if len(repeats) > 1 else ()):
-        scores = [np.asarray(item.relevance[:, column], np.float64).ravel() for item in repeats]
-        values = [spearmanr(a, b).statistic for a, b in combinations(scores, 2) if np.ptp(a) > 0 and np.ptp(b) > 0]
-        spread[output] = float(np.mean(values)) if values else None
-    return spread
 
 
 def evaluated_masks(

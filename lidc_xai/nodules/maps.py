@@ -1,176 +1,128 @@
 """Maps of a store's nodules: estimators of ``explain`` on the planes of ``imaging``, kept with their geometry.
 
 A nodule's map is the set of planes that were evaluated (axial, coronal, sagittal middle slices by default), each a
-token grid over the crop's plane. Raw and signed: scaling for the eye is the reporting's business.
+token grid over the crop's plane. Raw and signed: scaling for the eye is the reporting's business. Several models give
+their mean map and how far they draw it alike.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from lidc_xai.errors import DataError, UsageError
-from lidc_xai.files import atomic_path, read_json, write_json
-from lidc_xai.imaging.planes import crop_plane, planes_of
-from lidc_xai.npz import read_npz
+from lidc_xai.errors import UsageError
+from lidc_xai.files import read_json, write_json
+from lidc_xai.nodules.ensemble import Ensemble, check_different, models_for, nodule_images, weights_digest
+from lidc_xai.nodules.map_record import NoduleMaps, Repeatability, load_maps
+from lidc_xai.nodules.mean_maps import Member, mean_maps, shared_outputs, shared_views
 from lidc_xai.progress import track
 
 if TYPE_CHECKING:
-    import torch
-
-    from lidc_xai.explain import Explanation
     from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
     from lidc_xai.imaging.store.crop_store import CropStore
     from lidc_xai.models.nodule_model import NoduleModel
+    from lidc_xai.nodules._predict import Crops, Models
 
+__all__ = [
+    "RANDOM_WEIGHTS", "NoduleMaps", "Repeatability", "explain_nodules", "explain_store", "load_maps", "maps_of_store",
+    "nodule_images",
+]  # fmt: skip
 
 RANDOM_WEIGHTS = "random_weights"
 """Name of the control whose maps come from the same network before it learned anything."""
 
 
-@dataclass(frozen=True)
-class NoduleMaps:
-    """One method's maps of one nodule.
-
-    relevance: (V,T,gh,gw) float32, raw signed scores on the token grid of each view ((V,T,H,W) for pixel methods).
-    values: (V,T) the explained scores. token_mm: (row, column) extent of one cell of the map in mm.
-
-    >>> (found,) = explain_nodules(model, [crop])
-    >>> found["cdam"].views, found["cdam"].token_mm
-    (('axial', 'coronal', 'sagittal'), (8.0, 8.0))
-    """
-
-    nodule_id: str
-    method: str
-    views: tuple[str, ...]
-    indices: tuple[int, ...]
-    output_names: tuple[str, ...]
-    relevance: np.ndarray
-    values: np.ndarray
-    token_mm: tuple[float, float]
-    engine: str
-    options: dict[str, Any]
-
-    def save(self, folder: Path | str) -> Path:
-        """Write ``folder/<nodule_id>/<method>.npz`` (two arrays and their description as JSON text; no pickle)."""
-        path = Path(folder) / self.nodule_id / f"{self.method}.npz"
-        meta = {
-            "nodule_id": self.nodule_id,
-            "method": self.method,
-            "views": self.views,
-            "indices": self.indices,
-            "output_names": self.output_names,
-            "token_mm": self.token_mm,
-            "engine": self.engine,
-            "options": self.options,
-        }
-        with atomic_path(path) as temporary, temporary.open("wb") as stream:
-            np.savez_compressed(stream, relevance=self.relevance, values=self.values, meta=np.array(json.dumps(meta)))
-        return path
-
-
-def load_maps(folder: Path | str, nodule_id: str, method: str) -> NoduleMaps:
-    """Read what ``NoduleMaps.save`` wrote; ``DataError`` where the file is absent or not such a file.
-
-    >>> maps = maps_of_store(model, store, folder / "kept", store.nodule_ids[:1], ["cdam"])
-    >>> load_maps(folder / "kept" / "maps", store.nodule_ids[0], "cdam").method
-    'cdam'
-    """
-    path = Path(folder) / nodule_id / f"{method}.npz"
-    try:
-        arrays = read_npz(path, ("meta", "relevance", "values"))
-        meta = json.loads(str(arrays["meta"]))
-        for name in ("views", "indices", "output_names", "token_mm"):
-            meta[name] = tuple(meta[name])
-        return NoduleMaps(relevance=arrays["relevance"], values=arrays["values"], **meta)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such map; run lidc-xai explain --method {method} first") from None
-    except (DataError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = str(error).removeprefix(f"{path}: ")
-        raise DataError(f"{path}: is not a map of lidc-xai explain ({reason}); delete it and explain again") from None
-
-
-def nodule_images(
-    model: NoduleModel, crop: NoduleCrop, views: Sequence[str] | None = None, turn: int = 0
-) -> torch.Tensor:
-    """Model input of a crop: its middle plane in each view (None: those that the model reads), (V,3,S,S).
-
-    ``turn``: 1 to 7 for the same planes turned and mirrored, as ``models.turns.turned`` counts.
-
-    >>> nodule_images(model, crop).shape
-    torch.Size([3, 3, 32, 32])
-    """
-    import torch
-
-    from lidc_xai.models.turns import turned
-
-    read = replace(model.preprocess, slices=1)
-    read.check(crop)
-    planes = [torch.from_numpy(planes_of(crop, (view,), read.planes_read)) for view in views or read.views]
-    return torch.cat([read.apply(turned(read.inputs(each), turn)) for each in planes])
-
-
 def explain_nodules(
-    model: NoduleModel,
-    crops: Iterable[NoduleCrop],
-    methods: Sequence[str] = ("cdam",),
+    models: Models,
+    crops_or_store: Crops,
+    method: str | Sequence[str] = ("cdam",),
     views: Sequence[str] | None = None,
     device: str = "cpu",
+    *,
+    nodule_ids: Sequence[str] | None = None,
+    slices: int = 1,
+    turns: int | None = None,
     **options: Any,
-) -> Iterable[dict[str, NoduleMaps]]:
+) -> Iterator[dict[str, NoduleMaps]]:
     """Maps of every output for each crop in turn: method -> ``NoduleMaps``. All methods share one pass of the trunk.
 
-    ``views``: None for those that the model reads. Of a model that averages its outputs over the eight turns and
-    mirrors, the map is the mean of the eight maps, each turned back.
+    ``models``: a model, or several (models, folders, cross-validated runs): then each map is the mean over those that
+    never saw the nodule's patient (over all where every model saw it, as ``predict`` does), on the outputs, planes and
+    grid that they share, and brings its ``repeatability``. Stable patches are told from what the other patients' maps
+    say of the noise, so that all crops are explained before the first result is there. ``crops_or_store``: crops, or a
+    store, from which ``nodule_ids`` chooses.
 
-    >>> (found,) = explain_nodules(model, [crop])
-    >>> found["cdam"].relevance.shape
+    ``views``: None for those that the models read. ``slices``: planes about the middle of each view whose maps are
+    averaged. ``turns``: 8 averages over the turns and mirrors of the input, each map turned back; None: as the model
+    averages its outputs. ``options``: of the methods.
+
+    Raises ``UsageError`` for models that share no output or no plane, and for two copies of one model.
+
+    >>> (maps,) = explain_nodules(model, [crop])
+    >>> maps["cdam"].relevance.shape
     (3, 3, 4, 4)
+    >>> seeds = [build_model("vit_nodule_p8", ("malignancy", "margin"), size=32, seed=seed) for seed in range(3)]
+    >>> maps = next(explain_nodules(seeds, store, "cdam"))["cdam"]
+    >>> maps.repeatability.standard_error.shape == maps.relevance.shape, sorted(maps.repeatability.agreement)
+    (True, ['malignancy', 'margin'])
     """
-    views = views or model.preprocess.views
-    model = model.to(device).eval()
-    for crop in crops:
-        planes = [crop_plane(crop, view) for view in views]
-        images = [nodule_images(model, crop, views, turn).to(device) for turn in range(model.preprocess.turns)]
-        explained = _explained(model, images, methods, options)
-        yield {
-            name: NoduleMaps(
-                nodule_id=crop.nodule_id,
-                method=name,
-                views=tuple(views),
-                indices=tuple(plane.index for plane in planes),
-                output_names=tuple(model.output_names),
-                relevance=relevance.numpy(),
-                values=values.numpy(),
-                token_mm=_cell_mm(planes[0].image.shape, planes[0].spacing_mm, relevance.shape[-2:]),
-                engine=explanation.engine,
-                options={key: value for key, value in explanation.options.items() if _is_plain(value)},
-            )
-            for name, (relevance, values, explanation) in explained.items()
-        }
+    from lidc_xai.nodules._predict import loaded_models
+
+    each = loaded_models(models)
+    methods = [method] if isinstance(method, str) else list(method)
+    crops = _crops(crops_or_store, nodule_ids)
+    ensemble = Ensemble(each, device, slices, turns)
+    if len(each) == 1:
+        return (ensemble.maps(crop, [0], methods, views, options)[0] for crop, _ in crops)
+    return _explain_together(ensemble, crops, methods, views, options)
 
 
-def _explained(
-    model: NoduleModel, turns: Sequence[torch.Tensor], methods: Sequence[str], options: dict[str, Any]
-) -> dict[str, tuple[torch.Tensor, torch.Tensor, Explanation]]:
-    """Method -> relevance and values, means over the ``turns`` of the images, and one explanation."""
-    import torch
+def _explain_together(
+    ensemble: Ensemble,
+    crops: Iterable[tuple[NoduleCrop, str]],
+    methods: Sequence[str],
+    views: Sequence[str] | None,
+    options: dict[str, Any],
+) -> Iterator[dict[str, NoduleMaps]]:
+    digests = [weights_digest(model) for model in ensemble.models]
+    check_different(digests)
+    shared_outputs(ensemble.models)
+    planes = shared_views(ensemble.models, views)
+    members: list[dict[str, list[Member]]] = []
+    patients: list[str] = []
+    for crop, patient in crops:
+        places = models_for(ensemble.models, patient) or list(range(len(ensemble.models)))
+        by_model = ensemble.maps(crop, places, methods, planes, options)
+        members.append(
+            {
+                name: [Member(digests[place], maps[name]) for place, maps in zip(places, by_model, strict=True)]
+                for name in methods
+            }
+        )
+        patients.append(patient)
+    means = {name: mean_maps([nodule[name] for nodule in members], patients) for name in methods}
+    for results in zip(*means.values(), strict=True):
+        yield dict(zip(means, results, strict=True))
 
-    from lidc_xai.explain import explain
-    from lidc_xai.models.turns import turned_back
 
-    each = [explain(model, images, method=list(methods), **options) for images in turns]
-    means = {}
-    for name in each[0]:
-        maps = [turned_back(one[name].relevance.float().cpu(), turn) for turn, one in enumerate(each)]
-        values = [one[name].values.float().cpu() for one in each]
-        means[name] = torch.stack(maps).mean(0), torch.stack(values).mean(0), each[0][name]
-    return means
+def _crops(source: Crops, nodule_ids: Sequence[str] | None) -> Iterator[tuple[NoduleCrop, str]]:
+    """Crops in turn, each with its patient."""
+    from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+    from lidc_xai.imaging.store.crop_store import CropStore
+    from lidc_xai.nodules._predict import patient_of
+
+    if isinstance(source, str | Path):
+        source = CropStore(source)
+    if isinstance(source, CropStore):
+        for nodule_id in source.nodule_ids if nodule_ids is None else nodule_ids:
+            yield source.load(nodule_id), str(source.row(nodule_id)["patient_id"]) or patient_of(nodule_id)
+        return
+    if nodule_ids is not None:
+        raise UsageError("nodule_ids chooses from a store; for crops, give the crops themselves")
+    for crop in [source] if isinstance(source, NoduleCrop) else source:
+        yield crop, patient_of(crop.nodule_id)
 
 
 def explain_store(
@@ -191,17 +143,38 @@ def explain_store(
     >>> explain_store(model, store, folder / "maps", store.nodule_ids[:1]) == store.nodule_ids[:1]
     True
     """
-    folder = Path(out) / "maps"
-    _check_same(
-        folder / "explained.json", {"model": digest or weights_digest(model), "store": store.path.name, **options}
-    )
     wanted = list(store.nodule_ids if nodule_ids is None else nodule_ids)
-    missing = [name for name in wanted if not all((folder / name / f"{method}.npz").exists() for method in methods)]
-    crops = (store.load(name) for name in missing)
-    for maps in track(explain_nodules(model, crops, methods, device=device, **options), "explain", len(missing)):
-        for by_method in maps.values():
-            by_method.save(folder)
+    ensemble, digests = Ensemble([model], device), [digest or weights_digest(model)]
+    explain_members(ensemble, store, [Path(out)], digests, {name: [0] for name in wanted}, methods, options)
     return wanted
+
+
+def explain_members(
+    ensemble: Ensemble,
+    store: CropStore,
+    folders: Sequence[Path],
+    digests: Sequence[str],
+    places: dict[str, list[int]],
+    methods: Sequence[str],
+    options: dict[str, Any],
+) -> None:
+    """Explain each nodule by the models at its ``places``, each into its own folder's ``maps``; what lies there is
+    kept. Models that share planes or blocks compute them once.
+    """
+    for place in sorted({place for each in places.values() for place in each}):
+        made_with = {"model": digests[place], "store": store.path.name, **options, **ensemble.averaged}
+        check_same(folders[place] / "maps" / "explained.json", made_with)
+    missing: dict[str, list[int]] = {}
+    for nodule_id, each in places.items():
+        files = {place: [folders[place] / "maps" / nodule_id / f"{name}.npz" for name in methods] for place in each}
+        absent = [place for place in each if not all(path.exists() for path in files[place])]
+        if absent:
+            missing[nodule_id] = absent
+    for nodule_id, absent in track(missing.items(), "explain", len(missing)):
+        by_model = ensemble.maps(store.load(nodule_id), absent, methods, None, options)
+        for place, maps in zip(absent, by_model, strict=True):
+            for item in maps.values():
+                item.save(folders[place] / "maps")
 
 
 def maps_of_store(
@@ -223,24 +196,10 @@ def maps_of_store(
     return {name: {key: load_maps(Path(folder) / "maps", key, name) for key in nodule_ids} for name in methods}
 
 
-def weights_digest(model: torch.nn.Module) -> str:
-    """SHA-256 over the names and values of a model's weights, in hexadecimal."""
-    from lidc_xai.models.digest import tensors_digest
-
-    return tensors_digest(model.state_dict())
-
-
-def _check_same(path: Path, made_with: dict[str, Any]) -> None:
+def check_same(path: Path, made_with: dict[str, Any]) -> None:
+    """Note what the maps beside ``path`` are made with; ``UsageError`` where that is something else than before."""
     text = json.dumps(made_with, default=str, sort_keys=True)
     if not path.exists():
         write_json(path, json.loads(text))
     elif read_json(path) != json.loads(text):
         raise UsageError(f"{path.parent}: holds maps of another model, store or options; choose another --out")
-
-
-def _cell_mm(shape: Sequence[int], spacing_mm: Sequence[float], grid: Sequence[int]) -> tuple[float, float]:
-    return (shape[0] * spacing_mm[0] / grid[0], shape[1] * spacing_mm[1] / grid[1])
-
-
-def _is_plain(value: object) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str))

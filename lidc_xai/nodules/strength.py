@@ -18,6 +18,8 @@ import numpy as np
 
 from lidc_xai.errors import ModelError
 from lidc_xai.files import write_json
+from lidc_xai.nodules.mean_maps import RECORD as NOISE_RECORD
+from lidc_xai.nodules.mean_maps import Noise
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.store.crop_store import CropStore
@@ -108,12 +110,24 @@ def save_anchors(run: Path, anchors: Anchors) -> None:
     """
     for path in [run / "model.json", run / "model" / "model.json", *sorted(run.glob("fold-*/model/model.json"))]:
         if path.is_file():
-            _save(path, anchors)
+            _save(path, RECORD, anchors)
 
 
-def _save(path: Path, anchors: Anchors) -> None:
+def save_noise(folders: Sequence[Path], noise: Mapping[str, Mapping[int, Mapping[str, Noise]]]) -> None:
+    """Write what a cohort says of each model's maps (method -> place of the model -> output) into its ``model.json``.
+
+    ``folders``: of the models, in their order.
+    """
+    for place, folder in enumerate(folders):
+        of_model = {method: by_model[place] for method, by_model in noise.items() if place in by_model}
+        path = next((path for path in (folder / "model.json", folder / "model" / "model.json") if path.is_file()), None)
+        if of_model and path is not None:
+            _save(path, NOISE_RECORD, of_model)
+
+
+def _save(path: Path, name: str, values: Mapping[str, Mapping[str, Anchor | Noise]]) -> None:
     record = json.loads(path.read_text(encoding="utf-8"))
-    held = record.setdefault("training_info", {}).setdefault(RECORD, {})
-    for method, outputs in anchors.items():
-        held[method] = {output: asdict(anchor) for output, anchor in outputs.items()}
+    held = record.setdefault("training_info", {}).setdefault(name, {})
+    for method, outputs in values.items():
+        held[method] = {output: asdict(value) for output, value in outputs.items()}
     write_json(path, record)

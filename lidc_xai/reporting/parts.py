@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lidc_xai.nodules.agreement import map_spread, overlap_figures
+from lidc_xai.nodules.agreement import overlap_figures
 from lidc_xai.nodules.maps import RANDOM_WEIGHTS
 from lidc_xai.nodules.strength import Anchors
 from lidc_xai.ratings import OUTPUTS
@@ -51,7 +51,6 @@ class NoduleParts:
     percentiles: dict[str, float] = field(default_factory=dict)
     maps: dict[str, NoduleMaps] = field(default_factory=dict)
     overlap: list[dict[str, Any]] = field(default_factory=list)
-    spread: dict[str, float | None] = field(default_factory=dict)
     curves: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     anchors: Anchors = field(default_factory=dict)
     similar: Sequence[Mapping[str, Any]] = ()
@@ -68,8 +67,7 @@ class ReportParts:
     """What a study's pages are made from, beside the store. All of it is optional.
 
     predictions: table of ``predict`` or of a cross-validation.
-    maps: method -> maps by nodule id, or a list of them.
-    repeats: nodule id -> the first method's maps from several models (folds, seeds), for the spread of the map.
+    maps: method -> maps by nodule id, or a list of them; a mean over models brings its ``repeatability``.
     curves: nodule id -> output -> ``percent``, ``mif``, ``lif`` (and ``removed``, the loss when all is replaced), as
         ``evaluation.fidelity`` gives them.
     anchors: method -> output -> ``nodules.strength.Anchor``, so that a weak map looks weak; else a nodule's own scale.
@@ -82,7 +80,6 @@ class ReportParts:
 
     predictions: pd.DataFrame | None = None
     maps: MapsByMethod = field(default_factory=dict)
-    repeats: Mapping[str, Sequence[NoduleMaps]] = field(default_factory=dict)
     curves: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     anchors: Anchors = field(default_factory=dict)
     similar: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
@@ -105,7 +102,6 @@ class ReportParts:
             percentiles=percentiles(self.predictions, nodule_id),
             maps=maps,
             overlap=overlap_figures(crop, maps, CLASS_BLIND),
-            spread=map_spread(self.repeats.get(nodule_id, ())) if nodule_id in self.repeats else {},
             curves=self.curves.get(nodule_id, {}),
             anchors=self.anchors,
             similar=self.similar.get(nodule_id, ()),

@@ -33,6 +33,8 @@ _LEVELS = 127  # steps on each side of zero
 _NEGATIVE = ((120, 200, 255), (0, 92, 230))  # weak and strong
 _POSITIVE = ((255, 196, 100), (236, 84, 0))
 _MAX_ALPHA = 0.88
+UNSTABLE_GREY = 150
+"""Of patches whose sign another training might not draw again; as see-through as their strength."""
 _UNDER_SCALE = ((83, 88, 93), (212, 215, 217))  # greys of tissue and bone in the lung window
 
 
@@ -106,16 +108,26 @@ def pooled(scores: NDArray, most: int = MOST_CELLS) -> NDArray[np.float32]:
     return means
 
 
-def map_picture(scores: NDArray, limit: float, size_mm: tuple[float, float], pixels: int = 112) -> str:
+def map_picture(
+    scores: NDArray,
+    limit: float,
+    size_mm: tuple[float, float],
+    pixels: int = 112,
+    stable: NDArray[np.bool_] | None = None,
+) -> str:
     """Signed scores (gh, gw) in display order over a plane of ``size_mm``: bilinear (for display only), see-through.
 
-    ``limit`` is the absolute score of full colour.
+    ``limit`` is the absolute score of full colour. ``stable``: patches that are coloured; the others are grey.
     """
     scores = pooled(scores)
     token_mm = (size_mm[0] / scores.shape[0], size_mm[1] / scores.shape[1])
     smooth = _resized(scores, token_mm, pixels, order=1)
     strength = smooth / limit if limit > 0 else np.zeros_like(smooth)
     levels = np.round(strength.clip(-1, 1) * _LEVELS).astype(np.int16) + _LEVELS
+    if stable is not None:
+        rgba = np.array(palette(), dtype=np.uint8)[levels]
+        rgba[_resized(pooled(stable), token_mm, pixels, order=0) < 0.5, :3] = UNSTABLE_GREY
+        return data_uri(Image.fromarray(rgba))
     picture = Image.fromarray(levels.astype(np.uint8), mode="P")
     picture.putpalette(_PALETTE_RGB)
     return data_uri(picture, transparency=_PALETTE_ALPHA)

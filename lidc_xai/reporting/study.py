@@ -17,7 +17,7 @@ from lidc_xai.progress import say, track
 from lidc_xai.reporting.nodule.drawing import thumbnail
 from lidc_xai.reporting.nodule.facts import shown_info
 from lidc_xai.reporting.nodule.page import write_nodule
-from lidc_xai.reporting.nodule.words import reads_words
+from lidc_xai.reporting.nodule.words import reads_words, repeats_of
 from lidc_xai.reporting.pages import render
 from lidc_xai.reporting.parts import MapsByMethod, NoduleParts, ReportParts, origin_of
 from lidc_xai.reporting.pdf import check_paper, load_weasyprint
@@ -26,7 +26,6 @@ from lidc_xai.skipped import Skipped, write_skipped
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.store.crop_store import CropStore
-    from lidc_xai.nodules.maps import NoduleMaps
     from lidc_xai.nodules.strength import Anchors
     from lidc_xai.reporting.nodule.fact_types import Origin
 
@@ -52,7 +51,6 @@ def study_report(
     run_info: Mapping[str, Any] | None = None,
     *,
     performance: Mapping[str, Any] | None = None,
-    repeats: Mapping[str, Sequence[NoduleMaps]] | None = None,
     curves: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
     dicom: Path | str | None = None,
     nodule_ids: Sequence[str] | None = None,
@@ -68,7 +66,7 @@ def study_report(
 ) -> ReportResult:
     """Write ``out/index.html`` and ``out/nodules/<id>.{html,json,pdf}``.
 
-    predictions, maps, model_info, run_info, repeats, curves, anchors, similar, summary, keep_ids: see ``ReportParts``;
+    predictions, maps, model_info, run_info, curves, anchors, similar, summary, keep_ids: see ``ReportParts``;
     all optional, and what is missing is said on the pages.
     performance: output -> figure -> value or ``{"value", "low", "high"}``, for the study page.
     dicom: the folder with the scans, for a context of 72 mm around each crop. nodule_ids: those to show (all by
@@ -83,7 +81,6 @@ def study_report(
     parts = ReportParts(
         predictions=predictions,
         maps=maps or {},
-        repeats=repeats or {},
         curves=curves or {},
         anchors=anchors or {},
         similar=similar or {},
@@ -224,6 +221,7 @@ def _one(
         raise
     except LidcXaiError as error:
         return [], [Skipped(nodule_id, "report", str(error))], None
+    repeats = repeats_of(facts, "malignancy")
     row = {
         "nodule_id": nodule_id,
         "patient_id": str(store.row(nodule_id)["patient_id"]),  # who is drawn together; not printed
@@ -237,6 +235,6 @@ def _one(
         "outputs": facts["outputs"],
         "overlap": facts["overlap"],
         "label": facts["label"],
-        "agreement": facts["map_spread"].get("malignancy"),
+        "agreement": None if repeats is None else repeats["expected"],
     }
     return paths, skipped, row

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,8 @@ def export_nifti(
     formats: Sequence[str] = ("nii.gz",),
 ) -> ExportResult:
     """Write ``out/<nodule_id>/`` with ``<method>_<output>``, ``<method>_evaluated``, ``consensus``, ``reader_<n>``,
-    ``ct`` and a description (``maps.json``).
+    ``ct`` and a description (``maps.json``). A mean over models also has ``<method>_<output>_standard_error`` and
+    ``…_stable`` (1 where the sign is stable).
 
     ``grid``: "crop" (the crop's own isotropic grid) or "scanner" (the voxels of the scan under ``dicom``, over the
     crop's box, so that a file lies on the scan voxel for voxel). ``formats``: of ``nii.gz`` and ``nrrd``. A nodule
@@ -110,10 +112,11 @@ def _export_one(
     points = grid.points()
     described: dict[str, Any] = {}
     for method, item in maps.items():
-        for output in item.output_names:
-            values, count = map_on_grid(item, output, crop.ct.shape, crop.affine, points, grid.affine[:3, :3])
-            volumes[f"{method}_{output}"] = values
-            described[f"{method}_{output}"] = _description(item, output)
+        for (end, layer), output in product(item.layers().items(), item.output_names):
+            values, count = map_on_grid(layer, output, crop.ct.shape, crop.affine, points, grid.affine[:3, :3])
+            volumes[f"{method}_{output}{end}"] = values
+            if not end:
+                described[f"{method}_{output}"] = _description(item, output)
         volumes[f"{method}_evaluated"] = count
     paths = []
     words = ("SIMULATED. " if simulated else "") + RESEARCH_USE_ONLY
@@ -175,4 +178,5 @@ def _description(maps: NoduleMaps, output: str) -> dict[str, Any]:
         "planes": [{"view": v, "index": int(i)} for v, i in zip(maps.views, maps.indices, strict=True)],
         "token_mm": list(maps.token_mm),
         "score": [float(value) for value in maps.values[:, maps.output_names.index(output)]],
+        "repeatability": None if maps.repeatability is None else maps.repeatability.of(output),
     }

@@ -15,7 +15,7 @@ from lidc_xai.evaluation.metrics._fidelity import fidelity
 from lidc_xai.imaging.store.crop_store import CropStore
 from lidc_xai.models import build_model, save_model
 from lidc_xai.nodules._predict import load_models, predict
-from lidc_xai.nodules.explained import explain_out_of_fold, own_model, with_baselines, with_spread
+from lidc_xai.nodules.explained import explain_out_of_fold, explaining_models, with_baselines, with_spread
 from lidc_xai.nodules.maps import explain_nodules, load_maps, nodule_images
 from lidc_xai.run import Run
 
@@ -43,7 +43,7 @@ def test_each_nodule_is_explained_by_a_model_that_never_saw_its_patient(
     run: Path, study: SimpleNamespace, tmp_path: Path
 ) -> None:
     models = load_models(run)
-    assert [own_model(models, patient) for patient in PATIENTS] == [0, 1, None]
+    assert [explaining_models(models, patient) for patient in PATIENTS] == [[0], [1], []]
     found = explain_out_of_fold(models, study.store, tmp_path, study.ids, ["cdam", "attention"], curves=["malignancy"])
     assert list(found.maps) == ["cdam", "attention", "cdam@random_weights"]
     assert list(found.maps["cdam"]) == study.ids[:2]
@@ -52,9 +52,7 @@ def test_each_nodule_is_explained_by_a_model_that_never_saw_its_patient(
     for place, nodule_id in enumerate(study.ids[:2]):
         single = explain_out_of_fold([models[place]], study.store, tmp_path / "one" / str(place), [nodule_id], ["cdam"])
         assert np.array_equal(found.maps["cdam"][nodule_id].relevance, single.maps["cdam"][nodule_id].relevance)
-    first, second = found.repeats[study.ids[0]]
-    assert np.array_equal(first.relevance, found.maps["cdam"][study.ids[0]].relevance)
-    assert not np.allclose(first.relevance, second.relevance)
+    assert found.maps["cdam"][study.ids[0]].repeatability is None  # one fold is left: nobody knows
     assert found.maps["cdam@random_weights"][study.ids[0]].method == "cdam@random_weights"
 
 
@@ -118,9 +116,9 @@ def test_the_verb_reports_a_run_out_of_fold(
         assert malignancy["diameter_only"] == [0.25, 0.75][place]
         assert malignancy["low"] is None  # what single folds and planes give is no interval
         assert malignancy["least"] <= malignancy["value"] <= malignancy["greatest"]
-        assert set(facts["map_spread"]) == {"malignancy", "texture"}
+        assert facts["maps"][0]["repeatability"] == {}
         text = (tmp_path / "nodules" / f"{nodule_id}.html").read_text()
-        for phrase in ("From the diameter alone", "models agree", "Deletion curve of malignancy", "random weights"):
+        for phrase in ("From the diameter alone", "again is unknown", "Deletion curve of malignancy", "random weights"):
             assert phrase in text, phrase
     last = json.loads((tmp_path / "nodules" / f"{study.ids[2]}.json").read_text())
     assert last["maps"] == []
@@ -139,3 +137,59 @@ def test_columns_of_a_run_are_joined_where_they_belong(run: Path, study: SimpleN
     assert {"malignancy_probability_least", "texture_models_disagree_by"} <= set(wider)
     other = predict(load_models(run)[0], store).assign(malignancy_probability=0.123)
     assert with_spread(table, other) is table  # of other models: not mixed
+
+
+@pytest.fixture(scope="module")
+def seeds(study: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three single models; the last knows patient 1."""
+    folders = []
+    for seed in range(3):
+        model = build_model("vit_nodule_p8", ["malignancy", "texture"], size=16, seed=10 + seed)
+        model.training_info = {"train_patients": [PATIENTS[0]] if seed == 2 else ["LIDC-IDRI-0999"]}
+        folders.append(save_model(model, tmp_path_factory.mktemp("seeds") / str(seed)))
+    return folders
+
+
+def test_several_models_give_a_mean_map_with_its_error_bar(
+    seeds: list[Path], study: SimpleNamespace, tmp_path: Path
+) -> None:
+    log = Run("explain", [], {})
+    several = ",".join(map(str, seeds))
+    explain(ExplainConfig(store=study.store.path, model=several, out=tmp_path, format=["nifti"]), log)
+    rows = json.loads((tmp_path / "repeatability.json").read_text())
+    counts = {row["nodule_id"]: row["models"] for row in rows if row["output"] == "texture"}
+    assert counts == dict(zip(study.ids, [2, 3, 3], strict=True))
+    members = [load_models(folder)[0] for folder in seeds]
+    for count, nodule_id in zip([2, 3, 3], study.ids, strict=True):
+        alone = [next(explain_nodules(model, [study.store.load(nodule_id)]))["cdam"] for model in members[:count]]
+        maps = load_maps(tmp_path / "maps", nodule_id, "cdam")
+        assert np.allclose(maps.relevance, np.mean([one.relevance for one in alone], axis=0), rtol=1e-4, atol=1e-7)
+        assert maps.repeatability is not None
+        assert len(maps.repeatability.models) == count
+        assert "5 nodules of other patients" in maps.repeatability.note or count == 2
+        assert (tmp_path / "nifti" / nodule_id / "cdam_texture_standard_error.nii.gz").exists()
+        described = json.loads((tmp_path / "nifti" / nodule_id / "maps.json").read_text())["maps"]
+        assert described["cdam_texture"]["repeatability"]["models"] == count
+    pages = ReportConfig(
+        store=study.store.path, model=several, out=tmp_path / "report", maps=tmp_path, pdf=False, controls=False,
+        method=["cdam"], curves=[], nodule=[study.ids[1]], device="cpu",
+    )  # fmt: skip
+    report(pages, Run("report", [], {}))
+    text = (tmp_path / "report" / "nodules" / f"{study.ids[1]}.html").read_text()
+    assert "The map is the mean of 3 trainings that never saw this patient" in text
+    assert "3 other trainings would draw" in text
+
+
+def test_a_copy_is_not_another_training(seeds: list[Path], study: SimpleNamespace, tmp_path: Path) -> None:
+    copied = tmp_path / "copy"
+    copied.mkdir()
+    for path in seeds[0].iterdir():
+        (copied / path.name).write_bytes(path.read_bytes())
+    for model in (f"{seeds[0]},{seeds[0]}", f"{seeds[0]},{seeds[1]},{copied}"):
+        with pytest.raises(UsageError, match="is not another training"):
+            explain(ExplainConfig(store=study.store.path, model=model, out=tmp_path / "x"), Run("explain", [], {}))
+    with pytest.raises(UsageError, match="different outputs"):
+        explain(
+            ExplainConfig(store=study.store.path, model=f"{seeds[0]},lidc-small", out=tmp_path / "x"),
+            Run("explain", [], {}),
+        )

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 
 from lidc_xai.errors import DependencyError, LidcXaiError, StorageError, UsageError
+from lidc_xai.nodules import Repeatability
 from lidc_xai.ratings import BIOMARKERS, OUTPUTS, RESEARCH_USE_ONLY, SCALES
 from lidc_xai.reporting import nodule_report, study_report
 from lidc_xai.reporting import pdf as pdf_module
@@ -302,11 +304,16 @@ def test_percentiles_spread_overlap_and_curves_are_shown(made, tmp_path):
     ids = store.nodule_ids
     predictions = made.predictions(ids).assign(malignancy_probability=np.linspace(0, 1, 24))
     predictions["baseline.diameter_only.malignancy_probability"] = 0.314
-    maps = made.maps(ids[5])
-    other = made.maps(ids[5], seed=1)
+    alone = made.maps(ids[5])
+    stable = np.zeros(alone.relevance.shape, bool)
+    stable[..., :4] = True
+    figures = {"agreement": 0.41, "expected": 0.78, "stable_share": 0.5}
+    maps = replace(alone, repeatability=Repeatability(("a", "b", "c"), np.abs(alone.relevance), stable, **{
+        name: dict.fromkeys(OUTPUTS, value) for name, value in figures.items()
+    }))  # fmt: skip
     curve = {"percent": [0, 50, 100], "mif": [1.0, 0.2, 0.1], "lif": [1.0, 0.9, 0.1], "removed": 0.9}
     study_report(
-        store, tmp_path / "out", predictions, {"cdam": [maps]}, repeats={ids[5]: [maps, maps, other]},
+        store, tmp_path / "out", predictions, {"cdam": [maps]},
         curves={ids[5]: {"malignancy": curve}}, nodule_ids=[ids[5]], pdf=False,
     )  # fmt: skip
     facts = json.loads((tmp_path / "out" / "nodules" / f"{ids[5]}.json").read_text())
@@ -314,7 +321,7 @@ def test_percentiles_spread_overlap_and_curves_are_shown(made, tmp_path):
     assert malignancy["percentile"] == pytest.approx(100 * 6 / 24)
     assert malignancy["diameter_only"] == 0.314
     assert facts["curves"]["malignancy"]["mif"] == [1.0, 0.2, 0.1]
-    assert -1 < facts["map_spread"]["margin"] < 1  # one pair is equal, two are not
+    assert facts["maps"][0]["repeatability"]["margin"] == {"models": 3, **figures, "note": ""}
     rows = {(row["method"], row["output"]): row for row in facts["overlap"]}
     assert {("cdam", "malignancy"), ("centred disc", None), ("readers", None)} <= set(rows)
     crop, relevance = store.load(ids[5]), maps.relevance[:, OUTPUTS.index("texture")]
@@ -326,7 +333,12 @@ def test_percentiles_spread_overlap_and_curves_are_shown(made, tmp_path):
         shares.append((positive * mask).sum() / positive.sum())
     assert rows["cdam", "texture"]["positive_mass"] == pytest.approx(np.mean(shares), rel=1e-5)
     text = (tmp_path / "out" / "nodules" / f"{ids[5]}.html").read_text(encoding="utf-8")
-    for phrase in ("percentile 25", "From the diameter alone: 0.31", "models agree", "Deletion curve of malignancy"):
+    for phrase in (
+        "percentile 25",
+        "From the diameter alone: 0.31",
+        "drawn again 0.78",
+        "Deletion curve of malignancy",
+    ):
         assert phrase in text, phrase
 
 

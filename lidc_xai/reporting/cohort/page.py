@@ -35,7 +35,6 @@ from lidc_xai.skipped import Skipped, write_skipped
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.store.crop_store import CropStore
-    from lidc_xai.nodules.maps import NoduleMaps
     from lidc_xai.nodules.strength import Anchors
 
 _FIGURES = (
@@ -54,7 +53,6 @@ def cohort_report(
     *,
     exclusions: pd.DataFrame | None = None,
     maps: MapsByMethod | None = None,
-    repeats: Mapping[str, Sequence[NoduleMaps]] | None = None,
     curves: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
     model_info: Mapping[str, Any] | None = None,
     run_info: Mapping[str, Any] | None = None,
@@ -76,7 +74,7 @@ def cohort_report(
 
     predictions: ``predictions.csv`` of a cross-validation, or the table of ``predict``. metrics: as
     ``evaluate_predictions`` returns them. exclusions: ``cohort_exclusions(name)``, for the flow from the database on.
-    maps: method -> maps by nodule id; repeats, curves, anchors, similar, summary, keep_ids: see ``ReportParts``.
+    maps: method -> maps by nodule id; curves, anchors, similar, summary, keep_ids: see ``ReportParts``.
     benchmark: folder of a finished benchmark,
     whose tables are linked. pdf: of the cohort's page; nodule_pdf: of every nodule too. All is optional; what is
     missing is said on the page.
@@ -88,7 +86,6 @@ def cohort_report(
     parts = ReportParts(
         predictions=predictions,
         maps=maps or {},
-        repeats=repeats or {},
         curves=curves or {},
         anchors=anchors or {},
         similar=similar or {},

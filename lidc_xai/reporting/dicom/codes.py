@@ -121,9 +121,16 @@ def predicted(name: str) -> Code:
     return Code(f"PRED-{name}", OURS, f"Predicted {name} rating" if name != "diameter" else "Predicted diameter")
 
 
-def relevance(name: str) -> Code:
-    """What a map of an output holds."""
+def relevance(name: str, layer: str = "") -> Code:
+    """What a map of an output holds, or another layer of it: its standard error, where its sign is stable."""
+    if layer == "_standard_error":
+        return Code(f"REL-SE-{name}"[:16], OURS, f"Standard error of the relevance for {name}")
+    if layer == "_stable":
+        return Code(f"REL-ST-{name}"[:16], OURS, f"Sign of the relevance for {name} is stable")
     return Code(f"REL-{name}", OURS, f"Relevance for predicted {name}")
+
+
+NO_UNIT = Code("1", "UCUM", "no units")
 
 
 def relevance_unit(name: str) -> Code:

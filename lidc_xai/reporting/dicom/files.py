@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,8 @@ def export_dicom(
     model_name: str = "nodule model",
 ) -> ExportResult:
     """Write ``out/<nodule_id>/``: ``seg.dcm`` (readers and consensus, or the given outline),
-    ``map_<method>_<output>.dcm``, ``sr.dcm`` and ``key.dcm``.
+    ``map_<method>_<output>.dcm`` (of a mean over models also ``…_standard_error`` and ``…_stable``), ``sr.dcm`` and
+    ``key.dcm``.
 
     ``dicom``: the folder with the source series; every object is in its study and frame of reference and refers to its
     slices. Maps lie on the slices' own pixels over the crop's box, NaN where nothing was evaluated. A nodule without
@@ -93,10 +95,12 @@ def _objects(
     points = stored_points(volume, near, rows, columns)
     making = _Making()
     for method, item in parts.maps_of(nodule_id).items():
-        for output in item.output_names:
-            values, _ = map_on_grid(item, output, crop.ct.shape, crop.affine, points, volume.affine[:3, :3])
+        for (end, layer), output in product(item.layers().items(), item.output_names):
+            values, _ = map_on_grid(layer, output, crop.ct.shape, crop.affine, points, volume.affine[:3, :3])
             first = (rows.start, columns.start)
-            making.add(f"map_{method}_{output}", partial(parametric_map, source, method, output, values, first))
+            making.add(
+                f"map_{method}_{output}{end}", partial(parametric_map, source, method, output, values, first, end)
+            )
     prediction = parts.prediction(nodule_id)
     masks, where, exact = scans.masks(store, nodule_id)
     if masks.any():

@@ -16,7 +16,6 @@ from pydicom.uid import generate_uid
 from lidc_xai import __version__
 from lidc_xai.ratings import OUTPUTS, READER_RATINGS, SCALES
 from lidc_xai.reporting.dicom import codes as code
-from lidc_xai.reporting.nodule.facts import UNITS
 from lidc_xai.reporting.values import number
 
 _MANUFACTURER = "lidc-xai"
@@ -111,14 +110,23 @@ def _segment(
     )
 
 
+_LAYERS = {
+    "": ("relevance", 9100),
+    "_standard_error": ("standard error over models", 9200),
+    "_stable": ("1: sign stable over models", 9300),
+}
+"""Layer of a map -> what it holds, and the first of its series' numbers."""
+
+
 def parametric_map(
     source: Source,
     method: str,
     output: str,
     values: NDArray[np.float32],
     first_pixel: tuple[int, int],
+    layer: str = "",
 ) -> hd.pm.ParametricMap:
-    """One signed map on a rectangle of the source's own pixels.
+    """One signed map on a rectangle of the source's own pixels, or another ``layer`` of it (``NoduleMaps.layers``).
 
     ``values``: (slices, rows, columns) float32, one per source slice, NaN where nothing was evaluated (declared as the
     padding value); ``first_pixel``: (row, column) of the rectangle's first pixel in the source.
@@ -136,16 +144,18 @@ def parametric_map(
     ]
     finite = values[np.isfinite(values)]
     largest = float(np.abs(finite).max()) if finite.size else 1.0
+    held, number = _LAYERS[layer]
+    unit = code.relevance_unit(output) if layer != "_stable" else code.NO_UNIT
     mapping = hd.pm.RealWorldValueMapping(
         lut_label=output.upper()[:16],
-        lut_explanation=f"{SCALES[output].towards(1)} (positive)"[:64],
-        unit=code.relevance_unit(output),
+        lut_explanation=f"{SCALES[output].towards(1)} (positive)"[:64] if not layer else held,
+        unit=unit,
         value_range=(-largest, largest),
         slope=1.0,
         intercept=0.0,
-        quantity_definition=code.relevance(output),
+        quantity_definition=code.relevance(output, layer),
     )
-    name = f"map {method} {output}"
+    name = f"map {method} {output}{layer}"
     made = hd.pm.ParametricMap(
         source_images=source.slices,
         pixel_array=values.astype(np.float32),
@@ -157,14 +167,14 @@ def parametric_map(
         voi_lut_transformations=[
             hd.VOILUTTransformation(0.0, 2 * largest, voi_lut_function=hd.VOILUTFunctionValues.LINEAR_EXACT)
         ],
-        content_description=f"{method} relevance for {output}, {UNITS[output]}"[:64],
+        content_description=f"{method} {held} for {output}, {unit.meaning}"[:64],
         content_label="RELEVANCE",
         pixel_measures=hd.PixelMeasuresSequence(
             pixel_spacing=(rows_mm, columns_mm), slice_thickness=float(first.get("SliceThickness") or 1.0)
         ),
         plane_orientation=hd.PlaneOrientationSequence(hd.CoordinateSystemNames.PATIENT, orientation.tolist()),
         plane_positions=positions,
-        **source.common(name, 9100 + OUTPUTS.index(output), f"{method} {output}"),
+        **source.common(name, number + OUTPUTS.index(output), f"{method} {output}{layer.replace('_', ' ')}"),
     )
     source.repeatable(made, name)
     made.FloatPixelPaddingValue = made.FloatPixelPaddingRangeLimit = float("nan")

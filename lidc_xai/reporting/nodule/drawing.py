@@ -121,7 +121,9 @@ def map_panels(
             if place is None:
                 continue
             scores = picture.plane.orient(maps.relevance[place, column])
-            drawn = map_picture(scores, limits[output], picture.plane.size_mm)
+            stable = None if maps.repeatability is None else maps.repeatability.stable
+            coloured = None if stable is None else picture.plane.orient(stable[place, column])
+            drawn = map_picture(scores, limits[output], picture.plane.size_mm, stable=coloured)
             row.append(Panel(output, picture, drawn))
         panels[output] = row
     return panels

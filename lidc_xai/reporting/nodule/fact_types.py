@@ -97,9 +97,23 @@ class Strength(TypedDict):
     word: str
 
 
+class Repeats(TypedDict):
+    """How far ``models`` draw one output's map alike: ``agreement`` of two of them, ``expected`` of their mean with
+    that of as many others (rank correlations), share of its strength on patches whose sign is stable. ``note``: why the
+    last is None.
+    """
+
+    models: int
+    agreement: float | None
+    expected: float | None
+    stable_share: float | None
+    note: str
+
+
 class MapFacts(TypedDict):
     """One method's maps. ``limits``: output -> absolute score of full colour; ``anchored``: outputs whose limit is the
-    cohort's, with the number of its nodules.
+    cohort's, with the number of its nodules. ``repeatability``: by output, of a mean over models; empty for one model,
+    whose repeatability is unknown.
     """
 
     method: str
@@ -112,6 +126,7 @@ class MapFacts(TypedDict):
     limits: dict[str, float]
     anchored: dict[str, int]
     strength: dict[str, Strength]
+    repeatability: dict[str, Repeats]
     panels: list[dict[str, Any]]
 
 
@@ -142,7 +157,6 @@ class NoduleFacts(TypedDict):
     readers: list[ReaderMask]
     maps: list[MapFacts]
     overlap: list[dict[str, Any]]
-    map_spread: dict[str, float | None]
     curves: dict[str, Any]
     flags: list[Flag]
     missing: list[str]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pandas as pd
 
+from lidc_xai.nodules.mean_maps import RECORD as NOISE_RECORD
 from lidc_xai.nodules.strength import RECORD
 from lidc_xai.ratings import BIOMARKERS, CALCIFICATION_ABSENT, INDETERMINATE, OUTPUTS, RESEARCH_USE_ONLY, SCALES, Scale
 from lidc_xai.reporting.nodule.fact_types import (
@@ -20,6 +21,7 @@ from lidc_xai.reporting.nodule.fact_types import (
     Prediction,
     ReaderMask,
     Readings,
+    Repeats,
     Strength,
 )
 from lidc_xai.reporting.nodule.flags import grazing_flags, quality_flags
@@ -85,7 +87,6 @@ def nodule_facts(row: Mapping[str, Any], votes: pd.DataFrame, crop: NoduleCrop, 
         "readers": _reader_masks(crop) if parts.origin == "lidc" else [],
         "maps": maps,
         "overlap": [one for one in parts.overlap if parts.origin == "lidc" or one["method"] != "readers"],
-        "map_spread": parts.spread,
         "curves": dict(parts.curves),
         "flags": [*quality_flags(row, readings, prediction, parts.origin), *grazing_flags(crop, parts.maps)],
         "missing": _missing(row, crop, parts),
@@ -114,7 +115,7 @@ def _known(row: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 
 def shown_info(model_info: Mapping[str, Any] | None, origin: str) -> dict[str, Any]:
     """The model's record as a page shows it; on one of somebody's own CT its lists of patients are numbers."""
-    shown = {key: value for key, value in (model_info or {}).items() if key != RECORD}
+    shown = {key: value for key, value in (model_info or {}).items() if key not in (RECORD, NOISE_RECORD)}
     if origin == "lidc":
         return shown
     return {key: len(value) if key.endswith("_patients") else value for key, value in shown.items()}
@@ -335,6 +336,7 @@ def _map_facts(method: str, maps: NoduleMaps, anchors: Mapping[str, Anchor]) -> 
         for name, column in columns.items()
         for place, view in enumerate(maps.views)
     ]
+    repeats = maps.repeatability
     return {
         "method": method,
         "title": method_title(method),
@@ -346,6 +348,7 @@ def _map_facts(method: str, maps: NoduleMaps, anchors: Mapping[str, Anchor]) -> 
         "limits": colour_limits(maps, anchors),
         "anchored": {name: anchors[name].nodules for name in names if name in anchors},
         "strength": {name: _strength(method, relevance[:, k], anchors.get(name)) for name, k in columns.items()},
+        "repeatability": {} if repeats is None else {name: cast("Repeats", repeats.of(name)) for name in names},
         "panels": panels,
     }
 

@@ -19,7 +19,7 @@ from lidc_xai.reporting.nodule.flags import AXES
 from lidc_xai.reporting.nodule.geometry import DisplayPlane, turned_for_display
 from lidc_xai.reporting.nodule.outlines import outline_path
 from lidc_xai.reporting.nodule.payload import differences, pack
-from lidc_xai.reporting.pictures import palette, pooled
+from lidc_xai.reporting.pictures import UNSTABLE_GREY, palette, pooled
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
@@ -48,6 +48,8 @@ def viewer_payload(
     for name, item in maps.items():
         methods[name] = _method(name, item, limits[name])
         arrays[f"map:{name}"] = pooled(item.relevance)
+        if item.repeatability is not None and item.repeatability.stable is not None:
+            arrays[f"stable:{name}"] = (pooled(item.repeatability.stable) >= 0.5).astype(np.uint8)
     header = {
         "volumes": volumes,
         "methods": methods,
@@ -57,6 +59,7 @@ def viewer_payload(
         "windows": {name: list(limits_hu) for name, limits_hu in windows.items()},
         "home": dict(home),
         "palette": palette(),
+        "grey": UNSTABLE_GREY,
     }
     return pack(header, arrays)
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from lidc_xai.reporting.values import show, show_probability
 
 if TYPE_CHECKING:
-    from lidc_xai.reporting.nodule.fact_types import MapFacts, NoduleFacts, Output, Trust
+    from lidc_xai.reporting.nodule.fact_types import MapFacts, NoduleFacts, Output, Repeats, Trust
 
 SHAKY_MAP = 0.5
-"""Below this mean rank correlation between models, a map is a property of one training, not of the nodule."""
+"""Below this expected rank correlation with another such map, a map belongs to its trainings, not to the nodule."""
 RANDOM_ORDER = 0.25
 """A random map's two deletion curves lie this far apart at most, as a share of their range (its 95th percentile on
 single nodules: .20 and .25 for two models): what lies below it tells nothing of the map's order."""
@@ -141,15 +141,42 @@ def _belief(facts: NoduleFacts) -> str:
         parts.append(
             f"single planes and models give {' to '.join(ends)}" if ends[0] != ends[1] else "planes and models agree"
         )
-    agreement = facts["map_spread"].get("malignancy")
-    parts.append(
-        "how far another training would draw the same map was not measured" if agreement is None
-        else f"other trainings draw the same map to a rank correlation of {agreement:.2f}"
-    )  # fmt: skip
+    parts.append(repeats_words(repeats_of(facts, "malignancy")))
     lost = deletion_words(facts["curves"].get("malignancy"))
     parts.append(lost or "what the score loses when the map’s pixels go was not measured")
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
+
+
+def repeats_of(facts: NoduleFacts, output: str) -> Repeats | None:
+    """What is known of the repeatability of the map that is shown in full; None for a map by one model."""
+    shown = explaining(facts)
+    return None if shown is None else shown["repeatability"].get(output)
+
+
+def repeats_words(repeats: Repeats | None) -> str:
+    """What other trainings would draw again of a map.
+
+    >>> repeats_words(None)
+    'one model drew the map: how far another training would draw it again is unknown'
+    >>> words = repeats_words({"models": 5, "agreement": 0.1, "expected": 0.36, "stable_share": 0.4, "note": ""})
+    >>> words[:57]
+    '5 other trainings would draw a smaller part of this map a'
+    """
+    if repeats is None:
+        return "one model drew the map: how far another training would draw it again is unknown"
+    if repeats["expected"] is None:
+        return f"the maps of the {repeats['models']} models are constant: whether they agree is undefined"
+    share = next(words for least, words in _DRAWN_AGAIN if repeats["expected"] >= least)
+    figure = f"expected rank correlation {repeats['expected']:.2f}"
+    text = f"{repeats['models']} other trainings would draw {share} of this map again ({figure})"
+    if repeats["stable_share"] is None:
+        return f"{text}; which patches are stable is not known: {repeats['note']}"
+    return f"{text}, {100 * repeats['stable_share']:.0f} % of it with a stable sign"
+
+
+_DRAWN_AGAIN = ((0.75, "most"), (0.5, "the larger part"), (0.25, "a smaller part"), (-1.0, "little"))
+"""From an expected rank correlation on, how much of a map is drawn again."""
 
 
 def deletion_words(curve: Mapping[str, Any] | None) -> str:
@@ -226,7 +253,8 @@ def trust_in_map(facts: NoduleFacts) -> Trust:
     shown = explaining(facts)
     if shown is None:
         return {"level": "none", "text": "There is no map.", "reasons": [], "unmeasured": []}
-    agreement, curve = facts["map_spread"].get("malignancy"), facts["curves"].get("malignancy")
+    repeats, curve = repeats_of(facts, "malignancy"), facts["curves"].get("malignancy")
+    agreement = None if repeats is None else repeats["expected"]
     rank = shown["strength"].get("malignancy", {"rank": ""})["rank"]
     unmeasured = [
         name
@@ -236,7 +264,7 @@ def trust_in_map(facts: NoduleFacts) -> Trust:
     against: list[str] = []
     supporting: list[str] = []
     if agreement is not None:
-        text = f"models draw it alike to {agreement:.2f}"
+        text = f"other trainings would draw it alike to {agreement:.2f}"
         (against if agreement < SHAKY_MAP else supporting).append(text)
     if curve:
         order = deletion_order(curve)

@@ -99,11 +99,13 @@ function greys([low, high]) {
   };
 }
 
-function signed(palette, limit) {
+// Where `stable` is 0 the colour becomes grey, as see-through as it was.
+function signed(palette, limit, stable, grey) {
   const middle = (palette.length - 1) / 2;
   return (value, data, at) => {
     const level = limit > 0 ? Math.round((value / limit) * middle) : 0;
     data.set(palette[middle + Math.min(Math.max(level, -middle), middle)], at);
+    if (stable && stable[at / 4] < 0.5) data.fill(grey, at, at + 3);
   };
 }
 

@@ -32,13 +32,14 @@
   };
   home();
 
-  // Scores of one output of the chosen method over a view, in display order, as {height, width, values}.
-  function scores(output, view) {
+  // Scores of one output of the chosen method over a view (or which of them are stable), in display order.
+  function scores(output, view, of = "map") {
     const method = header.methods[state.method];
     const column = method ? method.outputs.indexOf(output) : -1;
     const place = method ? method.views.indexOf(view) : -1;
     if (column < 0 || place < 0) return null;
-    const { shape, data } = arrays[`map:${state.method}`];
+    if (!arrays[`${of}:${state.method}`]) return null;
+    const { shape, data } = arrays[`${of}:${state.method}`];
     const [, outputs, height, width] = shape;
     const from = (place * outputs + column) * height * width;
     const { flip } = header.volumes.crop.views[view];
@@ -71,7 +72,9 @@
     if (!grid) return false;
     const [height, width] = pictureSize(header.volumes.crop.views[view].size_mm, pixels);
     const picture = state.smooth ? resize(grid, height, width, linear, 1) : resize(grid, height, width, nearest, 1);
-    paint(canvas, picture, signed(header.palette, limit(output)));
+    const kept = scores(output, view, "stable");
+    const stable = kept && resize(kept, height, width, nearest, 1).values;
+    paint(canvas, picture, signed(header.palette, limit(output), stable, header.grey));
     return true;
   }
 

@@ -1,0 +1,188 @@
+"""Several models on the same crops: planes are cut once, blocks with the same weights run once.
+
+A crop's map by one model is the mean over the turns and slices that are asked for, each turned back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lidc_xai.errors import UsageError
+from lidc_xai.imaging.planes import crop_plane, planes_of
+from lidc_xai.nodules.map_record import NoduleMaps
+
+if TYPE_CHECKING:
+    import torch
+
+    from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+    from lidc_xai.models.nodule_model import NoduleModel
+
+MOST_IMAGES = 32
+"""Images of one crop that are explained in one pass."""
+
+
+def nodule_images(
+    model: NoduleModel, crop: NoduleCrop, views: Sequence[str] | None = None, turn: int = 0, slices: int = 1
+) -> torch.Tensor:
+    """Model input of a crop: its middle plane in each view (None: those that the model reads), (V,3,S,S).
+
+    ``turn``: 1 to 7 for the same planes turned and mirrored, as ``models.turns.turned`` counts. ``slices``: odd, so
+    many planes about the middle of every view, (V·slices,3,S,S).
+
+    >>> nodule_images(model, crop).shape
+    torch.Size([3, 3, 32, 32])
+    """
+    import torch
+
+    from lidc_xai.models.turns import turned
+
+    read = replace(model.preprocess, slices=slices)
+    read.check(crop)
+    planes = [torch.from_numpy(planes_of(crop, (view,), read.planes_read)) for view in views or read.views]
+    return torch.cat([read.apply(turned(read.inputs(each), turn)) for each in planes])
+
+
+class Ensemble:
+    """Models that explain the same crops, on ``device`` and in evaluation mode.
+
+    ``slices``: planes about the middle of each view whose maps are averaged. ``turns``: 8 averages over the turns and
+    mirrors of the input, 1 does not; None: as each model averages its outputs.
+    """
+
+    def __init__(
+        self, models: Sequence[NoduleModel], device: str = "cpu", slices: int = 1, turns: int | None = None
+    ) -> None:
+        if slices < 1 or slices % 2 == 0 or turns not in (None, 1, 8):
+            raise UsageError(f"slices is odd and turns 1 or 8, not {slices} and {turns}")
+        self.models = [model.to(device).eval() for model in models]
+        self.device, self.slices, self.turns = device, slices, turns
+        self._common: dict[tuple[int, ...], list[int]] = {}
+
+    def maps(
+        self,
+        crop: NoduleCrop,
+        places: Sequence[int],
+        methods: Sequence[str],
+        views: Sequence[str] | None,
+        options: Mapping[str, Any],
+    ) -> list[dict[str, NoduleMaps]]:
+        """Method -> maps of a crop by each of the models at ``places``, in the planes of ``views`` (None: a model's
+        own).
+        """
+        maps: dict[int, dict[str, NoduleMaps]] = {}
+        for group in self._alike(places):
+            shown = tuple(views or self.models[group[0]].preprocess.views)
+            by_model = self._group_maps(crop, group, methods, shown, options)
+            maps |= dict(zip(group, by_model, strict=True))
+        return [maps[place] for place in places]
+
+    def _alike(self, places: Sequence[int]) -> list[tuple[int, ...]]:
+        """Models that read the same images, together."""
+        groups: dict[Any, list[int]] = {}
+        for place in places:
+            groups.setdefault(self.models[place].preprocess, []).append(place)
+        return [tuple(group) for group in groups.values()]
+
+    def _group_maps(
+        self,
+        crop: NoduleCrop,
+        group: tuple[int, ...],
+        methods: Sequence[str],
+        views: tuple[str, ...],
+        options: Mapping[str, Any],
+    ) -> list[dict[str, NoduleMaps]]:
+        import torch
+
+        from lidc_xai.explain import explain_each
+        from lidc_xai.explain.networks.common_trunk import common_blocks
+
+        models = [self.models[place] for place in group]
+        if group not in self._common:
+            self._common[group] = common_blocks(models)
+        turns = self.turns or models[0].preprocess.turns
+        images = torch.cat([nodule_images(models[0], crop, views, turn, self.slices) for turn in range(turns)])
+        chunks = [
+            explain_each(models, chunk.to(self.device), method=methods, common=self._common[group], **options)
+            for chunk in images.split(MOST_IMAGES)
+        ]
+        planes = [crop_plane(crop, view) for view in views]
+        shape, spacing = planes[0].image.shape, planes[0].spacing_mm
+        by_model = []
+        for number, model in enumerate(models):
+            maps = {}
+            for name in methods:
+                parts = [chunk[number][name] for chunk in chunks]
+                relevance = _mean_of(torch.cat([part.relevance for part in parts]), turns, len(views), turn_back=True)
+                maps[name] = NoduleMaps(
+                    nodule_id=crop.nodule_id,
+                    method=name,
+                    views=views,
+                    indices=tuple(plane.index for plane in planes),
+                    output_names=tuple(model.output_names),
+                    relevance=relevance,
+                    values=_mean_of(torch.cat([part.values for part in parts]), turns, len(views)),
+                    token_mm=_cell_mm(shape, spacing, relevance.shape[-2:]),
+                    engine=parts[0].engine,
+                    options={key: value for key, value in parts[0].options.items() if _is_plain(value)} | self.averaged,
+                )
+            by_model.append(maps)
+        return by_model
+
+    @property
+    def averaged(self) -> dict[str, int]:
+        """What the maps are means over, where it was asked for."""
+        return {**({"slices": self.slices} if self.slices > 1 else {}), **({"turns": self.turns} if self.turns else {})}
+
+
+def _mean_of(values: torch.Tensor, turns: int, views: int, turn_back: bool = False) -> np.ndarray:
+    """(turns·views·slices, ...) -> means over turns, each turned back where it is a map, and slices: (views, ...)."""
+    import torch
+
+    from lidc_xai.models.turns import turned_back
+
+    each = values.float().cpu().unflatten(0, (turns, views, -1))
+    if turn_back:
+        each = torch.stack([turned_back(one, turn) for turn, one in enumerate(each)])
+    return each.mean((0, 2)).numpy()
+
+
+def _cell_mm(shape: Sequence[int], spacing_mm: Sequence[float], grid: Sequence[int]) -> tuple[float, float]:
+    return (shape[0] * spacing_mm[0] / grid[0], shape[1] * spacing_mm[1] / grid[1])
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 over the names and values of a model's weights, in hexadecimal."""
+    from lidc_xai.models.digest import tensors_digest
+
+    return tensors_digest(model.state_dict())
+
+
+def check_different(digests: Sequence[str], names: Sequence[str] | None = None) -> None:
+    """``UsageError`` where two models are one: a copy is not another training."""
+    seen: dict[str, int] = {}
+    for place, digest in enumerate(digests):
+        first = seen.setdefault(digest, place)
+        if first != place:
+            a, b = ((names or [f"model {k + 1}" for k in range(len(digests))])[k] for k in (first, place))
+            raise UsageError(
+                f"{a} and {b} have the same weights (SHA-256 {digest[:8]}…): a copy is not another training, and would "
+                "agree with itself; give it once"
+            )
+
+
+def models_for(models: Sequence[NoduleModel], patient_id: str) -> list[int]:
+    """Which of several models never saw a patient; all of them where none records whom it learned from."""
+    from lidc_xai.nodules._predict import known_patients
+
+    known = [known_patients(model) for model in models]
+    if not any(known):
+        return list(range(len(models)))
+    return [place for place, patients in enumerate(known) if patients and patient_id not in patients]
