@@ -25,8 +25,8 @@ class Repeatability:
     models: what names each of them. standard_error: of the mean over models, shape and unit of ``relevance``. stable:
     the same shape, patches whose sign is expected to stay (5 % false discoveries); None where that cannot be told, and
     ``note`` says why. Output -> ``agreement`` (mean rank correlation between two of the models), ``expected`` (between
-    this mean and that of as many other models; 0 where single ones do not agree) and ``stable_share`` (share of Σ|mean| on stable patches); None where
-    undefined.
+    this mean and that of as many other models; 0 where single ones do not agree) and ``stable_share`` (share of Σ|mean|
+    on stable patches); None where undefined.
 
     >>> third = build_model("vit_nodule_p8", ("malignancy",), size=32, seed=2)
     >>> second = build_model("vit_nodule_p8", ("malignancy",), size=32, seed=1)
