@@ -83,7 +83,7 @@ def test_agreement_of_random_heads_is_zero_by_symmetry() -> None:
     (single, *_) = agreement_rows(iter(nodules), [f"P{n}" for n in range(60)], 400, 0)
     assert single["low"] < 0 < single["high"]
     assert single["mean_abs"] > 0.8
-    assert single["absolute"] > 0.7
+    assert single["absolute"] > 0.6
 
 
 def test_intervals_resample_models_and_patients() -> None:
