@@ -12,7 +12,9 @@ run without a final model teaches a final student by the mean of its folds. ``--
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -39,28 +41,29 @@ class Options(Config):
     runs: list[str] = Field(min_length=1, description="Cross-validated runs on the same splits, separated by commas.")
     store: Path = Field(description="The store of those runs.")
     trunk: Path | None = Field(None, description="Their cached trunk (none: whole passes).")
+    turns: Literal[1, 8] | None = Field(None, description="Turns to average over (none: as each model does).")
 
 
 def teach(options: Options, run: Run) -> None:
     """Evaluate every model on what it learned from, average, write."""
     store, out = CropStore(options.store), need_out(options)
-    tables = [run_table(Path(name), store, options.trunk) for name in words(options.runs)]
+    tables = [run_table(Path(name), store, options) for name in words(options.runs)]
     table = mean_rows(tables, [name for name in tables[0] if name not in ("fold", "nodule_id")])
     write_csv(out / "teacher.csv", table)
     run.results = {"nodules by fold": {int(fold): len(rows) for fold, rows in table.groupby("fold")}}
     print(table.groupby("fold").size().to_string())
 
 
-def run_table(folder: Path, store: CropStore, trunk: Path | None) -> pd.DataFrame:
+def run_table(folder: Path, store: CropStore, options: Options) -> pd.DataFrame:
     """A run's rows of every fold and of its final model, in whose place its folds may stand."""
-    table = pd.concat(fold_tables(folder, store, trunk), ignore_index=True)
+    table = pd.concat(fold_tables(folder, store, options), ignore_index=True)
     if (table["fold"] == FINAL).any():
         return table
     together = table.drop(columns="fold").groupby("nodule_id").mean().reset_index()
     return pd.concat([table, together.assign(fold=FINAL)], ignore_index=True)
 
 
-def fold_tables(folder: Path, store: CropStore, trunk: Path | None) -> Iterator[pd.DataFrame]:
+def fold_tables(folder: Path, store: CropStore, options: Options) -> Iterator[pd.DataFrame]:
     """A table of each fold's model of a run, and of its final model where there is one."""
     paths = [*sorted(folder.glob("fold-*/model")), *[path for path in [folder / "model"] if path.is_dir()]]
     if not paths:
@@ -68,7 +71,8 @@ def fold_tables(folder: Path, store: CropStore, trunk: Path | None) -> Iterator[
     for path in paths:
         say(f"{folder.name}: {path.relative_to(folder)}")
         model = load_model(path)
-        yield training_outputs(model, store, trunk)
+        model.preprocess = replace(model.preprocess, turns=options.turns or model.preprocess.turns)
+        yield training_outputs(model, store, options.trunk)
 
 
 def training_outputs(model: NoduleModel, store: CropStore, trunk: Path | None) -> pd.DataFrame:

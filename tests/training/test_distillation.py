@@ -46,7 +46,9 @@ def test_a_folds_rows_are_what_its_teacher_learned_from(teacher: Path, toy_store
 def test_a_run_without_a_final_model_teaches_by_its_folds(teacher: Path, toy_store: CropStore, tmp_path: Path) -> None:
     for fold in (0, 1):
         shutil.copytree(teacher.parents[1] / "run" / f"fold-{fold}", tmp_path / "run" / f"fold-{fold}")
-    table = teacher_outputs.run_table(tmp_path / "run", toy_store, None)
+    table = teacher_outputs.run_table(
+        tmp_path / "run", toy_store, teacher_outputs.Options(runs=["run"], store=toy_store.path)
+    )
     nodule = toy_store.nodule_ids[0]
     of_it = table[table["nodule_id"] == nodule].set_index("fold")["texture"]
     assert of_it[FINAL] == pytest.approx(of_it.drop(FINAL).mean())
