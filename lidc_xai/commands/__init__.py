@@ -8,6 +8,7 @@ GROUPS = (
     "training",
     "explain",
     "explain_image",
+    "edit",
     "benchmark",
     "report",
     "export",

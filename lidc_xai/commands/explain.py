@@ -61,6 +61,7 @@ def explain(config: ExplainConfig, run: Run) -> None:
     from lidc_xai.nodules.explained import explain_out_of_fold, repeatability_rows
     from lidc_xai.reporting import export_nifti
     from lidc_xai.reporting.nodule.panels import draw_nodule_panels
+    from lidc_xai.reporting.values import made_up
 
     store, models = CropStore(store_path), need_models(config.model, config.weights)
     wanted, device = usable_nodules(store, words(config.nodule), run), pick_device(config.device)
@@ -75,7 +76,7 @@ def explain(config: ExplainConfig, run: Run) -> None:
     if "png" in formats:
         for nodule_id in ids:
             maps_here = {method: by_id[nodule_id] for method, by_id in maps.items()}
-            draw_nodule_panels(maps_here, store.load(nodule_id), out / "png", bool(store.row(nodule_id)["simulated"]))
+            draw_nodule_panels(maps_here, store.load(nodule_id), out / "png", made_up(store.row(nodule_id)))
     predictions = predict(models, store, nodule_ids=wanted, device=device)
     write_csv(out / "predictions.csv", predictions)
     run.results = {"nodules": len(ids), "methods": methods, "outputs": list(models[0].output_names)}

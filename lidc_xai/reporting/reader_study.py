@@ -145,6 +145,7 @@ def _case_page(
         panels={output: panels[output] for output in outputs if output in panels},
         rated=[SCALES[rating] for rating in RATED],
         simulated=bool(store.row(nodule_id)["simulated"]),
+        edited=bool(store.row(nodule_id)["edited"]),
         interactive=False,
     )
 

@@ -36,6 +36,11 @@ def words(row: Mapping[str, Any] | None, name: str) -> str:
     return "" if value is None or _absent(value) or (isinstance(value, float) and math.isnan(value)) else str(value)
 
 
+def made_up(row: Mapping[str, Any] | None) -> str:
+    """What must stand on everything drawn from a row of a manifest: SIMULATED, EDITED, or nothing."""
+    return "SIMULATED" if truth(row, "simulated") else "EDITED" if words(row, "edited") else ""
+
+
 def spread(values: list[float]) -> tuple[float | None, float | None, int]:
     """Mean, sample standard deviation (``None`` below two values) and number."""
     return fmean(values) if values else None, stdev(values) if len(values) > 1 else None, len(values)

@@ -24,6 +24,7 @@ from lidc_xai.reporting.map_grid import map_on_grid
 from lidc_xai.reporting.nodule.facts import UNITS
 from lidc_xai.reporting.parts import MapsByMethod, ReportParts
 from lidc_xai.reporting.scans import Scans, box_corners
+from lidc_xai.reporting.values import made_up
 from lidc_xai.skipped import Skipped, write_skipped
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ def _export_one(
     formats: Sequence[str],
 ) -> list[Path]:
     crop = store.load(nodule_id)
-    simulated = bool(store.row(nodule_id)["simulated"])
+    row = store.row(nodule_id)
+    mark = made_up(row)
     grid, volumes = _Grid(crop.ct.shape, crop.affine), {"ct": crop.ct, **_masks(crop)}
     if scans is not None:
         grid, volumes = _scanner_grid(store, nodule_id, crop, scans)
@@ -119,7 +121,7 @@ def _export_one(
                 described[f"{method}_{output}"] = _description(item, output)
         volumes[f"{method}_evaluated"] = count
     paths = []
-    words = ("SIMULATED. " if simulated else "") + RESEARCH_USE_ONLY
+    words = (f"{mark}. " if mark else "") + RESEARCH_USE_ONLY
     for name, array in volumes.items():
         image = to_image(array, grid.affine)
         image.SetMetaData("ITK_FileNotes", words[:79])
@@ -128,7 +130,8 @@ def _export_one(
             with atomic_path(path) as temporary:
                 write_image(image, temporary)
             paths.append(path)
-    write_json(folder / "maps.json", {"note": words, "nodule_id": nodule_id, "simulated": simulated, "maps": described})
+    known = {"note": words, "nodule_id": nodule_id, "simulated": bool(row["simulated"]), "edited": row["edited"]}
+    write_json(folder / "maps.json", {**known, "maps": described})
     return [*paths, folder / "maps.json"]
 
 

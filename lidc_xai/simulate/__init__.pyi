@@ -3,6 +3,7 @@ from .dicom import write_dicom as write_dicom
 from .edits.edit import EDITS as EDITS
 from .edits.edit import edit_nodule as edit_nodule
 from .edits.edit import sham_edit as sham_edit
+from .edits.to_store import edit_store as edit_store
 from .nodule.expression import independent_ratings as independent_ratings
 from .nodule.expression import with_ratings as with_ratings
 from .series import SimulatedCT as SimulatedCT

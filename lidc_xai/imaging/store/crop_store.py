@@ -29,8 +29,8 @@ from lidc_xai.skipped import Skipped, write_skipped
 
 CROP_COLUMNS = (
     "size_mm", "spacing_mm", "centre_x_mm", "centre_y_mm", "centre_z_mm", "n_readers_masked", "padded",
-    "padded_share", "larger_than_box", "hu_calibrated", "hu_source", "hu_rmse", "simulated", "scanner", "ct_mean_hu",
-    "cohorts", "issues",
+    "padded_share", "larger_than_box", "hu_calibrated", "hu_source", "hu_rmse", "simulated", "edited", "scanner",
+    "ct_mean_hu", "cohorts", "issues",
 )  # fmt: skip
 MANIFEST_COLUMNS = (*ROW_COLUMNS, *CROP_COLUMNS)
 """Columns of ``manifest.parquet``: those of a cohort, then what is known of the crop."""
@@ -38,12 +38,12 @@ MANIFEST_COLUMNS = (*ROW_COLUMNS, *CROP_COLUMNS)
 LONGEST_ID = 120
 """Bytes of a nodule id: file names of maps, pages and exports are made of it, and a file name has 255 at most."""
 _ID = re.compile(r"[^\W.-][^/\\\x00-\x1f]*")
-_ADDED_LATER = ("padded_share", "hu_source", "hu_rmse")
+_ADDED_LATER = ("padded_share", "hu_source", "hu_rmse", "edited")
 """Columns that a store of an earlier version lacks."""
 KEPT_CROPS = 32
 """Crops that a store keeps in memory, those read last (some 300 KiB each): a report asks for one several times."""
 
-_TEXT = {"nodule_id", "patient_id", "series_uid", "study_uid", "scanner", "hu_source", "cohorts", "issues"}
+_TEXT = {"nodule_id", "patient_id", "series_uid", "study_uid", "scanner", "hu_source", "cohorts", "issues", "edited"}
 _WHOLE = {"scan_index", "cluster_index", "n_readers", "n_readers_masked", "label"}
 _FLAGS = {"ambiguous", "padded", "larger_than_box", "hu_calibrated", "simulated"}
 _FLAGS_OR_UNKNOWN = {"is_from_initial", "contrast_used"}
@@ -139,7 +139,7 @@ class CropStore:
         return self.manifest.iloc[self._place[nodule_id]]
 
     def causes(self, nodule_id: str) -> dict[str, np.ndarray]:
-        """By biomarker, the (z, y, x) bool voxels known to carry it: simulated nodules only, else empty."""
+        """By biomarker, the (z, y, x) bool voxels known to carry it: simulated and edited nodules only, else empty."""
         return read_causes(self._folder(nodule_id))
 
     def _folder(self, nodule_id: str) -> Path:
@@ -211,8 +211,9 @@ class StoreWriter:
 
         ``row``: columns of ``nodule_row`` as far as known (an absent rating is NaN), ``hu_calibrated`` (default True),
         ``hu_source`` and ``hu_rmse`` (the PNG edition's: "calibrated" or "estimated", and the error in HU),
-        ``simulated`` (default False) and ``cohorts`` (names with spaces between; default none); everything about
-        the crop itself is taken from ``crop``. DataError, and nothing written, for a crop that no model could read.
+        ``simulated`` (default False), ``edited`` (what an edit did; default nothing) and ``cohorts`` (names with spaces
+        between; default none); everything about the crop itself is taken from ``crop``. DataError, and nothing
+        written, for a crop that no model could read.
         """
         check_crop(crop)
         record = {"row": self._complete_row(crop, row), "votes": votes}

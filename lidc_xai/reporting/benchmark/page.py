@@ -33,6 +33,7 @@ def benchmark_report(
     outputs: Sequence[str] | None = None,
     title: str = "How far the maps can be trusted",
     simulated: bool = False,
+    edited: bool = False,
     seen: Collection[str] | None = None,
     known: pd.DataFrame | None = None,
     run_info: Mapping[str, Any] | None = None,
@@ -71,6 +72,7 @@ def benchmark_report(
         "about": list(about),
         "tables": tables,
         "simulated": simulated,
+        "edited": edited,
         "run": dict(run_info or {}),
     }
     drawn = {**values, "curves": benchmark_curves(results, outputs)}
@@ -139,7 +141,7 @@ def image_sheet(
         label = names[b] if names is not None else f"image {b + 1}"
         rows.append({"name": label, "picture": photograph(image), "panels": panels})
     path = Path(out) / "sheet.html"
-    values = {"title": title, "rows": rows, "methods": list(explanations), "simulated": False}
+    values = {"title": title, "rows": rows, "methods": list(explanations), "simulated": False, "edited": False}
     write_text(path, render("sheet.html.j2", **values, interactive=True))
     return path
 

@@ -126,6 +126,7 @@ def _facts(
         "nodules": len(ids),
         "patients": int(manifest["patient_id"].nunique()),
         "simulated": bool(manifest["simulated"].any()),
+        "edited": bool((manifest["edited"] != "").any()),
         "crop": f"{manifest['size_mm'].iloc[0]:g} mm at {manifest['spacing_mm'].iloc[0]:g} mm" if len(ids) else "",
         "flow": flow(store, parts.predictions, exclusions, ids),
         "metrics": metrics or {},

@@ -33,7 +33,7 @@ from lidc_xai.reporting.dicom.objects import (
 from lidc_xai.reporting.map_grid import map_on_grid
 from lidc_xai.reporting.parts import MapsByMethod, ReportParts, origin_of
 from lidc_xai.reporting.scans import Scans, box_corners, slices_near, stored_points
-from lidc_xai.reporting.values import number
+from lidc_xai.reporting.values import made_up, number
 from lidc_xai.reporting.volume_files import ExportResult
 from lidc_xai.skipped import Skipped, write_skipped
 
@@ -89,9 +89,9 @@ def _objects(
     crop, row = store.load(nodule_id), store.row(nodule_id)
     volume = scans.volume(crop.series_uid)
     slices = [completed(one, volume.spacing_mm[0]) for one in scans.slices(crop.series_uid)]
-    simulated, foreign = bool(row["simulated"]), origin_of(store) == "own"
+    mark, foreign = made_up(row), origin_of(store) == "own"
     near, (rows, columns) = slices_near(crop, volume), _pixels_near(crop, volume)
-    source = Source(slices[near], nodule_id, simulated)
+    source = Source(slices[near], nodule_id, mark)
     points = stored_points(volume, near, rows, columns)
     making = _Making()
     for method, item in parts.maps_of(nodule_id).items():
@@ -104,7 +104,7 @@ def _objects(
     prediction = parts.prediction(nodule_id)
     masks, where, exact = scans.masks(store, nodule_id)
     if masks.any():
-        source = Source(slices[where], nodule_id, simulated)
+        source = Source(slices[where], nodule_id, mark)
         consensus = consensus_mask(masks)
         masks = masks[:0] if foreign else masks
         seg = making.add("seg", lambda: segmentation(source, masks, consensus, exact))
@@ -125,7 +125,7 @@ def _objects(
     if prediction is None:
         return making.made, making.lost
     centre = volume.to_stored_index(crop.centre_mm[None])[0, 2]
-    making.add("key", lambda: key_image(Source(slices, nodule_id, simulated), _inside(centre, len(slices))))
+    making.add("key", lambda: key_image(Source(slices, nodule_id, mark), _inside(centre, len(slices))))
     return making.made, making.lost
 
 

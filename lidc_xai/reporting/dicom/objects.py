@@ -24,11 +24,14 @@ _READER_COLOURS = ((86, 180, 233), (240, 228, 66), (204, 121, 167), (47, 191, 14
 
 @dataclass(frozen=True)
 class Source:
-    """The slices an object refers to, in ascending order along their normal, and whose nodule it is."""
+    """The slices an object refers to, in ascending order along their normal, and whose nodule it is.
+
+    ``mark``: SIMULATED or EDITED, where the CT is not as it was scanned.
+    """
 
     slices: Sequence[Dataset]
     nodule_id: str
-    simulated: bool
+    mark: str
 
     def uid(self, *names: str) -> str:
         """The same UID in every run for the same nodule, series and object."""
@@ -37,7 +40,7 @@ class Source:
 
     def description(self, words: str) -> str:
         """A series description of at most 64 characters that says what it must not be used for."""
-        return f"{'SIMULATED ' if self.simulated else ''}RESEARCH USE ONLY: {words}"[:64]
+        return f"{self.mark + ' ' if self.mark else ''}RESEARCH USE ONLY: {words}"[:64]
 
     def common(self, name: str, series_number: int, words: str) -> dict[str, Any]:
         """Arguments that every object needs."""

@@ -146,6 +146,7 @@ class NoduleFacts(TypedDict):
     origin: Origin
     identifiers: dict[str, Any]
     simulated: bool
+    edited: str
     crop: dict[str, Any]
     label: float | None
     malignancy_median: float | None

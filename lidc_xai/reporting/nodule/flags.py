@@ -47,6 +47,9 @@ def _image_flags(row: Mapping[str, Any]) -> list[Flag]:
     flags = []
     if truth(row, "simulated"):
         flags.append(_flag("warning", "SIMULATED", "The CT is computer-generated; only contours and ratings are real."))
+    if words(row, "edited"):
+        text = f"A property of the nodule was changed by computer ({words(row, 'edited')}); readers rated the original."
+        flags.append(_flag("warning", "EDITED", text))
     issues = [text for text in words(row, "issues").split("; ") if text]
     if truth(row, "hu_calibrated") is False:
         how = _taken(issues, "HU estimated") or "Grey values are not Hounsfield units"

@@ -25,9 +25,12 @@ _PIXELS = 256
 
 
 def draw_nodule_panels(
-    maps: Mapping[str, NoduleMaps], crop: NoduleCrop, folder: Path | str, simulated: bool = False
+    maps: Mapping[str, NoduleMaps], crop: NoduleCrop, folder: Path | str, mark: str = ""
 ) -> list[Path]:
-    """Write ``folder/<nodule_id>/<view>.png`` for every view of ``maps`` (method -> maps of this nodule)."""
+    """Write ``folder/<nodule_id>/<view>.png`` for every view of ``maps`` (method -> maps of this nodule).
+
+    ``mark``: SIMULATED or EDITED, where the CT is not as it was scanned.
+    """
     first = next(iter(maps.values()))
     rows = [f"{name}\n(orange: {SCALES[name].towards(1)})" for name in first.output_names]
     paths = []
@@ -39,6 +42,6 @@ def draw_nodule_panels(
         path = Path(folder) / crop.nodule_id / f"{view}.png"
         shown = {name: item.relevance[v][:, turned] for name, item in maps.items()}
         title = f"{crop.nodule_id}, {view} slice {index}, lung window. Research use only."
-        draw_panel(path, pixels, shown, rows, title, "simulated CT" if simulated else None, "CT")
+        draw_panel(path, pixels, shown, rows, title, f"{mark.lower()} CT" if mark else None, "CT")
         paths.append(path)
     return paths

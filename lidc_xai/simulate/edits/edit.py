@@ -64,7 +64,7 @@ def edit_nodule(crop: NoduleCrop, name: str, dose: float = 1.0, seed: int = 0) -
     >>> bool(edited.consensus.sum() > crop.consensus.sum()), bool(changed.any())
     (True, True)
     """
-    edit = _asked(name, dose)
+    edit = check_dose(name, dose)
     site = site_of(crop)
     note = f"EDITED: {name}, dose {dose:g}, seed {seed}"
     if dose == 0:
@@ -95,7 +95,8 @@ def sham_edit(crop: NoduleCrop) -> NoduleCrop:
     return replace(crop, ct=_placed(crop.ct, site, ct), issues=[*crop.issues, "EDITED: sham"])
 
 
-def _asked(name: str, dose: float) -> Edit:
+def check_dose(name: str, dose: float) -> Edit:
+    """The edit of that name; ``UsageError`` where there is none, or it does not take that dose."""
     if name not in EDITS:
         raise UsageError(f"edit {name!r} is not known; choose one of {', '.join(EDITS)}")
     edit = EDITS[name]

@@ -1,0 +1,120 @@
+"""The page of an edited store: a slider for the dose, and beside it the CT, the outputs and the maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lidc_xai.errors import DataError
+from lidc_xai.files import write_text
+from lidc_xai.imaging.planes import crop_plane
+from lidc_xai.ratings import OUTPUTS
+from lidc_xai.reporting.pages import render
+from lidc_xai.reporting.pictures import ct_picture, map_picture
+from lidc_xai.reporting.values import number
+from lidc_xai.simulate.edits.edit import EDITS
+from lidc_xai.simulate.edits.to_store import original_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lidc_xai.imaging.store.crop_store import CropStore
+    from lidc_xai.nodules.maps import NoduleMaps
+
+_PIXELS = 168
+
+
+def slider_page(
+    store: CropStore, predictions: pd.DataFrame, maps: Mapping[str, Mapping[str, NoduleMaps]], path: Path
+) -> Path:
+    """Write one page with every nodule of an edited ``store``: the middle axial slice, by dose.
+
+    ``predictions``: of ``predict`` on the store. ``maps``: method -> edited nodule's id -> maps; shown are those of the
+    edit's own output and of malignancy, in one colour scale a nodule and output over all doses.
+    """
+    by_original: dict[str, list[tuple[float, str]]] = {}
+    edit = ""
+    for nodule_id in store.nodule_ids:
+        original, edit, dose = original_of(nodule_id)
+        by_original.setdefault(original, []).append((dose, nodule_id))
+    if not by_original:
+        raise DataError(f"{store.path}: holds no edited nodule")
+    rows = {str(row["nodule_id"]): row for row in predictions.to_dict("records")}
+    nodules = [
+        _nodule(store, original, edit, sorted(frames), rows, maps) for original, frames in sorted(by_original.items())
+    ]
+    write_text(path, render("edited.html.j2", edit=edit, nodules=nodules, interactive=True))
+    return path
+
+
+def _nodule(
+    store: CropStore, original: str, edit: str, frames: list[tuple[float, str]], rows: Mapping[str, Any],
+    maps: Mapping[str, Mapping[str, NoduleMaps]],
+) -> dict[str, Any]:  # fmt: skip
+    shown = [(dose, nodule_id) for dose, nodule_id in frames if nodule_id in rows]
+    panels: dict[str, dict[str, list[np.ndarray]]] = {}
+    for method, by_id in maps.items():
+        for output in (edit, "malignancy"):
+            planes = [_axial(by_id[nodule_id], output) if nodule_id in by_id else None for _, nodule_id in shown]
+            if all(plane is not None for plane in planes):
+                panels.setdefault(method, {})[output] = [plane for plane in planes if plane is not None]
+    limits = {
+        (method, output): float(max(np.abs(plane).max() for plane in planes))
+        for method, by_output in panels.items()
+        for output, planes in by_output.items()
+    }
+    return {
+        "nodule_id": original,
+        "outputs": _outputs(edit, [rows[nodule_id] for _, nodule_id in shown]),
+        "frames": [
+            {
+                "dose": dose,
+                "ct": ct_picture(*_picture(store, nodule_id), "lung", _PIXELS),
+                "maps": [
+                    {
+                        "method": method,
+                        "output": output,
+                        "limit": limits[method, output],
+                        "uri": map_picture(planes[place], limits[method, output], _extent(store), _PIXELS),
+                    }
+                    for method, by_output in panels.items()
+                    for output, planes in by_output.items()
+                ],
+            }
+            for place, (dose, nodule_id) in enumerate(shown)
+        ],
+    }
+
+
+def _outputs(edit: str, rows: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every output with its value at each dose; the edit's own is marked with the direction that is expected of it."""
+    found = []
+    for name in OUTPUTS:
+        column = "malignancy_probability" if name == "malignancy" else name
+        values = [number(row, column) for row in rows]
+        if any(value is not None for value in values):
+            sign = EDITS[edit].sign if name == edit else 0
+            found.append(
+                {"name": name, "values": values, "expected": {1: "should rise", -1: "should fall"}.get(sign, "")}
+            )
+    return found
+
+
+def _axial(maps: NoduleMaps, output: str) -> np.ndarray | None:
+    if "axial" not in maps.views or output not in maps.output_names:
+        return None
+    plane: np.ndarray = maps.relevance[maps.views.index("axial"), maps.output_names.index(output)]
+    return plane
+
+
+def _picture(store: CropStore, nodule_id: str) -> tuple[np.ndarray, tuple[float, float]]:
+    plane = crop_plane(store.load(nodule_id), "axial")
+    return plane.image, plane.spacing_mm
+
+
+def _extent(store: CropStore) -> tuple[float, float]:
+    size = float(store.fingerprint["size_mm"])
+    return size, size
