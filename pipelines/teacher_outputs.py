@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 import torch
@@ -41,7 +40,7 @@ class Options(Config):
     runs: list[str] = Field(min_length=1, description="Cross-validated runs on the same splits, separated by commas.")
     store: Path = Field(description="The store of those runs.")
     trunk: Path | None = Field(None, description="Their cached trunk (none: whole passes).")
-    turns: Literal[1, 8] | None = Field(None, description="Turns to average over (none: as each model does).")
+    turns: int | None = Field(None, description="Turns to average over, 1 or 8 (none: as each model does).")
 
 
 def teach(options: Options, run: Run) -> None:
@@ -71,7 +70,7 @@ def fold_tables(folder: Path, store: CropStore, options: Options) -> Iterator[pd
     for path in paths:
         say(f"{folder.name}: {path.relative_to(folder)}")
         model = load_model(path)
-        model.preprocess = replace(model.preprocess, turns=options.turns or model.preprocess.turns)
+        model.preprocess = replace(model.preprocess, turns=options.turns or model.preprocess.turns)  # type: ignore[arg-type]
         yield training_outputs(model, store, options.trunk)
 
 
