@@ -1,20 +1,41 @@
 """The model that comes with the package: small, loadable by name, honest on its card."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lidc_xai.errors import UsageError
+from lidc_xai.annotations import select_cohort
+from lidc_xai.errors import ModelError, UsageError
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 from lidc_xai.models import load_model, shipped_models
-from lidc_xai.models.saved import SHIPPED
+from lidc_xai.models.saved import SHIPPED, member_folders
 from lidc_xai.nodules._predict import predict
 from lidc_xai.ratings import OUTPUTS
 
 
+def test_the_ensemble_is_small_and_asks_for_the_weights_that_it_was_made_for() -> None:
+    """Five folds: every patient of the tested cohort is unknown to one of the members."""
+    members = member_folders("lidc-dinov2")
+    assert [path.name for path in members] == [f"member-{number}" for number in range(1, 6)]
+    assert sum(path.stat().st_size for member in members for path in member.iterdir()) < 4 * 2**20
+    for member in members:
+        with pytest.raises(ModelError, match="adapter to the published weights of 'dinov2_vits14'"):
+            load_model(member)
+    knows = []
+    for member in members:
+        info = json.loads((member / "model.json").read_text(encoding="utf-8"))["training_info"]
+        assert info["metrics"]["out of fold, auc"] > 0.9
+        assert "/" not in info["store"] + str(info["options"]["trunk"]["folder"])
+        knows.append({*info["train_patients"], *info["validation_patients"]})
+    assert not set.intersection(*knows) & set(select_cohort("all862")["patient_id"])
+    with pytest.raises(UsageError, match="is an ensemble; give one of its members"):
+        load_model("lidc-dinov2")
+
+
 def test_the_shipped_model_is_small_and_says_what_it_is() -> None:
-    assert shipped_models() == ["lidc-small"]
+    assert shipped_models() == ["lidc-dinov2", "lidc-small"]
     folder = SHIPPED / "lidc-small"
     assert sum(path.stat().st_size for path in folder.iterdir()) < 12 * 2**20
     card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
@@ -39,5 +60,5 @@ def test_a_larger_nodule_is_read_as_larger_and_more_suspicious() -> None:
 
 
 def test_an_unknown_name_is_told_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no such model folder \(shipped: lidc-small\)"):
+    with pytest.raises(UsageError, match=r"no such model folder \(shipped: lidc-dinov2, lidc-small\)"):
         load_model(tmp_path / "lidc-large")
