@@ -25,6 +25,9 @@ class BenchmarkConfig(Config):
     weights: str | None = Field(
         None, description="Published weights of a model saved as an adapter: pretrained or a file."
     )
+    model_masked: str | None = Field(
+        None, description="A copy of the model tuned with patches replaced (pipelines/tune_masked.py)."
+    )
     nodule: list[str] = Field([], description="Nodule ids, separated by commas. All by default.")
     views: list[str] = Field(["axial"], description="Planes to measure: axial, coronal, sagittal.")
     jobs: int = Field(1, ge=1, description="Processes that share the cases.")
@@ -46,6 +49,7 @@ def benchmark(config: BenchmarkConfig, run: Run) -> None:
     options = load_config(BenchmarkOptions, None, (), config.options)
     store = CropStore(store_path)
     model = need_model(config.model, config.weights).to(pick_device(config.device))
+    masked = need_model(config.model_masked).to(pick_device(config.device)) if config.model_masked else None
     measured = benchmark_store(
         model,
         store,
@@ -53,6 +57,7 @@ def benchmark(config: BenchmarkConfig, run: Run) -> None:
         options,
         nodule_ids=words(config.nodule) or None,
         views=words(config.views),
+        model_masked=masked,
         jobs=config.jobs,
     )
     run.skipped = measured.skipped

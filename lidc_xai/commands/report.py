@@ -22,10 +22,13 @@ from lidc_xai.config import Config
 from lidc_xai.run import Run, versions
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
 
     from lidc_xai.imaging import CropStore
     from lidc_xai.models import NoduleModel
+    from lidc_xai.nodules.maps import NoduleMaps
     from lidc_xai.reporting import ReportResult
 
 
@@ -50,6 +53,10 @@ class ReportConfig(Config):
     controls: bool = Field(True, description="Show maps of the same model with random weights; off with --set.")
     curves: list[str] = Field(["malignancy"], description="Outputs with a deletion curve; none with --set curves=[].")
     similar: Path | None = Field(None, description="A store of rated nodules: the five most like each, beside it.")
+    turning: bool = Field(
+        False,
+        description="Of wrong or borderline nodules, the smallest edit that turns the verdict; by --set.",
+    )
     maps: Path | None = Field(None, description="The folder that explain wrote to.")
     nodule: list[str] = Field([], description="Nodule ids; repeat it or separate by commas. All by default.")
     limit: int | None = Field(None, ge=1, description="Only the first so many of them.")
@@ -91,7 +98,9 @@ def report(config: ReportConfig, run: Run) -> None:
             save_anchors(run_folder, anchors)
         save_noise([folder for run_folder in runs for folder in member_folders(run_folder)], explained.noise)
     similar = _similar(config, models, store, ids, predictions, device)
+    turning = _turning(config, models, store, ids, predictions, explained.maps, device) if config.turning else {}
     shared: dict[str, Any] = {
+        "turning": turning,
         "similar": similar,
         "anchors": anchors,
         "summary": config.format == "summary",
@@ -135,6 +144,38 @@ def _similar(
     reference = store if path.resolve() == store.path.resolve() else CropStore(path)
     near = similar_nodules(models[0], store, ids, reference, predictions=predictions, device=device)
     return drawn_neighbours(near, reference)
+
+
+def _turning(
+    config: ReportConfig,
+    models: list[NoduleModel],
+    store: CropStore,
+    ids: list[str],
+    predictions: pd.DataFrame,
+    maps: Mapping[str, Mapping[str, NoduleMaps]],
+    device: str,
+) -> dict[str, dict[str, Any]]:
+    """The smallest edit that turns the verdict, for nodules with outlines whose prediction is wrong or borderline."""
+    from lidc_xai.errors import DataError
+    from lidc_xai.nodules.explained import own_model
+    from lidc_xai.nodules.turning import smallest_turn, wants_turning
+    from lidc_xai.progress import track
+    from lidc_xai.reporting.edited import drawn_turn
+    from lidc_xai.reporting.values import number
+
+    rows = {str(row["nodule_id"]): row for row in predictions.to_dict("records")}
+    shown = maps[words(config.method)[0]]
+    asked = [name for name in ids if name in rows and wants_turning(rows[name], number(store.row(name), "label"))]
+    found = {}
+    for nodule_id in track(asked, "turning edits", len(asked)):
+        crop, place = store.load(nodule_id), own_model(models, str(store.row(nodule_id)["patient_id"]))
+        try:
+            turn = smallest_turn(models if place is None else models[place], crop, seed=config.seed, device=device)
+        except DataError as error:
+            found[nodule_id] = {"lines": [f"No edit could be tried: {error}"], "pictures": []}
+            continue
+        found[nodule_id] = drawn_turn(crop, turn, shown.get(nodule_id))
+    return found
 
 
 def _cohort_report(

@@ -96,12 +96,13 @@ def benchmark_store(
     views: Sequence[str] | None = None,
     without: Mapping[str, CropStore] | None = None,
     map_functions: Mapping[str, MapFunction] | None = None,
+    model_masked: NoduleModel | None = None,
     jobs: int = 1,
 ) -> BenchmarkRun:
     """``run_benchmark`` on nodules of a store, in ``jobs`` processes that share the work case by case.
 
-    ``map_functions``: methods of the caller's own. Results of cases that lie in ``out`` already are kept; a killed run
-    goes on with the same call.
+    ``map_functions``: methods of the caller's own. ``model_masked``: as ``run_benchmark`` takes it. Results
+    of cases that lie in ``out`` already are kept; a killed run goes on with the same call.
 
     >>> options = BenchmarkOptions(methods=("cdam",), metrics=("compactness",))
     >>> benchmark_store(model, store, folder / "store-benchmark", options, nodule_ids=store.nodule_ids[:1]).measured
@@ -109,10 +110,11 @@ def benchmark_store(
     """
     ids = list(store.nodule_ids if nodule_ids is None else nodule_ids)
     chosen = tuple(views or model.preprocess.views)
-    work = partial(_benchmark_shard, model, store, Path(out), options, ids, chosen, dict(without or {}), map_functions)
+    given = (dict(without or {}), map_functions, model_masked)
+    work = partial(_benchmark_shard, model, store, Path(out), options, ids, chosen, *given)
     if jobs == 1:
         return work((0, 1))
-    prepare_benchmark(model, out, options, map_functions)
+    prepare_benchmark(model, out, options, map_functions, model_masked)
     runs = Parallel(n_jobs=jobs)(delayed(work)((index, jobs)) for index in range(jobs))
     return BenchmarkRun(
         out=Path(out),
@@ -131,10 +133,13 @@ def _benchmark_shard(
     views: Sequence[str],
     without: Mapping[str, CropStore],
     map_functions: Mapping[str, MapFunction] | None,
+    model_masked: NoduleModel | None,
     shard: tuple[int, int],
 ) -> BenchmarkRun:
     if shard[1] > 1:
         torch.set_num_threads(1)
     cases = store_cases(model, store, ids, views, without)
     total = -(-len(cases) // shard[1])
-    return run_benchmark(model, cases, out, options, map_functions=map_functions, total=total, shard=shard)
+    return run_benchmark(
+        model, cases, out, options, map_functions=map_functions, model_masked=model_masked, total=total, shard=shard
+    )

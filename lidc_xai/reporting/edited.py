@@ -11,7 +11,9 @@ import numpy as np
 from lidc_xai.errors import DataError
 from lidc_xai.files import write_text
 from lidc_xai.imaging.planes import crop_plane
+from lidc_xai.nodules.turning import Turn, in_words, map_on_turn
 from lidc_xai.ratings import OUTPUTS
+from lidc_xai.reporting.nodule.facts import method_title
 from lidc_xai.reporting.pages import render
 from lidc_xai.reporting.pictures import ct_picture, map_picture
 from lidc_xai.reporting.values import number
@@ -21,6 +23,7 @@ from lidc_xai.simulate.edits.to_store import original_of
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
     from lidc_xai.imaging.store.crop_store import CropStore
     from lidc_xai.nodules.maps import NoduleMaps
 
@@ -48,6 +51,23 @@ def slider_page(
     ]
     write_text(path, render("edited.html.j2", edit=edit, nodules=nodules, interactive=True))
     return path
+
+
+def drawn_turn(crop: NoduleCrop, turn: Turn | None, maps: NoduleMaps | None) -> dict[str, Any]:
+    """The lines and pictures of ``smallest_turn`` for the page of a nodule; ``maps``: by the method that is shown."""
+    on_map = None if turn is None or maps is None else map_on_turn(turn, maps)
+    lines = in_words(turn, on_map, method_title(maps.method) if maps is not None else "shown")
+    if turn is None:
+        return {"lines": lines, "pictures": []}
+    chosen = {
+        "as it was scanned": crop_plane(crop, "axial"),
+        f"EDITED: {turn.edit}, dose {turn.dose:g}": crop_plane(turn.crop, "axial"),
+    }
+    pictures = [
+        {"ct": ct_picture(plane.image, plane.spacing_mm, "lung", _PIXELS), "words": words}
+        for words, plane in chosen.items()
+    ]
+    return {"lines": lines, "pictures": pictures}
 
 
 def _nodule(

@@ -54,6 +54,7 @@ class NoduleParts:
     curves: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     anchors: Anchors = field(default_factory=dict)
     similar: Sequence[Mapping[str, Any]] = ()
+    turning: Mapping[str, Any] = field(default_factory=dict)
     model_info: Mapping[str, Any] | None = None
     run_info: Mapping[str, Any] | None = None
     context: NoduleCrop | None = None
@@ -72,6 +73,7 @@ class ReportParts:
         ``evaluation.fidelity`` gives them.
     anchors: method -> output -> ``nodules.strength.Anchor``, so that a weak map looks weak; else a nodule's own scale.
     similar: nodule id -> rated nodules like it, as ``nodules.similar_nodules`` gives them.
+    turning: nodule id -> ``lines`` and ``pictures``, as ``reporting.edited.drawn_turn`` gives them.
     context: gives a wider crop (≥ 64 mm) of a nodule, or ``None``.
     light: leave the context's voxels out of the page (the still pictures stay), for studies of hundreds.
     paper: of the PDF, A4 or Letter. summary: the PDF is one page, the head of the HTML page.
@@ -83,6 +85,7 @@ class ReportParts:
     curves: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     anchors: Anchors = field(default_factory=dict)
     similar: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    turning: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     model_info: Mapping[str, Any] | None = None
     run_info: Mapping[str, Any] | None = None
     context: Callable[[str], NoduleCrop | None] | None = None
@@ -105,6 +108,7 @@ class ReportParts:
             curves=self.curves.get(nodule_id, {}),
             anchors=self.anchors,
             similar=self.similar.get(nodule_id, ()),
+            turning=self.turning.get(nodule_id, {}),
             model_info=self.model_info,
             run_info=self.run_info,
             context=None if self.context is None else self.context(nodule_id),

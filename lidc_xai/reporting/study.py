@@ -61,12 +61,13 @@ def study_report(
     light: bool | None = None,
     anchors: Anchors | None = None,
     similar: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    turning: Mapping[str, Mapping[str, Any]] | None = None,
     summary: bool = False,
     keep_ids: bool = False,
 ) -> ReportResult:
     """Write ``out/index.html`` and ``out/nodules/<id>.{html,json,pdf}``.
 
-    predictions, maps, model_info, run_info, curves, anchors, similar, summary, keep_ids: see ``ReportParts``;
+    predictions, maps, model_info, run_info, curves, anchors, similar, turning, summary, keep_ids: see ``ReportParts``;
     all optional, and what is missing is said on the pages.
     performance: output -> figure -> value or ``{"value", "low", "high"}``, for the study page.
     dicom: the folder with the scans, for a context of 72 mm around each crop. nodule_ids: those to show (all by
@@ -84,6 +85,7 @@ def study_report(
         curves=curves or {},
         anchors=anchors or {},
         similar=similar or {},
+        turning=turning or {},
         summary=summary,
         keep_ids=keep_ids,
         model_info=model_info,

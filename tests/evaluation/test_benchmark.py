@@ -297,3 +297,16 @@ def test_case_ids_become_file_names_that_differ(tmp_path: Path) -> None:
     names = {part_path(tmp_path, case).name for case in ("a/b", "a_b", "../a", "é" * 200, "a b")}
     assert len(names) == 5
     assert all("/" not in name and not name.startswith(".") for name in names)
+
+
+def test_curves_by_a_tuned_copy_stand_beside_the_models_own(
+    named: nn.Module, nodules: list[Case], tmp_path: Path
+) -> None:
+    options = BenchmarkOptions(methods=("cdam",), metrics=("fidelity",), disc=False, points=3, up_to=50)
+    run = run_benchmark(named, nodules[:1], tmp_path / "out", options, model_masked=named)
+    table = run.table()
+    table = table[table["x"].isna()].set_index("metric")["value"]
+    assert len(table["fidelity/area"]) == len(table["fidelity_tuned/area"])
+    np.testing.assert_allclose(table["fidelity/area"], table["fidelity_tuned/area"])
+    with pytest.raises(UsageError, match="another model or with other options"):
+        run_benchmark(named, nodules[:1], tmp_path / "out", options)

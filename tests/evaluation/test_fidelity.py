@@ -311,3 +311,42 @@ def test_mixed_precision_is_close_and_leaves_no_trace(vit: nn.Module, images: Te
     scale = np.abs(full.mif).max()
     assert 0 < np.abs(full.mif - mixed.mif).max() < 0.05 * scale
     assert not torch.is_autocast_enabled("cpu")
+
+
+def test_curves_can_be_read_by_a_tuned_copy_and_over_a_part(vit: nn.Module, images: Tensor) -> None:
+    tokens = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(0))
+    plain = fidelity(vit, images, tokens, 2, points=5)
+    same = fidelity(vit, images, tokens, 2, points=5, model_masked=deepcopy(vit))
+    np.testing.assert_array_equal(same.area, plain.area)
+    other = deepcopy(vit)
+    with torch.no_grad():
+        other.head.weight *= 2
+        other.head.bias *= 2
+    tuned = fidelity(vit, images, tokens, 2, points=5, model_masked=other)
+    np.testing.assert_allclose(tuned.mif, 2 * plain.mif, atol=1e-10)
+    np.testing.assert_allclose(tuned.at_stake, 2 * plain.at_stake, atol=1e-10)
+    half = fidelity(vit, images, tokens, 2, points=5, up_to=50)
+    np.testing.assert_allclose(half.area_mif, np.trapezoid(plain.mif[:, :3], dx=25, axis=1), atol=1e-10)
+    np.testing.assert_array_equal(half.mif, plain.mif)
+
+
+def test_the_predicted_class_is_the_explained_models_own(vit: nn.Module, images: Tensor) -> None:
+    turned = deepcopy(vit)
+    with torch.no_grad():
+        turned.head.weight *= -1
+        turned.head.bias *= -1
+        asked = vit(images).argmax(1)
+    tokens = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = fidelity(vit, images, tokens, points=3, model_masked=turned)
+    with torch.no_grad():
+        np.testing.assert_allclose(found.score, turned(images).gather(1, asked[:, None])[:, 0], atol=1e-10)
+
+
+def test_a_copy_of_another_model_and_a_part_off_the_curve_are_refused(vit: nn.Module, images: Tensor) -> None:
+    smaller = deepcopy(vit)
+    smaller.reset_classifier(3)
+    with pytest.raises(UsageError, match="model_masked has 3 outputs, the model 5"):
+        fidelity(vit, images, torch.rand(4, 4, 4), 1, points=3, model_masked=smaller.double())
+    for bad in (0, 33, 110):
+        with pytest.raises(UsageError, match="up_to is a point of the curve: a multiple of 5"):
+            fidelity(vit, images, torch.rand(4, 4, 4), 1, up_to=bad)

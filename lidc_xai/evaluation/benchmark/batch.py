@@ -77,7 +77,15 @@ class Rows:
 class Batch:
     """Cases of one image size, measured together."""
 
-    def __init__(self, model: nn.Module, cases: list[Case], options: BenchmarkOptions, variants: Variants) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        cases: list[Case],
+        options: BenchmarkOptions,
+        variants: Variants,
+        model_masked: nn.Module | None = None,
+    ) -> None:
+        self.masked = None if model_masked is None else Forward(model_masked, options.max_batch, options.precision)
         self.model, self.cases, self.options, self.variants = model, cases, options, variants
         self.forward = Forward(model, options.max_batch, options.precision)
         images = self.forward.place(torch.cat([case.images for case in cases]))

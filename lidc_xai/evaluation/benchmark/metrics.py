@@ -36,7 +36,7 @@ from lidc_xai.evaluation.metrics._deletion_insertion import (
     deletion_result,
     probability_scores,
 )
-from lidc_xai.evaluation.metrics._fidelity import curve_outputs, fidelity_result
+from lidc_xai.evaluation.metrics._fidelity import curve_outputs, fidelity_result, read_by, replaced_outputs
 from lidc_xai.evaluation.metrics._parameter_randomisation import cascade
 from lidc_xai.evaluation.metrics._saco import fits, group_outputs, on_cells, saco_result
 from lidc_xai.evaluation.metrics._sensitivity_n import (
@@ -53,6 +53,8 @@ from lidc_xai.explain import targets as target_module
 from lidc_xai.explain.registry import find_method
 from lidc_xai.explain.targets import Logit, Target
 
+TUNED = "_tuned"
+"""Fidelity read by a copy of the model that was tuned with replaced patches: fidelity_tuned, fidelity_lung_tuned."""
 ONE_OUTPUT = "the model has one output: there is no other to discriminate from"
 
 
@@ -69,26 +71,34 @@ def judged(batch: Batch) -> list[int]:
 def measure_fidelity(batch: Batch, rows: Rows, discriminate: bool) -> None:
     """MIF/LIF of every map on its own output, and (class discrimination) on the others' scores."""
     for name in batch.options.replacements:
-        removed, ends = batch.removed(name), batch.ends(name)
-        for label, maps in batch.pixels.items():
-            outputs = curve_outputs(
-                batch.forward, batch.images, removed, maps, ends, batch.options.points, batch.options.seed
-            )
-            scores = np.asarray(batch.asked.read(outputs).cpu().numpy())  # (B, map, 2, P, score)
-            bad, flat = broken(maps).cpu().numpy(), constant(maps).cpu().numpy()
-            family = f"fidelity{suffix(name)}"
-            for t in judged(batch):
-                result = fidelity_result(scores[:, t, :, :, t], bad[:, t], flat[:, t])
-                rows.add_result(family, label, batch.outputs[t], result)
-                if batch.options.curves:
-                    rows.add_curve(f"{family}/mif", label, batch.outputs[t], result.percent, result.mif)
-                    rows.add_curve(f"{family}/lif", label, batch.outputs[t], result.percent, result.lif)
-            if discriminate:
-                percent = np.linspace(0, 100, scores.shape[3])
-                areas = trapezoid(np.moveaxis(scores, 3, -1), percent)  # (B, map, 2, score)
-                lif_minus_mif = areas[:, :, 1] - areas[:, :, 0]
-                lif_minus_mif[bad] = np.nan
-                _discrimination(batch, rows, f"discrimination{suffix(name)}/fidelity", label, lif_minus_mif)
+        _curves(batch, rows, name, batch.asked, "", discriminate)
+        if batch.masked is not None:
+            _curves(batch, rows, name, read_by(batch.asked, batch.masked), TUNED, False)
+
+
+def _curves(batch: Batch, rows: Rows, name: ReplacementName, asked: Scored, by: str, discriminate: bool) -> None:
+    """Curves of one fill, read by the model itself or (``by``) by its copy tuned with replaced patches."""
+    removed = batch.removed(name)
+    ends = batch.ends(name) if asked is batch.asked else replaced_outputs(asked.forward, asked.outputs, removed)
+    family, up_to = f"fidelity{suffix(name)}{by}", batch.options.up_to
+    for label, maps in batch.pixels.items():
+        outputs = curve_outputs(
+            asked.forward, asked.images, removed, maps, ends, batch.options.points, batch.options.seed
+        )
+        scores = np.asarray(asked.read(outputs).cpu().numpy())  # (B, map, 2, P, score)
+        bad, flat = broken(maps).cpu().numpy(), constant(maps).cpu().numpy()
+        for t in judged(batch):
+            result = fidelity_result(scores[:, t, :, :, t], bad[:, t], flat[:, t], up_to=up_to)
+            rows.add_result(family, label, batch.outputs[t], result)
+            if batch.options.curves:
+                rows.add_curve(f"{family}/mif", label, batch.outputs[t], result.percent, result.mif)
+                rows.add_curve(f"{family}/lif", label, batch.outputs[t], result.percent, result.lif)
+        if discriminate:
+            percent = np.linspace(0, 100, scores.shape[3])
+            areas = trapezoid(np.moveaxis(scores, 3, -1), percent)  # (B, map, 2, score)
+            lif_minus_mif = areas[:, :, 1] - areas[:, :, 0]
+            lif_minus_mif[bad] = np.nan
+            _discrimination(batch, rows, f"discrimination{suffix(name)}/fidelity", label, lif_minus_mif)
 
 
 def measure_box(batch: Batch, rows: Rows, discriminate: bool) -> None:

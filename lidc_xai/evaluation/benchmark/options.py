@@ -7,14 +7,14 @@ import json
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import nn
 
 from lidc_xai.errors import UsageError
 from lidc_xai.evaluation.forward import Precision
 from lidc_xai.evaluation.metrics._box_sensitivity import SIDES_AT_224
 from lidc_xai.evaluation.metrics._deletion_insertion import CELL_AT_224
-from lidc_xai.evaluation.metrics._fidelity import POINTS
+from lidc_xai.evaluation.metrics._fidelity import POINTS, check_up_to
 from lidc_xai.evaluation.replacement import SIGMA_AT_224, ReplacementName
 from lidc_xai.explain.abilities import list_methods, refusals
 from lidc_xai.explain.registry import find_method, method_options
@@ -72,6 +72,7 @@ class BenchmarkOptions(BaseModel):
     sigma: float = Field(default=SIGMA_AT_224, gt=0, description="Blur in px at 224.")
     sigma_mm: float | None = Field(default=None, gt=0, description="Blur in mm, where the cases have a spacing.")
     points: int = Field(default=POINTS, ge=2, description="Points of the MIF and LIF curves.")
+    up_to: float = Field(default=100.0, gt=0, le=100, description="Areas of the curves over 0 to so many percent.")
     boxes: int = Field(default=100, ge=3, description="Boxes per size.")
     sizes: tuple[int, ...] = Field(default=SIDES_AT_224, description="Sides of the boxes in px at 224.")
     sets: int = Field(default=100, ge=3, description="Random pixel sets per share (Sensitivity-n).")
@@ -98,6 +99,14 @@ class BenchmarkOptions(BaseModel):
             raise ValueError(f"names are given twice: {', '.join(value)}")
         return value
 
+    @model_validator(mode="after")
+    def _on_the_curve(self) -> BenchmarkOptions:
+        try:
+            check_up_to(self.up_to, self.points)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        return self
+
     def variants(self, model: nn.Module) -> dict[str, tuple[str, dict[str, Any]]]:
         """Label → (method, options) for ``model``; ``UsageError`` for a method that it cannot do, with the reason."""
         chosen: dict[str, tuple[str, dict[str, Any]]] = {}
@@ -123,7 +132,8 @@ class BenchmarkOptions(BaseModel):
 
     def fingerprint(self, model: nn.Module) -> str:
         """Hash of these options (what only changes speed left out) and of the model's weights."""
-        plain = self.model_dump(mode="json", exclude={"max_batch", "explain_batch"})
+        later = {"up_to"} if self.up_to == 100 else set()  # a benchmark begun before this field was there goes on
+        plain = self.model_dump(mode="json", exclude={"max_batch", "explain_batch", *later})
         digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
         for name, value in model.state_dict().items():
             digest.update(name.encode())

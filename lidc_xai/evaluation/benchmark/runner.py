@@ -56,13 +56,15 @@ def run_benchmark(
     options: BenchmarkOptions | None = None,
     *,
     map_functions: Mapping[str, MapFunction] | None = None,
+    model_masked: nn.Module | None = None,
     total: int | None = None,
     shard: tuple[int, int] = (0, 1),
 ) -> BenchmarkRun:
     """Measure every case that is not measured yet; results go to ``out``.
 
     ``map_functions``: name → function (model, images, targets) → maps, methods of the caller's own (``MapFunction``);
-    they take part in every metric and table beside those of ``options.methods``.
+    they take part in every metric and table beside those of ``options.methods``. ``model_masked``: a copy of the model
+    tuned with patches replaced; the curves are then also read by it (fidelity_tuned, of every fill).
 
     ``total``: number of samples, for the time left. ``shard`` (i, n): only every n-th case from the i-th; n processes
     with the same ``out`` share the work. Raises ``UsageError`` where ``out`` holds another benchmark.
@@ -76,7 +78,7 @@ def run_benchmark(
     folder = Path(out)
     functions = dict(map_functions or {})
     variants: Variants = {**options.variants(model), **{name: (function, {}) for name, function in functions.items()}}
-    prepare_benchmark(model, folder, options, functions, clean=shard == (0, 1))
+    prepare_benchmark(model, folder, options, functions, model_masked, clean=shard == (0, 1))
     kept, measured = 0, 0
     skipped: list[Skipped] = []
     waiting: list[Case] = []
@@ -88,14 +90,14 @@ def run_benchmark(
         if case is None:
             continue
         if waiting and not _fits(waiting, case, options.explain_batch):
-            measured += _measure(model, waiting, folder, options, variants, skipped)
+            measured += _measure(model, waiting, folder, options, variants, skipped, model_masked)
             waiting = []
         waiting.append(case)
         if sum(len(one.images) for one in waiting) >= options.explain_batch:
-            measured += _measure(model, waiting, folder, options, variants, skipped)
+            measured += _measure(model, waiting, folder, options, variants, skipped, model_masked)
             waiting = []
     if waiting:
-        measured += _measure(model, waiting, folder, options, variants, skipped)
+        measured += _measure(model, waiting, folder, options, variants, skipped, model_masked)
     return BenchmarkRun(folder, measured, kept, skipped)
 
 
@@ -115,10 +117,14 @@ def part_path(out: Path, case_id: str) -> Path:
 
 
 def case_rows(
-    model: nn.Module, cases: list[Case], options: BenchmarkOptions, variants: Variants | None = None
+    model: nn.Module,
+    cases: list[Case],
+    options: BenchmarkOptions,
+    variants: Variants | None = None,
+    model_masked: nn.Module | None = None,
 ) -> list[pd.DataFrame]:
     """The rows of each of some cases of one image size."""
-    batch = Batch(model, cases, options, options.variants(model) if variants is None else variants)
+    batch = Batch(model, cases, options, options.variants(model) if variants is None else variants, model_masked)
     rows = Rows()
     wanted = options.metrics
     if "fidelity" in wanted or "discrimination" in wanted:
@@ -160,15 +166,16 @@ def _measure(
     options: BenchmarkOptions,
     variants: Variants,
     skipped: list[Skipped],
+    model_masked: nn.Module | None = None,
 ) -> int:
     """Measure cases together; where that fails, one by one, so that one bad case does not cost the others."""
     try:
-        frames = case_rows(model, cases, options, variants)
+        frames = case_rows(model, cases, options, variants, model_masked)
     except DataError as error:
         if len(cases) == 1:
             skipped.append(Skipped(cases[0].case_id, STAGE, str(error)))
             return 0
-        return sum(_measure(model, [case], folder, options, variants, skipped) for case in cases)
+        return sum(_measure(model, [case], folder, options, variants, skipped, model_masked) for case in cases)
     for case, frame in zip(cases, frames, strict=True):
         with atomic_path(part_path(folder, case.case_id)) as temporary:
             frame.to_parquet(temporary, index=False)
@@ -208,6 +215,7 @@ def prepare_benchmark(
     out: Path | str,
     options: BenchmarkOptions | None = None,
     map_functions: Mapping[str, MapFunction] | None = None,
+    model_masked: nn.Module | None = None,
     *,
     clean: bool = True,
 ) -> None:
@@ -220,6 +228,8 @@ def prepare_benchmark(
     if map_functions:
         check_names(map_functions, options.variants(model), (*options.methods, DISC, READERS, MODEL))
         fingerprint += f"-{fingerprint_of(map_functions)[:16]}"
+    if model_masked is not None:
+        fingerprint += f"-masked-{options.fingerprint(model_masked)}"
     folder = Path(out)
     if clean:
         remove_half_written(folder)

@@ -6,6 +6,9 @@ replaced, all channels together. A faithful map loses little in LIF and much in 
     area = A_LIF − A_MIF,   A = trapezoid of the raw target score over percent.
 
 The first point is f(x) and the last f(all replaced), the same for every map: they are computed once.
+
+With ``model_masked``, a copy of the model that was tuned with patches replaced, f is the copy's: it knows replaced
+patches, so that its loss is of what was removed and not of never having seen such images (Zheng et al., ICLR 2025).
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lidc_xai.errors import UsageError
-from lidc_xai.evaluation.forward import Forward, scored_for_one
+from lidc_xai.evaluation.forward import Forward, Scored, scored_for_one
 from lidc_xai.evaluation.maps import CONSTANT, NOT_FINITE, MapLike, as_pixels, broken, constant, distinct, pixel_ranks
 from lidc_xai.evaluation.options import Perturbing, options_as
 from lidc_xai.evaluation.results import Result, finite, first_reason, trapezoid
@@ -53,14 +56,21 @@ class FidelityResult(Result):
 
 @dataclass(frozen=True, kw_only=True)
 class FidelityOptions(Perturbing):
-    """``points`` of the curve, ends included. ``normalise``: divide each curve by its own first value."""
+    """``points`` of the curve, ends included. ``normalise``: divide each curve by its own first value.
+
+    ``model_masked``: a copy of the model tuned with patches replaced, whose score is followed in place of the model's.
+    ``up_to``: areas over 0 to so many percent; a point of the curve.
+    """
 
     points: int = POINTS
     normalise: bool = False
+    model_masked: nn.Module | None = None
+    up_to: float = 100.0
 
     def __post_init__(self) -> None:
         if self.points < 2:
             raise UsageError(f"points is a whole number from 2, not {self.points}")
+        check_up_to(self.up_to, self.points)
 
 
 def fidelity(
@@ -77,12 +87,34 @@ def fidelity(
     """
     chosen = options_as(FidelityOptions, options)
     asked = scored_for_one(chosen.forward(model), images, target)
+    if chosen.model_masked is not None:
+        asked = read_by(asked, chosen.forward(chosen.model_masked))
     maps = as_pixels(relevance, len(asked.images), asked.size, asked.images.device)
     removed = chosen.removed(asked.images)
     ends = replaced_outputs(asked.forward, asked.outputs, removed)
     outputs = curve_outputs(asked.forward, asked.images, removed, maps[:, None], ends, chosen.points, chosen.seed)
     scores = asked.read(outputs)[:, 0, ..., 0].cpu().numpy()
-    return fidelity_result(scores, broken(maps).cpu().numpy(), constant(maps).cpu().numpy(), chosen.normalise)
+    return fidelity_result(
+        scores, broken(maps).cpu().numpy(), constant(maps).cpu().numpy(), chosen.normalise, chosen.up_to
+    )
+
+
+def check_up_to(up_to: float, points: int) -> None:
+    """UsageError where ``up_to`` is no point of a curve with so many points beyond the first."""
+    if not any(abs(up_to - percent) < _TINY for percent in np.linspace(0, 100, points)[1:]):
+        raise UsageError(
+            f"up_to is a point of the curve: a multiple of {100 / (points - 1):g} up to 100, not {up_to:g}"
+        )
+
+
+def read_by(asked: Scored, forward: Forward) -> Scored:
+    """The same images and targets (settled by the model that was explained), scored by another model."""
+    images = forward.place(asked.images)
+    outputs = forward.outputs(images)
+    if outputs.values.shape != asked.outputs.values.shape:
+        wide, own = outputs.values.shape[-1], asked.outputs.values.shape[-1]
+        raise UsageError(f"model_masked has {wide} outputs, the model {own}; give a copy of the same model")
+    return Scored(forward, images, asked.targets, outputs, asked.targets.scores(outputs))
 
 
 def replaced_outputs(forward: Forward, plain: Outputs, removed: Tensor) -> Outputs:
@@ -114,9 +146,9 @@ def curve_outputs(
 
 
 def fidelity_result(
-    scores: Floats, not_finite: np.ndarray, is_constant: np.ndarray, normalise: bool = False
+    scores: Floats, not_finite: np.ndarray, is_constant: np.ndarray, normalise: bool = False, up_to: float = 100.0
 ) -> FidelityResult:
-    """Areas and reasons from scores (B,2,P), MIF first."""
+    """Areas (over 0 to ``up_to`` percent) and reasons from scores (B,2,P), MIF first."""
     scores = scores.copy()
     first = scores[:, 0, 0].copy()
     replaced = scores[:, 0, -1].copy()
@@ -127,7 +159,8 @@ def fidelity_result(
     scores[not_finite] = np.nan
     percent = np.linspace(0, 100, scores.shape[-1])
     mif, lif = scores[:, 0], scores[:, 1]
-    areas = trapezoid(scores, percent)
+    kept = percent <= up_to + _TINY
+    areas = trapezoid(scores[..., kept], percent[kept])
     reasons = first_reason(
         (not_finite, NOT_FINITE),
         (unscalable, "the first value is 0, so the curve cannot be divided by it"),

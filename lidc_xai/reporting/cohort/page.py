@@ -66,6 +66,7 @@ def cohort_report(
     jobs: int = 1,
     anchors: Anchors | None = None,
     similar: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    turning: Mapping[str, Mapping[str, Any]] | None = None,
     summary: bool = False,
     keep_ids: bool = False,
 ) -> ReportResult:
@@ -74,7 +75,7 @@ def cohort_report(
 
     predictions: ``predictions.csv`` of a cross-validation, or the table of ``predict``. metrics: as
     ``evaluate_predictions`` returns them. exclusions: ``cohort_exclusions(name)``, for the flow from the database on.
-    maps: method -> maps by nodule id; curves, anchors, similar, summary, keep_ids: see ``ReportParts``.
+    maps: method -> maps by nodule id; curves, anchors, similar, turning, summary, keep_ids: see ``ReportParts``.
     benchmark: folder of a finished benchmark,
     whose tables are linked. pdf: of the cohort's page; nodule_pdf: of every nodule too. All is optional; what is
     missing is said on the page.
@@ -89,6 +90,7 @@ def cohort_report(
         curves=curves or {},
         anchors=anchors or {},
         similar=similar or {},
+        turning=turning or {},
         summary=summary,
         keep_ids=keep_ids,
         model_info=model_info,

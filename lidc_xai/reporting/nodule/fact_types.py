@@ -164,5 +164,6 @@ class NoduleFacts(TypedDict):
     summary: list[str]
     trust: dict[str, Trust]
     similar: list[dict[str, Any]]
+    turning: dict[str, Any]
     model: dict[str, Any]
     run: dict[str, Any]

@@ -94,6 +94,7 @@ def nodule_facts(row: Mapping[str, Any], votes: pd.DataFrame, crop: NoduleCrop, 
         "summary": [],
         "trust": {},
         "similar": [dict(one) for one in parts.similar],
+        "turning": dict(parts.turning),
         "model": shown_info(parts.model_info, parts.origin),
         "run": dict(parts.run_info or {}),
     }

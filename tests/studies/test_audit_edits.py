@@ -1,0 +1,108 @@
+"""The audit's tables on rows whose figures are known, the realism test, and the patches that tuning removes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from audit.measure import PLAIN, SHAM, doses_of
+from audit.realism import realism, told_apart
+from audit.tables import dose_response, map_table, own_measures, selectivity, sham_noise
+from tune_masked import with_patches_removed
+
+from lidc_xai.simulate import EDITS
+
+OUTPUTS = ("spiculation", "margin")
+
+
+@pytest.fixture
+def rows() -> pd.DataFrame:
+    """Spiculation rises by twice the dose and margin falls by half of it; of nodule 3 spiculation does not move."""
+    found = []
+    for k in range(4):
+        about = {"model": "m", "nodule_id": f"n{k}", "patient_id": f"p{k}", "size": 10.0}
+        plain = {"spiculation": float(k), "margin": float(-k)}
+        found.append(about | {"edit": PLAIN, "dose": 0.0, "own": 0.0} | plain)
+        found.append(about | {"edit": SHAM, "dose": 1.0, "own": np.nan} | plain | {"margin": 0.1 - k})
+        for dose in doses_of("spiculation"):
+            moved = {"spiculation": k + (0 if k == 3 else 2 * dose), "margin": -k - dose / 2}
+            found.append(about | {"edit": "spiculation", "dose": dose, "own": 100 * dose} | moved)
+        for dose in doses_of("margin"):
+            moved = {"spiculation": float(k), "margin": -k - dose}
+            found.append(about | {"edit": "margin", "dose": dose, "own": -dose} | moved)
+    return pd.DataFrame(found)
+
+
+def test_dose_response_knows_the_expected_sign(rows: pd.DataFrame) -> None:
+    table = dose_response(rows).set_index("edit")
+    assert table.loc["spiculation", "nodules"] == 4
+    assert table.loc["spiculation", "rho"] == pytest.approx(1.0)  # a flat curve has no rank correlation
+    assert table.loc["spiculation", "expected"] == pytest.approx(0.75)
+    assert table.loc["margin", "rho"] == pytest.approx(1.0)  # falls with the dose, as it should
+    assert EDITS["margin"].sign == -1
+
+
+def test_selectivity_is_in_standard_deviations_of_the_output(rows: pd.DataFrame) -> None:
+    table = selectivity(rows, OUTPUTS).set_index("edit")
+    sd = np.std([0, 1, 2, 3], ddof=1)
+    assert table.loc["spiculation", "spiculation"] == pytest.approx(1.5 / sd, abs=1e-3)
+    assert table.loc["spiculation", "margin"] == pytest.approx(-0.5 / sd, abs=1e-3)
+    assert table.loc["margin", "spiculation"] == 0
+    assert table.loc[SHAM, "margin"] == pytest.approx(0.1 / sd, abs=1e-3)
+    assert sham_noise(rows, OUTPUTS)["margin"].iloc[0] == pytest.approx(0.1 / sd)
+    measures = own_measures(rows).set_index("edit")["rho_of_dose_and_measure"]
+    assert measures["spiculation"] == pytest.approx(1.0)
+
+
+def test_map_table_averages_by_method() -> None:
+    one = {"model": "m", "edit": "margin", "of": "S", "area": 0.1, "positive_mass": 0.3, "pointing_2mm": 1.0}
+    given = (("x", 0.2, "a"), ("x", 0.4, "b"), ("y", 0.9, "a"))
+    rows = pd.DataFrame([one | {"method": name, "auprc": value, "patient_id": p} for name, value, p in given])
+    table = map_table(rows).set_index("method")
+    assert table.loc["x", "auprc"] == pytest.approx(0.3)
+    assert table.loc["x", "nodules"] == 2
+    assert table.loc["y", "auprc"] == pytest.approx(0.9)
+
+
+def test_a_classifier_tells_apart_what_differs_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    same, other = rng.normal(size=(2, 120, 6))
+    patients = [f"p{k}" for k in range(120)]
+    assert told_apart(same, other + 3, patients, patients, 0)["verdict"] == "told apart"
+    alike = told_apart(same, other, patients, patients, 0)
+    assert alike["verdict"] == "not told apart"
+    assert alike["low"] < 0.5 < alike["high"]
+    assert "no verdict" in str(told_apart(same[:40], other[:40], patients[:40], patients[:40], 0)["verdict"])
+    assert np.isnan(told_apart(same[:5], other[:5], patients[:5], patients[:5], 0)["auc"])
+
+
+def test_edited_nodules_meet_real_ones_of_the_rating_that_the_edit_gave(rows: pd.DataFrame) -> None:
+    manifest = pd.DataFrame(
+        {"nodule_id": ["n0", "n1", "n2", "n3", "like", "large", "own"],
+         "patient_id": ["p0", "p1", "p2", "p3", "q", "r", "p0"],
+         "diameter": [10.0, 10.0, 10.0, 10.0, 11.0, 30.0, 10.0], "spiculation": [1.0, 4.9, 4.9, 4.9, 3.2, 3.0, 3.0],
+         "margin": np.nan}
+    )  # fmt: skip
+    features = np.zeros(3, np.float32)
+    names = [PLAIN + " 0", SHAM + " 1", *(f"spiculation {dose:g}" for dose in doses_of("spiculation"))]
+    kept = {"n0": dict.fromkeys(names, features)}
+    asked: list[str] = []
+
+    def plain(nodule_id: str) -> np.ndarray:
+        asked.append(nodule_id)
+        return features
+
+    table = realism(rows, kept, manifest, {"spiculation": 1.0}, plain, (1.0,), 0).set_index("edit")
+    assert asked == ["like"]  # rated 1 + 2, not the patient's own, not three times the size
+    assert table.loc["spiculation", "n"] == 1
+
+
+def test_at_most_half_of_the_patches_are_removed_and_whole_ones() -> None:
+    images, removed = torch.zeros(200, 1, 8, 8), torch.ones(200, 1, 8, 8)
+    found = with_patches_removed(images, removed, (4, 4), torch.Generator().manual_seed(0))
+    shares = found.mean((1, 2, 3))
+    assert 0 <= shares.min() < 0.05
+    assert 0.45 < shares.max() <= 0.5
+    patches = found.unfold(2, 2, 2).unfold(3, 2, 2).flatten(-2)
+    assert (patches.min(-1).values == patches.max(-1).values).all()
