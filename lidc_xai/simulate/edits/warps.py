@@ -33,7 +33,8 @@ def lobulation(site: Site, dose: float, rng: np.random.Generator) -> Floats:
     at = _in_radii(site)
     toward = at / np.maximum(np.linalg.norm(at, axis=0), 1e-6)
     shape = Legendre.basis(4)
-    lobes = sum(w * shape(np.tensordot(pole, toward, 1)) for pole, w in zip(poles, weight, strict=True))
+    each = [w * shape(np.tensordot(pole, toward, 1)) for pole, w in zip(poles, weight, strict=True)]
+    lobes = np.sum(each, axis=0)
     near = np.linalg.norm(at, axis=0) < SUPPORT
     lobes = lobes - lobes[near].mean()
     return radial(site, 1 + LOBES * dose * np.tanh(1.5 * lobes / lobes[near].std()))
@@ -85,7 +86,7 @@ def warped(site: Site, shift_mm: Floats, ct: Floats) -> Floats:
     takes away, the part that lies in flat places. At edges it belongs to the edge and moves with it.
     """
     calm = site.smooth(ct, _NOISE_MM)
-    slope = np.sqrt(sum(part**2 for part in np.gradient(calm, site.spacing_mm)))
+    slope = np.sqrt(np.sum(np.square(np.gradient(calm, site.spacing_mm)), axis=0))
     noise = (ct - calm) * np.exp(-((slope / (2 * site.noise_hu)) ** 2))
     return np.where(_moved(shift_mm), _taken(site, shift_mm, ct - noise, 5) + noise, ct)
 
