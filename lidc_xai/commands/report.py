@@ -165,7 +165,9 @@ def _turning(
 
     rows = {str(row["nodule_id"]): row for row in predictions.to_dict("records")}
     shown = maps[words(config.method)[0]]
-    asked = [name for name in ids if name in rows and wants_turning(rows[name], number(store.row(name), "label"))]
+    asked = [
+        name for name in ids if name in rows and wants_turning(rows[name], number(store.row(name).to_dict(), "label"))
+    ]
     found = {}
     for nodule_id in track(asked, "turning edits", len(asked)):
         crop, place = store.load(nodule_id), own_model(models, str(store.row(nodule_id)["patient_id"]))
