@@ -1,7 +1,6 @@
 """Fine-tune any timm or torchvision classifier on an image folder: VGG-16 on CUB-200, ViT-B/16 on Food-101, or others.
 
-Without --images and weights it fine-tunes a small CNN on photographs made for it, so that the way can be seen. What was
-learned is kept in OUT/<data>-<model>: weights.safetensors, classes.txt (for --labels) and training.json.
+What was learned is kept in OUT/<data>-<model>: weights.safetensors, classes.txt (for --labels) and training.json.
 
     python pipelines/finetune_classifier.py --config configs/finetune_vgg16_cub200.yaml --images CUB_200_2011 \\
         --weights torchvision:vgg16=vgg16-397923af.pth --out runs/vgg16-cub200
@@ -21,7 +20,6 @@ from studies.study_arms import IMAGES, find_weights, what_to_bring
 from studies.study_table import Row
 from studies.trained_classifier import accuracy_interval
 
-MADE = "made singles"
 METRIC = "accuracy"
 
 
@@ -31,20 +29,14 @@ class FinetuneConfig(StudyConfig):
     model: str = Field("torchvision:vgg16", description="A timm or torchvision classifier.")
     kind: str = Field("auto", description="Of the images: auto, cub200, food101, parts, classes.")
     size: int | None = Field(None, ge=16, description="Side of the input (none: the model's own).")
-    small: list[str] = Field(["made_vgg"], description="Small models for the made photographs.")
     fit: EpochOptions = EpochOptions(
         epochs=30, batch=32, optimiser="sgd", learning_rate=1e-3, weight_decay=1e-4, schedule="cosine"
     )
-    made_fit: EpochOptions = EpochOptions(epochs=4, batch=32, learning_rate=1e-3, smallest_crop=0.6)
 
 
 def work(study: Study[FinetuneConfig]) -> None:
-    """The model on the images, small ones on made photographs, and the table."""
+    """The model on the images, and the table."""
     config = study.config
-    if config.small:
-        made = read_image_set(study.made_photos().folder, limit=config.limit)
-        for name in config.small:
-            _finetune(study, name, "random", made, MADE, config.made_fit)
     if config.images is None:
         reason = "no images: give --images FOLDER with CUB_200_2011, food-101, train/ and val/, or class folders"
         study.skip("the images", "images", reason)
@@ -67,7 +59,7 @@ def _finetune(
     interval = accuracy_interval(done.accuracy, done.tested, study.config.seed)
     paper = data == IMAGES and images.kind in ("cub200", "food101")
     note = f"{images.kind}: {len(images.train)} training images, {len(images.names)} classes"
-    study.rows.append(Row.of(data, name, "fine-tuned", METRIC, interval, paper=paper, note=note))
+    study.rows.append(Row.of(data, name, "fine-tuned", METRIC, interval, note=note))
     study.arms.append({"data": data, "model": name, "images": len(images.train) + done.tested, "paper": paper})
 
 

@@ -1,9 +1,8 @@
 """A linear classifier on frozen backbones, as the CDAM paper trains it (DINO ViT-S/8 on ImageNet: 77.0 %).
 
-Runs on photographs made for it, with a small backbone that is trained here and with the same one at random weights, and
-on an image set (--images: ImageNet with train/ and val/, CUB-200, Food-101, or class folders) with the backbones whose
-weights are there. What was learned is kept in OUT/<data>-<backbone>: weights.safetensors, which the other studies take,
-classes.txt and training.json.
+Runs on an image set (--images: ImageNet with train/ and val/, CUB-200, Food-101, or class folders) with the backbones
+whose weights are there. What was learned is kept in OUT/<data>-<backbone>: weights.safetensors, which the studies
+take, classes.txt and training.json. With --set fit.augment=false scikit-learn's logistic regression stands beside.
 
     python pipelines/linear_probe.py --config configs/linear_probe.yaml --images imagenet \\
         --weights dino_vits8=dino_deitsmall8_pretrain.pth --out runs/linear-probe
@@ -17,7 +16,7 @@ from pathlib import Path
 from pydantic import Field
 from studies.epochs import EpochOptions
 from studies.image_sets import ImageSet, read_image_set
-from studies.linear_probe import PUBLISHED_TOP1, logistic_regression, predictions, train_probe
+from studies.linear_probe import logistic_regression, predictions, train_probe
 from studies.study import Study, StudyConfig, main
 from studies.study_arms import IMAGES, find_weights, what_to_bring
 from studies.study_table import Finding, Row
@@ -25,8 +24,8 @@ from studies.trained_classifier import accuracy_interval
 
 from lidc_xai.evaluation.statistics import bootstrap_mean
 
-MADE = "made singles"
 METRIC = "accuracy"
+PAPERS_MODEL = "dino_vits8"
 ALIKE = "at most 1 % below scikit-learn's logistic regression on the same features"
 NO_IMAGES = "no images: give --images FOLDER with train/ and val/ (a folder per class in each), CUB-200 or Food-101"
 
@@ -35,25 +34,14 @@ class ProbeConfig(StudyConfig):
     """Options of the linear probe."""
 
     backbones: list[str] = Field(["dino_vits8"], description="Names of `info backbones`, or timm's.")
-    small: list[str] = Field(["made_vit"], description="Small models for the made photographs.")
     size: int | None = Field(None, ge=16, description="Side of the input (none: the backbone's own).")
     kind: str = Field("auto", description="Of the images: auto, cub200, food101, parts, classes.")
     fit: EpochOptions = EpochOptions()
-    made_fit: EpochOptions = EpochOptions(
-        epochs=300, learning_rate=1e-2, weight_decay=1e-3, schedule="cosine", augment=False, standardise=True
-    )
 
 
 def work(study: Study[ProbeConfig]) -> None:
     """All backbones on all images, and the table."""
     config = study.config
-    if config.small:
-        made = read_image_set(study.made_photos().folder, limit=config.limit)
-        for name in config.small:
-            study.small(name)
-            trained = study.made_folder / "models" / f"{name}-seed0.safetensors"
-            for weights in (str(trained), "random"):
-                _probe(study, name, weights, made, MADE, config.made_fit)
     if config.images is None:
         study.skip("the paper's images", "images", NO_IMAGES)
     images = None if config.images is None else read_image_set(config.images, config.kind, limit=config.limit)
@@ -78,9 +66,10 @@ def _probe(study: Study[ProbeConfig], name: str, weights: str, images: ImageSet,
     done = train_probe(name, weights, images, folder, fit, size=study.config.size, device=study.device)
     ours = accuracy_interval(done.accuracy, done.tested, study.config.seed)
     paper = data == IMAGES and len(images.names) == 1000 and not random
-    published = PUBLISHED_TOP1.get(name, float("nan")) if paper else float("nan")
     note = f"{len(images.train)} training images, {len(images.names)} classes"
-    row = Row.of(data, name + random, "linear probe", METRIC, ours, paper=paper, published=published, note=note)
+    differs = "" if paper and name == PAPERS_MODEL else f"model: {name + random}; images: {images.kind}"
+    like = "ImageNet validation"
+    row = Row.of(data, name + random, "linear probe", METRIC, ours, like=like, differs=differs, note=note)
     study.rows.append(row)
     study.arms.append({"data": data, "model": name + random, "images": len(images.train) + done.tested, "paper": paper})
     if fit.augment:
@@ -90,11 +79,11 @@ def _probe(study: Study[ProbeConfig], name: str, weights: str, images: ImageSet,
         "logistic regression": logistic_regression(folder, images, fit) == images.test_labels,
     }
     other = bootstrap_mean(right["logistic regression"].astype(float), seed=study.config.seed)
-    study.rows.append(Row.of(data, name + random, "logistic regression", METRIC, other, paper=False, note=note))
+    study.rows.append(Row.of(data, name + random, "logistic regression", METRIC, other, note=note))
     gap = right["linear probe"].astype(float) - right["logistic regression"].astype(float)
-    interval = bootstrap_mean(gap + 0.01, seed=study.config.seed)
+    found = bootstrap_mean(gap + 0.01, seed=study.config.seed)
     told = f"accuracy {ours.mean:.3f} against {other.mean:.3f}; the effect is the difference plus 0.01"
-    study.findings.append(Finding.of(ALIKE, data, name + random, interval, note=told))
+    study.findings.append(Finding.of(ALIKE, data, name + random, found, note=told))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

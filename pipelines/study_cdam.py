@@ -1,10 +1,13 @@
 """The tables and figures of the CDAM paper (arXiv 2312.02364), with the published figure beside ours.
 
-Tables 1 (correctness), 2 (class discrimination), 3 (compactness), S1; Figures 1 and 3 (maps of two classes), 4 to 6
-(concept maps from 10 to 30 images), S1 (CDAM against attention), S14 (SWAG). Always on photographs made for the study
-with a small ViT that learns them here, whose right answer is known; on ImageNet's X_val and X_multi where --images and
-weights are there (the linear classifier of pipelines/linear_probe.py); on --photos without labels.
+On real photographs (--photographs): X_multi from MSRC with DINOv2 and a head of 21 classes, X_val from ImageNet's
+validation images with heads of WordNet superclasses. Tables 1, 2 and 3 (X_multi), S1 (X_val), curves S2 to S7, S1
+(attention), concepts (4 to 6), alterations of Smooth CDAM; and, with a right answer, where the maps lie: against the
+masks of the objects. On ImageNet's own X_val and X_multi where --images and weights are there (the linear classifier
+of pipelines/linear_probe.py).
 
+    python pipelines/study_cdam.py --config configs/study_cdam.yaml --photographs photos --weights weights \\
+        --out runs/cdam
     python pipelines/study_cdam.py --config configs/study_cdam.yaml --images ILSVRC2012/val \\
         --weights dino_vits8=runs/linear-probe/images-dino_vits8/weights.safetensors --out runs/cdam
 """
@@ -12,71 +15,49 @@ weights are there (the linear classifier of pipelines/linear_probe.py); on --pho
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field
-from studies.cdam_figures import attention_agreement
-from studies.cdam_pictures import (
-    ConceptSet,
-    attention_figure,
-    class_figures,
-    concept_figure,
-    concept_measures,
-)
-from studies.cdam_tables import (
-    CDAM,
-    OTHERS,
-    TABLES,
-    benchmark_arm,
-    claims_of,
-    known_answer_of,
-    not_run,
-    rows_of,
-)
+from studies.cdam_figures import attention_agreement, draw_curves
+from studies.cdam_pictures import attention_figure, class_figures
+from studies.cdam_tables import CDAM, METRICS, OTHERS, benchmark_arm, claims_of, not_run
+from studies.concept_maps import concept_claims, concept_measures, learned_sets
+from studies.peaks import run_peaks
+from studies.photo_arms import CNN, VIT, PhotoArms
 from studies.study import Study, StudyConfig, main
-from studies.study_arms import (
-    MADE_PAIRS,
-    MADE_SINGLES,
-    PHOTOS,
-    Arm,
-    StudyImage,
-    describe,
-    find_weights,
-    made_images,
-    photo_images,
-    what_to_bring,
-)
-from studies.study_measures import OWN_SHARE
+from studies.study_arms import PHOTOS, Arm, StudyImage, describe, find_weights, photo_images, what_to_bring
+from studies.study_measures import AUPRC, IOU, OWN_OTHER, POINTING, joined, object_classes, on_objects, tidy
 from studies.study_sets import X_MULTI, X_VAL, StudySets, study_sets
-from studies.study_table import Finding, Row
+from studies.study_table import Finding
 from torch import Tensor, nn
 
 from lidc_xai.errors import ModelError
 from lidc_xai.evaluation import fidelity, tune_sigma
 from lidc_xai.evaluation.benchmark.options import BenchmarkOptions
+from lidc_xai.evaluation.geometry import centred_disc
 from lidc_xai.evaluation.published import CDAM_PAPER
 from lidc_xai.evaluation.statistics import bootstrap_mean
 from lidc_xai.evaluation.tuning import SIGMAS
+from lidc_xai.explain import explain, list_methods
 from lidc_xai.imagenet.classifier import Classifier, load_classifier
-from lidc_xai.imagenet.photographs import find_photos, read_photo
 from lidc_xai.models.backbones import BACKBONES
 
-ON_VAL, ON_MULTI = ("fidelity", "box", "compactness"), ("discrimination",)
+ON_VAL, ON_MULTI = ("fidelity", "box", "compactness"), ("fidelity", "box", "compactness", "discrimination")
 NO_IMAGES = "no ImageNet images: give --images FOLDER with ILSVRC2012's validation images (class folders, or flat)"
-CONCEPT_FIGURES = ("figure_4.png", "figure_5.png", "figure_6.png")
+SWIN = "timm:swin_tiny_patch4_window7_224"
+CAMS = ("gradcam", "gradcam_plus_plus", "xgradcam", "linear_approximation", "fullgrad")
 ABOUT = (
-    "Tables 1, 2, 3 and S1 of arXiv 2312.02364 on the paper's images where they are at hand, and on photographs made "
-    "for the study, whose objects and their places are known. Published figures stand only where they are known for "
-    "certain; the paper's perturbation is not specified fully, so that they give a direction, not a value to be met.",
+    "Tables 1, 2, 3 and S1 of arXiv 2312.02364. A published figure stands beside ours wherever the same thing is "
+    "measured; the column 'differs' says what is not as the paper has it. The paper's perturbation is not specified "
+    "fully, so that its figures give a direction, not a value to be met.",
     "Fidelity: score × percent of pixels removed (blurred); box: Pearson × box side in units of 8 px at 224; "
-    "discrimination: own map minus the other class's map on the own score, in both roles of an image's two classes; "
-    "f(x) − f(all replaced): how much there is to lose (where it is small, fidelity and boxes measure little); "
-    "compactness: share of cells with |S| < 0.05 max S; known answer: agreement of a class's map with its object.",
+    "discrimination: own map minus the other class's map on the own score; f(x) − f(all replaced): how much there is "
+    "to lose; compactness: share of cells with |S| < 0.05 max S. objects/…: against the pixel masks of the two "
+    "classes, the mean of both; own − other: AUPRC of the own class's map minus that of the other class's.",
 )
 
 
@@ -85,85 +66,133 @@ class CdamConfig(StudyConfig):
 
     models: list[str] = Field(["dino_vits8"], description="ViT classifiers for the paper's tables and figures.")
     swag: str = Field("swag_vitb16", description="The model of Figure S14; empty: none.")
-    small: list[str] = Field(["made_vit"], description="Small models for the made photographs.")
     ground_truth: Path | None = Field(None, description="Classes of a flat ImageNet folder.")
     real: Path | None = Field(None, description="ReaL labels (none: those that come with timm).")
     multi: Path | None = Field(None, description="List of X_multi (none: selected from the ReaL labels).")
-    x_val: int = Field(1000, ge=1, description="Images of X_val.")
-    x_multi: int = Field(1000, ge=1, description="Images of X_multi.")
+    x_val: int = Field(1000, ge=1, description="Images of X_val to perturb.")
+    x_multi: int = Field(1000, ge=1, description="Images of X_multi to perturb.")
+    roles: int = Field(2, ge=1, le=2, description="2: an image of two classes is perturbed in both roles.")
+    attention_images: int = Field(200, ge=1, description="Images of X_val for Figure S1.")
     tune_images: int = Field(200, ge=0, description="Images to choose the noise of the smoothed methods on; 0: 0.15.")
+    tuned: list[str] = Field(["smooth_cdam", "smoothgrad"], description="Methods whose noise is chosen.")
     sigmas: list[float] = Field(list(SIGMAS), min_length=1, description="Noises to choose from.")
     benchmark: BenchmarkOptions = BenchmarkOptions(methods=(*CDAM, *OTHERS, "random"), random_weights=False)
-    made_sigma: float = Field(56.0, gt=0, description="Blur on made photographs, px at 224: 14 leaves their objects.")
-    concepts: Path | None = Field(None, description="Folder with a folder of pictures for each concept.")
+    localised: list[str] = Field(
+        [*CDAM, "attention", "relevance_propagation", "partial_lrp", "gradcam", "reciprocam", "attn_lrp", "libragrad",
+         "input_x_gradient", "random"],
+        description="Methods that are held against the masks.",
+    )  # fmt: skip
     concept_sizes: list[int] = Field([10, 30], min_length=1, description="Pictures that make a concept.")
+    concept_images: int = Field(40, ge=0, description="Images that concept maps are measured on.")
+    alterations: dict[str, list[float]] = Field(
+        {"gaussian": [0.15, 0.5], "mask": [0.1, 0.5], "feature": [0.15, 0.5]},
+        description="Alterations of Smooth CDAM's tokens with their strengths.",
+    )
+    peaks_size: int = Field(224, ge=56, multiple_of=14, description="Side of the photographs for lone peaks.")
+    peaks_images: int = Field(60, ge=0, description="Photographs on which lone peaks are counted.")
     shown: int = Field(4, ge=1, description="Images in a figure.")
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Images with a model; what is measured on them; other images, for the noise and for concepts; figures to draw."""
+    """Images with a model; what is measured on them; other images, for the noise; figures to draw."""
 
     arm: Arm
     metrics: tuple[str, ...] = ()
+    perturbed: int = 0
     tune: tuple[StudyImage, ...] = ()
-    sets: StudySets | None = None
     figures: tuple[str, ...] = ()
 
 
 def work(study: Study[CdamConfig]) -> None:
-    """Every scene, then the table."""
-    for scene in scenes(study):
-        study.arms.append(describe(scene.arm))
-        options = with_noise(study, scene) if scene.metrics else study.config.benchmark
-        if scene.metrics:
-            table = benchmark_arm(study, scene.arm, scene.metrics, options)
-            rows_of(study, scene.arm, table)
-            if scene.arm.data != PHOTOS:  # a handful of photographs, whose classes nobody has labelled
-                claims_of(study, scene.arm, table)
-                known_answer_of(study, scene.arm, table)
-        if scene.figures:
-            draw(study, scene, options)
-    study.rows += not_run(study.rows, study.config.models[:1])
-    panels = {metric: f"{metric} ({table})" for metric, table in TABLES.items() if metric != "fidelity/at_stake"}
-    study.finish("CDAM: correctness, class discrimination, compactness", ABOUT, panels)
-
-
-def scenes(study: Study[CdamConfig]) -> Iterator[Scene]:
-    """Made photographs with small models, ImageNet's sets and photographs with the paper's; notes what is missing."""
+    """Every scene, then the table. What is quick comes first, so that a time limit cuts the perturbations."""
     config = study.config
-    for name in config.small:
-        classifier, made, limit = study.small(name), study.made_photos(), config.limit
-        tune = _made_tuning(study)
-        singles = Arm(MADE_SINGLES, classifier, made_images(made, MADE_SINGLES, limit), made=made)
-        yield Scene(singles, ON_VAL, tune)
-        pairs = Arm(MADE_PAIRS, classifier, made_images(made, MADE_PAIRS, limit), made=made)
-        yield Scene(pairs, (*ON_MULTI, "localisation"), tune, figures=("1", "3", "4", "S1"))
+    scenes = [*on_photographs(study), *on_imagenet(study)]
+    for scene in scenes:
+        if scene.arm.masked:
+            localise(study, scene.arm)
+        if scene.figures:
+            draw(study, scene)
+    for scene in scenes:
+        if scene.metrics:
+            perturb(study, scene)
+    run_peaks(study, config.peaks_size, config.peaks_images)
+    for place in not_run(study):
+        study.skip(place, "published", "the paper prints it and nothing here stands beside it in this run")
+    study.finish(
+        "CDAM: correctness, class discrimination, compactness, localisation",
+        ABOUT,
+        METRICS
+        | {
+            AUPRC: "AUPRC against the masks",
+            OWN_OTHER: "AUPRC, own − other class's map",
+            IOU: "IoU",
+            POINTING: "pointing",
+        },
+    )
+
+
+def on_photographs(study: Study[CdamConfig]) -> Iterator[Scene]:
+    """X_multi and X_val with DINOv2, X_multi with a CNN; a Swin is named with its file."""
+    config = study.config
+    makers = [
+        (VIT, lambda arms: arms.masked(VIT)),
+        (VIT, lambda arms: arms.superclasses(VIT)),
+        (CNN, lambda arms: arms.masked(CNN)),
+    ]
+    for arm in study.on_photographs(makers):
+        if arm.classifier.name.endswith(CNN):
+            yield Scene(arm)
+        elif arm.masked:
+            yield Scene(arm, ON_MULTI, config.x_multi, photographs_to_tune(study), ("1", "3", "S1"))
+        else:
+            yield Scene(arm, ON_VAL, config.x_val, photographs_to_tune(study), ("1", "3", "S1"))
+    if config.photographs is not None:
+        study.skip(SWIN, "weights", what_to_bring(SWIN))
+
+
+def photographs_to_tune(study: Study[CdamConfig]) -> tuple[StudyImage, ...]:
+    """MSRC's training photographs, with their largest class: those that are measured stay unseen."""
+    arms = study.photo_arms
+    assert arms is not None
+    found = []
+    for label in range(len(arms.msrc.names)):
+        found += [StudyImage(path.name, path, label, (label,)) for path in arms.learned_from(label)[:1]]
+    return tuple(found[: study.config.tune_images])
+
+
+def on_imagenet(study: Study[CdamConfig]) -> Iterator[Scene]:
+    """The paper's sets and models; notes what is missing."""
+    config = study.config
     if config.images is None:
-        for item in ("Tables 1, 3, S1", "Table 2", "Figures 1, 3 to 6, S1", "Figure S14"):
+        for item in ("Tables 1, 2, 3 on ImageNet's X_multi", "Table S1 on ImageNet's X_val", "Figure S14"):
             study.skip(item, "images", NO_IMAGES)
-    loaded = [(name, network) for name in config.models if (network := classifier_of(study, name)) is not None]
+    loaded = [found for name in config.models if (found := classifier_of(study, name)) is not None]
     swag = classifier_of(study, config.swag) if config.swag else None
     sets = None
     if config.images is not None and (loaded or swag):
         sets = _sets(study, config.images)
     if sets is not None:
-        for _, classifier in loaded:
-            paper = not classifier.random
-            yield Scene(Arm(X_VAL, classifier, sets.val, paper=paper), ON_VAL, sets.tune)
-            multi = Arm(X_MULTI, classifier, sets.multi, paper=paper)
-            yield Scene(multi, ON_MULTI, sets.tune, sets, ("1", "3", "4", "S1"))
+        for classifier in loaded:
+            differs = "random weights" if classifier.random else ""
+            yield _told(
+                study, Scene(Arm(X_VAL, classifier, sets.val, X_VAL, differs), ON_VAL, config.x_val, sets.tune, ("S1",))
+            )
+            arm = Arm(X_MULTI, classifier, sets.multi, X_MULTI, differs)
+            yield _told(study, Scene(arm, ON_MULTI, config.x_multi, sets.tune, ("1", "3", "S1")))
         if swag is not None:
-            yield Scene(Arm(X_MULTI, swag, sets.multi, paper=not swag.random), figures=("S14",))
+            differs = "random weights" if swag.random else ""
+            yield _told(study, Scene(Arm(X_MULTI, swag, sets.multi, X_MULTI, differs), figures=("S14",)))
     if config.photos is None:
         return
     photos = photo_images(config.photos, config.limit)
-    shown_to = [network for _, network in loaded] or [study.small(name) for name in config.small]
-    for classifier in shown_to:
-        tune = () if sets is None else sets.tune
-        yield Scene(Arm(PHOTOS, classifier, photos), (*ON_VAL, *ON_MULTI), tune, figures=("1", "3", "4", "S1"))
-    if swag is not None:
-        yield Scene(Arm(PHOTOS, swag, photos), figures=("S14",))
+    for classifier in (*loaded, *([swag] if swag else [])):
+        yield _told(study, Scene(Arm(PHOTOS, classifier, photos), figures=("1", "3")))
+
+
+def _told(study: Study[CdamConfig], scene: Scene) -> Scene:
+    study.arms.append(describe(scene.arm))
+    return scene
 
 
 def classifier_of(study: Study[CdamConfig], name: str) -> Classifier | None:
@@ -172,13 +201,11 @@ def classifier_of(study: Study[CdamConfig], name: str) -> Classifier | None:
     if weights is None:
         study.skip(name, "weights", _to_bring(name))
         return None
-    classifier = load_classifier(name, weights)
-    if classifier.count != 1000:
-        raise ModelError(
-            f"{weights}: is a classifier of {classifier.count} classes; ImageNet's images need one of 1000"
-        )
-    classifier.model.to(study.device)
-    return classifier
+    found = load_classifier(name, weights)
+    if found.count != 1000:
+        raise ModelError(f"{weights}: is a classifier of {found.count} classes; ImageNet's images need one of 1000")
+    found.model.to(study.device)
+    return found
 
 
 def _to_bring(name: str) -> str:
@@ -194,111 +221,148 @@ def _to_bring(name: str) -> str:
 def _sets(study: Study[CdamConfig], folder: Path) -> StudySets:
     config = study.config
     few = config.limit or max(config.x_val, config.x_multi)
-    sets = study_sets(
+    found = study_sets(
         folder, ground_truth=config.ground_truth, real=config.real, listed=config.multi, val=min(config.x_val, few),
         tune=min(config.tune_images, few), multi=min(config.x_multi, few), seed=config.seed,
     )  # fmt: skip
-    study.run.skipped += sets.skipped
-    return sets
+    study.run.skipped += found.skipped
+    return found
 
 
-def _made_tuning(study: Study[CdamConfig]) -> tuple[StudyImage, ...]:
-    """Training images of one object: those that the figures are measured on stay unseen."""
-    singles = study.made_photos().singles("train")
-    order = np.random.default_rng(study.config.seed).permutation(len(singles))
-    count = min(study.config.tune_images, study.config.limit or study.config.tune_images)
-    chosen = [singles[k] for k in order[:count]]
-    return tuple(StudyImage(path.name, path, label, (label,)) for path, label in chosen)
+def localise(study: Study[CdamConfig], arm: Arm) -> None:
+    """Every method against the masks; concepts and alterations on some of the images."""
+    config, model = study.config, arm.classifier.model
+    able = list_methods(model)
+    names = [name for name in config.localised if name in able]
+    if "cdam" not in able:
+        names = [name for name in (*CAMS, "random") if name in able]
+
+    def measure(images: Sequence[StudyImage], batch: Tensor) -> pd.DataFrame:
+        maps = {
+            name: found.to_pixels("nearest" if "cdam" in able else "bilinear")
+            for name, found in explain(model, batch, object_classes(images), names).items()
+        }
+        middle = centred_disc(batch.shape[-2:], batch.shape[-2:].numel() // 4, (1.0, 1.0))
+        maps["centred_disc"] = torch.as_tensor(middle).expand(len(images), 2, -1, -1)
+        return joined([on_objects(arm, images, name, own, config.seed) for name, own in maps.items()])
+
+    table = study.by_batch(arm, "localisation", measure, {"methods": names})
+    study.means(arm, table, note="against the masks")
+    for name in (name for name in (*CDAM, "attn_lrp", "reciprocam", "gradcam") if name in names and name in able):
+        rival = "attention" if "attention" in names else "random"
+        study.claim(arm, f"{name} lies more on the asked class's object than {rival}", table, AUPRC, name, rival)
+        own = table[(table["metric"] == OWN_OTHER) & (table["method"] == name)]
+        if len(own):
+            claim = f"{name} tells the asked class from the other one (own − other above 0)"
+            mean = bootstrap_mean(own["value"], own["image"].tolist(), seed=config.seed)
+            study.findings.append(Finding.of(claim, arm.data, arm.model, mean, note="Fig. 3"))
+    if "cdam" not in able:
+        return
+    some = replace(arm, images=arm.images[: config.concept_images])
+    altered(study, some)
+    if study.photo_arms is not None and some.images:
+        concepts(study, some, study.photo_arms)
+
+
+def altered(study: Study[CdamConfig], arm: Arm) -> None:
+    """Smooth CDAM with each alteration and strength."""
+    config = study.config
+    settings = [(how, sigma) for how, sigmas in config.alterations.items() for sigma in sigmas]
+
+    def measure(images: Sequence[StudyImage], batch: Tensor) -> pd.DataFrame:
+        parts = []
+        for how, sigma in settings:
+            maps = explain(
+                arm.classifier.model, batch, object_classes(images), "smooth_cdam", alteration=how, sigma=sigma
+            )
+            parts.append(on_objects(arm, images, f"smooth_cdam, {how} {sigma:g}", maps.relevance, config.seed))
+        return joined(parts)
+
+    study.means(arm, study.by_batch(arm, "alterations", measure), note="alterations of Smooth CDAM's tokens")
+
+
+def concepts(study: Study[CdamConfig], arm: Arm, arms: PhotoArms) -> None:
+    """Concept vectors from training photographs of a class, held against that class's masks (Figures 4 to 6)."""
+    config = study.config
+    sets = learned_sets(arms, max(config.concept_sizes))
+    images = tuple(image for image in arm.images if set(image.classes) <= sets.keys())
+    if not images:
+        study.skip("concept maps", "images", f"no class has {max(config.concept_sizes)} training photographs")
+        return
+    some = replace(arm, images=images)
+    told = {"sizes": config.concept_sizes, "classes": sorted(sets)}
+    table = study.by_batch(some, "concepts", concept_measures(some, sets, config.concept_sizes, config.seed), told)
+    study.means(some, table, note="Figures 4 to 6, against the masks")
+    study.findings += concept_claims(some, table, config.seed)
+
+
+def perturb(study: Study[CdamConfig], scene: Scene) -> None:
+    """The paper's tables on the first images of the arm, with the curves behind them."""
+    config = study.config
+    arm = replace(scene.arm, images=scene.arm.images[: scene.perturbed])
+    options = with_noise(study, scene)
+    table, curves = benchmark_arm(study, arm, scene.metrics, options, config.roles)
+    note = (
+        f"{options.points} points, {options.boxes} boxes of {len(options.sizes)} sizes, "
+        f"{config.roles if len(arm.images[0].classes) > 1 else 1} role, {options.precision}"
+    )
+    study.means(arm, table, note=note)
+    claims_of(study, arm, table)
+    if len(curves):
+        name = f"{arm.data}-{arm.model}".replace(" ", "_").replace(":", "").replace(",", "")
+        draw_curves(study.out / "figures" / f"curves-{name}", curves, f"{arm.data}, {arm.model}: {arm.like}")
 
 
 def with_noise(study: Study[CdamConfig], scene: Scene) -> BenchmarkOptions:
     """The benchmark's options with the noise that serves fidelity best on the scene's other images."""
-    options = study.config.benchmark
-    if scene.arm.made is not None:
-        options = options.model_copy(update={"sigma": study.config.made_sigma})
-    smoothed = [name for name in ("smooth_cdam", "smoothgrad") if name in options.methods]
-    if not scene.tune or not smoothed:
-        return options
-    arm = scene.arm
+    config, options, arm = study.config, study.config.benchmark, scene.arm
+    smoothed = [name for name in config.tuned if name in options.methods]
+    if not scene.tune or not smoothed or (arm.heads and not arm.masked):
+        return options  # superclasses have no photographs beside those that are measured: the default
 
     def score(model: nn.Module, images: Tensor, relevance: Tensor, target: Any) -> Any:
         return fidelity(model, images, relevance, target, sigma=options.sigma, points=options.points).area
 
     def chosen() -> pd.DataFrame:
-        images = torch.cat([read_photo(image.path, arm.classifier.spec).tensor for image in scene.tune])
-        images = images.to(study.device)
+        images = torch.cat([arm.read(image).tensor for image in scene.tune]).to(study.device)
         labels = torch.tensor([[image.label] for image in scene.tune])
-        model, among = arm.classifier.model, study.config.sigmas
+        model, among = arm.classifier.model, config.sigmas
         sigmas = [tune_sigma(model, images, labels, name, among, score) for name in smoothed]
         return pd.DataFrame({"method": smoothed, "sigma": sigmas})
 
-    told = {"model": arm.classifier.name, "weights": arm.classifier.weights, "sigmas": study.config.sigmas}
+    told = {"model": arm.classifier.name, "weights": arm.classifier.weights, "sigmas": config.sigmas}
     told |= {"blur": options.sigma, "points": options.points, "images": [image.name for image in scene.tune]}
-    tuned = study.once("noise", chosen, told)
-    given = {name: dict(options_here) for name, options_here in options.method_options.items()}
-    for name, sigma in zip(tuned["method"], tuned["sigma"], strict=True):
+    noise = study.once("noise", chosen, told)
+    given = {name: dict(own) for name, own in options.method_options.items()}
+    for name, sigma in zip(noise["method"], noise["sigma"], strict=True):
         given.setdefault(str(name), {}).setdefault("sigma", float(sigma))
-    study.arms[-1]["sigma"] = {name: given[name]["sigma"] for name in smoothed}
+    study.arms.append({"data": arm.data, "sigma": {name: given[name]["sigma"] for name in smoothed}})
     return options.model_copy(update={"method_options": given})
 
 
-def draw(study: Study[CdamConfig], scene: Scene, options: BenchmarkOptions) -> None:
+def draw(study: Study[CdamConfig], scene: Scene) -> None:
     """The scene's figures, in OUT/figures/<data>-<model>, and what they are in numbers."""
-    arm, shown = scene.arm, study.config.shown
-    folder = study.out / "figures" / f"{arm.data}-{arm.model}".replace(" ", "_")
+    arm, shown, config = scene.arm, study.config.shown, study.config
+    folder = study.out / "figures" / f"{arm.data}-{arm.model}".replace(" ", "_").replace(":", "").replace(",", "")
     if "S14" in scene.figures:
-        class_figures(folder, arm, shown, options, {"classes": "figure_S14.png"})
+        class_figures(folder, arm, shown, config.benchmark, {"classes": "figure_S14.png"})
         return
-    class_figures(folder, arm, shown, options, {"classes": "figure_1.png", "methods": "figure_3.png"})
-    agreement = attention_agreement(attention_figure(folder / "figure_S1.png", arm))
-    mean = bootstrap_mean(agreement["value"], agreement["image"].tolist(), seed=study.config.seed)
-    note = "Figure S1: Spearman over the patches, |CDAM| with attention"
-    study.rows.append(Row.of(arm.data, arm.model, "cdam", "attention/spearman", mean, paper=arm.paper, note=note))
-    if arm.data != PHOTOS:
+    if "1" in scene.figures:
+        class_figures(folder, arm, shown, config.benchmark, {"classes": "figure_1.png", "methods": "figure_3.png"})
+    if "S1" not in scene.figures:
+        return
+    some = replace(arm, images=arm.images[: config.attention_images])
+
+    values = attention_agreement(attention_figure(folder / "figure_S1.png", some))
+    few = [image for image in some.images if image.name in set(values["image"])]
+    told = {"attention/spearman": values["spearman"], "attention/share of |S| on the least tenth": values["low"]}
+    table = tidy(few, "cdam", told)
+    study.means(some, table, note="Figure S1, A.1: |CDAM| and attention over the patches")
+    own = table[table["metric"] == "attention/spearman"]
+    if len(own):
+        mean = bootstrap_mean(own["value"], own["image"].tolist(), seed=config.seed)
         claim = "CDAM scales attention: |CDAM| and attention rank the patches alike"
-        study.findings.append(Finding.of(claim, arm.data, arm.model, mean, note="Figure S1"))
-    sizes = study.config.concept_sizes
-    sets = concept_sets(study, scene)
-    for concept, name in zip(sets, CONCEPT_FIGURES, strict=False):
-        concept_figure(folder / name, arm, concept, sizes, shown)
-    if arm.made is not None:
-        concept_numbers(study, arm, sizes)
-
-
-def concept_numbers(study: Study[CdamConfig], arm: Arm, sizes: Sequence[int]) -> None:
-    """On made pairs, where the right object is known: rows and the claim that concept maps find it."""
-    assert arm.made is not None
-    singles: dict[int, list[Path]] = {}
-    for path, label in arm.made.singles("train"):
-        singles.setdefault(label, []).append(path)
-    told = {"sizes": list(sizes), "pictures": {label: paths[0].name for label, paths in singles.items()}}
-    table = study.by_batch(arm, "concepts", concept_measures(arm, singles, sizes), told)
-    study.means(arm, table, note="Figures 4 to 6, known answer")
-    for n in sizes:
-        shares = table[(table["method"] == f"concept_cdam, {n} images") & (table["metric"] == OWN_SHARE)]
-        difference = bootstrap_mean(shares["value"] - 0.5, shares["image"].tolist(), seed=study.config.seed)
-        claim = f"a concept of {n} images is found where it is"
-        study.findings.append(Finding.of(claim, arm.data, arm.model, difference, note=f"{OWN_SHARE} − ½"))
-
-
-def concept_sets(study: Study[CdamConfig], scene: Scene) -> list[ConceptSet]:
-    """Three concepts: the caller's folders, else classes of the images that are shown, made of other images."""
-    arm, most = scene.arm, max(study.config.concept_sizes)
-    if study.config.concepts is not None and arm.made is None:
-        folders = sorted(path for path in study.config.concepts.iterdir() if path.is_dir())
-        return [ConceptSet(path.name, tuple(find_photos([path])), None, arm.images) for path in folders[:3]]
-    sets = []
-    for label in dict.fromkeys(label for image in arm.images for label in image.classes):
-        if arm.made is not None:
-            paths = [path for path, label_there in arm.made.singles("train") if label_there == label]
-        elif scene.sets is not None:
-            paths = scene.sets.of_class(label, but=arm.images)
-        else:
-            return []
-        shown = tuple(image for image in arm.images if label in image.classes)
-        if len(paths) >= most:
-            sets.append(ConceptSet(arm.classifier.label(label), tuple(paths), label, shown))
-    return sets[:3]
+        study.findings.append(Finding.of(claim, arm.data, arm.model, mean, note="Figure S1, A.1"))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -13,15 +13,19 @@ they are contrasted, confident misclassifications, a sweep over a ViT's layers, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field
 from studies.contrasts import check_contrasts, contrast_maps
-from studies.study import Study, StudyConfig, main
-from studies.study_arms import MADE_PAIRS, Arm, StudyImage
+from studies.photo_arms import CNN, VIT
+from studies.study import Maker, Study, StudyConfig, main
+from studies.study_arms import Arm, StudyImage
 from studies.study_measures import (
+    OWN_OTHER,
     OWN_SHARE,
     draw_example,
     joined,
@@ -40,7 +44,8 @@ from lidc_xai.explain.networks.families import as_vit
 SOURCE = "arXiv 2501.11096"
 TITLE = "Contrastive explanations"
 EPSILON_NAMES = {"plain": "logit", "mean": "mean", "max": "max", "weighted": "weighted"}
-SELECTED = "share with two probable classes"
+SELECTED, WRONG = "share with two probable classes", "share misclassified"
+SURE = "share misclassified with confidence"
 
 
 class Contrastive(StudyConfig):
@@ -51,6 +56,7 @@ class Contrastive(StudyConfig):
         ["torchvision:resnet50", "torchvision:efficientnet_b0"], description="Open question: other CNNs."
     )
     vits: list[str] = Field(["torchvision:vit_b_16"], description="ViTs for gradient-weighted rollout.")
+    epsilon_images: int = Field(50000, ge=1, description="Images with two probable classes that are perturbed.")
     epsilon: float = Field(3e-3, gt=0, description="Of the perturbation, in [0, 1] pixels.")
     steps: list[int] = Field([1, 2, 10], description="Steps of the perturbation.")
     methods: list[str] = Field(
@@ -63,6 +69,7 @@ class Contrastive(StudyConfig):
     others: int = Field(10, ge=2, description="Most probable classes in a contrast of maps.")
     threshold: float = Field(0.1, gt=0, lt=0.5, description="Second probability from which an image is taken.")
     confident: float = Field(0.9, gt=0, le=1, description="First probability of a confident misclassification.")
+    probable_images: int = Field(50000, ge=1, description="Images with two probable classes whose maps are measured.")
     modes: list[Literal["positive", "negative"]] = Field(["positive", "negative"], description="Pixels that are kept.")
     baselines: list[Literal["blur", "zero", "mean"]] = Field(["blur", "zero", "mean"], description="Of masked pixels.")
     layer_sweep: bool = Field(True, description="GradCAM at every block of the ViTs.")
@@ -73,13 +80,19 @@ def work(study: Study[Contrastive]) -> None:
     """Both tests on every arm, then the table."""
     config = study.config
     check_contrasts([*config.contrasts, *config.of_maps])
-    for arm in study.each_arm(models(config), ["made_vgg", "made_vit"]):
-        run_epsilon(study, arm)
-        run_maps(study, arm)
-        draw_examples(study, arm)
+    makers: list[Maker] = [
+        (CNN, lambda arms: arms.thousand()),
+        (VIT, lambda arms: arms.superclasses(VIT)),
+        (VIT, lambda arms: arms.masked(VIT)),
+    ]
+    for arm in study.each_arm(models(config), makers):
+        chosen = arm if arm.masked else probable(study, arm)
+        run_epsilon(study, replace(chosen, images=chosen.images[: config.epsilon_images]))
+        run_maps(study, chosen)
+        draw_examples(study, chosen)
     panels = {f"epsilon n={n}/Δ probability": f"ε-perturbation, n = {n}: Δ probability" for n in config.steps}
     panels |= {f"{mode}/blur": f"{mode} pixels, blurred: gain of the own class" for mode in config.modes}
-    panels |= {OWN_SHARE: "made pairs: share on the own object"}
+    panels |= {OWN_SHARE: "X_multi: share on the own object", OWN_OTHER: "X_multi: AUPRC, own − other class's map"}
     study.finish(TITLE, about(config), panels)
 
 
@@ -92,8 +105,38 @@ def about(config: Contrastive) -> list[str]:
         "map calls positive are kept (negative: those that it calls negative), equally many removed by every "
         "contrast of a method; the figure is the change of the own class's probability relative to the other's, the "
         "mean of both classes, turned so that high is good. /first and /second are those relative probabilities.",
-        "own share: of the positive relevance on the two made objects, what lies on the own one (½ is chance).",
+        "own share: of the positive relevance on the two masked objects, what lies on the own one (½ is chance). "
+        "The head of the masked photographs is multi-label: its contrasts take the softmax of its logits.",
     ]
+
+
+def probable(study: Study[Contrastive], arm: Arm) -> Arm:
+    """The arm's images with two probable classes, and the confident misclassifications; both are counted.
+
+    Images whose annotators saw no class (no ReaL label) are no misclassifications and are left out of those.
+    """
+    config = study.config
+
+    def look(images: Sequence[StudyImage], logits: Tensor) -> pd.DataFrame:
+        two = logits.softmax(-1).topk(2).values[:, 1] > config.threshold
+        wrong = (logits.argmax(1) != labels_of(images, logits)).numpy() & np.array([one.real != 0 for one in images])
+        sure = np.zeros(len(images), bool)
+        sure[confident_errors(images, logits, config.confident)[0].numpy()] = True
+        return tidy(images, "model", {SELECTED: two.numpy(), WRONG: wrong, SURE: sure})
+
+    def of_batch(images: Sequence[StudyImage], batch: Tensor) -> pd.DataFrame:
+        with torch.no_grad():
+            return look(images, arm.classifier.model(batch).float().cpu())
+
+    if arm.logits:
+        table = look(arm.images, torch.from_numpy(np.stack([arm.logits[image.name] for image in arm.images])))
+    else:
+        table = study.by_batch(arm, "probable", of_batch)
+    study.means(arm, table, note=f"p₂ > {config.threshold:g}; confident: p₁ ≥ {config.confident:g}")
+    rows = table[table["metric"].isin([SELECTED, SURE]) & (table["value"] > 0)]
+    names = set(rows["image"])
+    chosen = [image for image in arm.images if image.name in names]
+    return replace(arm, images=tuple(chosen[: config.probable_images]))
 
 
 def run_epsilon(study: Study[Contrastive], arm: Arm) -> None:
@@ -104,18 +147,18 @@ def run_epsilon(study: Study[Contrastive], arm: Arm) -> None:
     def perturb(images: Sequence[StudyImage], batch: Tensor) -> pd.DataFrame:
         with torch.no_grad():
             labels = labels_of(images, arm.classifier.model(batch))
-        curves = epsilon_perturbation(
+        found = epsilon_perturbation(
             arm.classifier.model, batch, labels, mean=spec.mean, std=spec.std, epsilon=config.epsilon,
             steps=config.steps, contrasts=[EPSILON_NAMES[name] for name in names], max_batch=config.batch,
         )  # fmt: skip
         figures = {
-            "Δ logit": curves.delta_logit,
-            "Δ probability": curves.delta_probability,
-            "accuracy": curves.correct,
+            "Δ logit": found.delta_logit,
+            "Δ probability": found.delta_probability,
+            "accuracy": found.correct,
         }
         return joined(
             [
-                tidy(images, name, {f"epsilon n={n}/{key}": values[:, c, s] for key, values in figures.items()})
+                tidy(images, name, {f"epsilon n={n}/{key}": own[:, c, s] for key, own in figures.items()})
                 for c, name in enumerate(names)
                 for s, n in enumerate(config.steps)
             ]
@@ -182,25 +225,24 @@ def measured(
     with torch.no_grad():
         logits = model(batch).float().cpu()
     rows, pairs = two_probable(logits, config.threshold)
-    taken = torch.zeros(len(images), dtype=torch.float64).index_fill(0, rows, 1.0)
-    parts = [tidy(images, label, {SELECTED: taken.numpy()})]
+    parts: list[pd.DataFrame] = []
 
     def maps_of(chosen: Tensor, classes: Tensor) -> dict[str, Tensor]:
-        shown = batch[chosen.to(batch.device)]
-        return contrast_maps(model, shown, classes, method, contrasts, others=config.others, **options)
+        own = batch[chosen.to(batch.device)]
+        return contrast_maps(model, own, classes, method, contrasts, others=config.others, **options)
 
-    if len(rows):
+    if len(rows) and not arm.masked:
         maps = maps_of(rows, pairs)
         parts.append(
             masked(study, arm, [images[r] for r in rows], batch[rows.to(batch.device)], pairs, label, maps, "")
         )
     wrong, pairs = confident_errors(images, logits, config.confident)
-    if len(wrong):
-        maps, shown = maps_of(wrong, pairs), [images[r] for r in wrong]
-        parts.append(masked(study, arm, shown, batch[wrong.to(batch.device)], pairs, label, maps, "confident error: "))
-    if arm.data == MADE_PAIRS:
+    if len(wrong) and not arm.masked:
+        maps, own = maps_of(wrong, pairs), [images[r] for r in wrong]
+        parts.append(masked(study, arm, own, batch[wrong.to(batch.device)], pairs, label, maps, "confident error: "))
+    if arm.masked:
         maps = maps_of(torch.arange(len(images)), object_classes(images))
-        parts += [on_objects(arm, images, f"{label}, {name}", contrast) for name, contrast in maps.items()]
+        parts += [on_objects(arm, images, f"{label}, {name}", found) for name, found in maps.items()]
     return joined(parts)
 
 
@@ -208,7 +250,7 @@ def confident_errors(images: Sequence[StudyImage], logits: Tensor, least: float)
     """Rows of images that are classified wrongly with a probability from ``least``, and (predicted, label) of each."""
     labels = labels_of(images, logits)
     top = logits.softmax(-1).max(-1)
-    shown = torch.tensor([int(top.indices[k]) in image.classes for k, image in enumerate(images)])
+    shown = torch.tensor([int(top.indices[k]) in image.classes or image.real == 0 for k, image in enumerate(images)])
     rows = torch.nonzero((top.values >= least) & (top.indices != labels) & ~shown)[:, 0]
     return rows, torch.stack([top.indices[rows], labels[rows]], 1)
 
@@ -228,19 +270,19 @@ def masked(
     parts = []
     for mode in config.modes:
         for baseline in config.baselines:
-            tested = blur_mask_test(
+            found = blur_mask_test(
                 arm.classifier.model, batch, {name: (m[:, 0], m[:, 1]) for name, m in maps.items()}, classes,
                 mode=mode, baseline=baseline, seed=config.seed,
             )  # fmt: skip
             sign = 1 if mode == "positive" else -1
-            for m, name in enumerate(tested.methods):
-                first, second = tested.after[:, m, 0], 1 - tested.after[:, m, 1]
-                gain = sign * ((first - tested.before) + (second - (1 - tested.before))) / 2
+            for m, name in enumerate(found.methods):
+                first, second = found.after[:, m, 0], 1 - found.after[:, m, 1]
+                gain = sign * ((first - found.before) + (second - (1 - found.before))) / 2
                 key = f"{prefix}{mode}/{baseline}"
                 values = {key: gain, f"{key}/first": first, f"{key}/second": second}
                 parts.append(tidy(images, f"{label}, {name}", values))
-        size = maps[tested.methods[0]].shape[-2:].numel()
-        parts.append(tidy(images, label, {f"{prefix}{mode}/share removed": tested.removed.mean(1) / size}))
+        size = maps[found.methods[0]].shape[-2:].numel()
+        parts.append(tidy(images, label, {f"{prefix}{mode}/share removed": found.removed.mean(1) / size}))
     return joined(parts)
 
 
@@ -249,12 +291,15 @@ def claims(study: Study[Contrastive], arm: Arm, table: pd.DataFrame, label: str,
     if not {"plain", "weighted"} <= set(contrasts):
         return
     plain, weighted = f"{label}, plain", f"{label}, weighted"
-    for mode in study.config.modes:
+    for mode in study.config.modes if not arm.masked else ():
         claim = f"{label}: weighted separates the two classes better than plain ({mode} pixels, blurred)"
         study.claim(arm, claim, table, f"{mode}/blur", weighted, plain)
-    if arm.data == MADE_PAIRS:
+    if arm.masked:
         claim = f"{label}: weighted lies more on the own object than plain"
         study.claim(arm, claim, table, OWN_SHARE, weighted, plain)
+        claim = f"{label}: weighted tells the two classes apart better than plain"
+        study.claim(arm, claim, table, OWN_OTHER, weighted, plain)
+        return
     for name in (name for name in study.config.of_maps if name in contrasts):
         claim = f"{label}: {name} separates better than weighted (positive pixels, blurred)"
         study.claim(arm, claim, table, "positive/blur", f"{label}, {name}", weighted)
@@ -268,11 +313,11 @@ def draw_examples(study: Study[Contrastive], arm: Arm) -> None:
         batch = picture(arm, image).tensor.to(study.device)
         with torch.no_grad():
             top = arm.classifier.model(batch).topk(2).indices.cpu()
-        classes = torch.tensor([image.classes]) if arm.data == MADE_PAIRS else top
+        classes = torch.tensor([image.classes]) if arm.masked else top
         maps: dict[str, Tensor] = {}
         for label, (method, options, _) in shown.items():
-            contrasts = contrast_maps(arm.classifier.model, batch, classes, method, names, **options)
-            maps |= {f"{label}\n{name}": contrast[0] for name, contrast in contrasts.items()}
+            found = contrast_maps(arm.classifier.model, batch, classes, method, names, **options)
+            maps |= {f"{label}\n{name}": own[0] for name, own in found.items()}
         draw_example(arm, image, classes[0].tolist(), maps, study.out / "examples")
 
 

@@ -125,6 +125,9 @@ _METHODS = (
             "samples": SAMPLES,
             "sigma": Option(0.15, "number", "standard deviation of the noise"),
             "relative": Option(True, "flag", "sigma in units of the tokens' standard deviation (per image)"),
+            "alteration": Option(
+                "gaussian", ("gaussian", "mask", "feature"), "noise, tokens set to 0, or channels scaled"
+            ),
             "seed": SEED,
             "tokens": TOKENS,
             "layer": VIT_LAYER,

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lidc_xai.csv_files import write_csv
 from lidc_xai.evaluation.benchmark.curves import COLOURS
 from lidc_xai.evaluation.statistics import bootstrap_mean, spearman
 from lidc_xai.explain import explain
@@ -68,8 +69,8 @@ def draw_map_rows(path: Path, rows: Sequence[MapRow], title: str, random: bool =
 
 def attention_tokens(classifier: Classifier, images: Tensor, targets: Tensor, names: Sequence[str]) -> pd.DataFrame:
     """Per image, class and token: attention and CDAM. Columns image, target (0, 1), token, attention, cdam."""
-    explanations = explain(classifier.model, images, targets, ["attention", "cdam"])
-    attention, cdam = (explanations[name].relevance.double().cpu().numpy() for name in ("attention", "cdam"))
+    found = explain(classifier.model, images, targets, ["attention", "cdam"])
+    attention, cdam = (found[name].relevance.double().cpu().numpy() for name in ("attention", "cdam"))
     count, classes = cdam.shape[:2]
     tokens = int(np.prod(cdam.shape[2:]))
     image, target, token = np.indices((count, classes, tokens))
@@ -85,12 +86,20 @@ def attention_tokens(classifier: Classifier, images: Tensor, targets: Tensor, na
 
 
 def attention_agreement(tokens: pd.DataFrame) -> pd.DataFrame:
-    """Spearman correlation over the tokens of |CDAM| with attention, mean over an image's classes: image, value."""
-    rows = [
-        {"image": image, "value": float(spearman(group["cdam"].abs(), group["attention"]))}
-        for (image, _), group in tokens.groupby(["image", "target"], sort=False)
-    ]
-    return pd.DataFrame(rows).groupby("image", sort=False)["value"].mean().reset_index()
+    """Per image, mean over its classes: ``spearman`` of |CDAM| with attention over the tokens, and ``low``, the share
+    of Σ|CDAM| on the tenth of the tokens with the least attention."""
+    rows = []
+    for (image, _), own in tokens.groupby(["image", "target"], sort=False):
+        size = own["cdam"].abs()
+        order = np.argsort(own["attention"].to_numpy(), kind="stable")[: len(own) // 10]
+        rows.append(
+            {
+                "image": image,
+                "spearman": float(spearman(size, own["attention"])),
+                "low": float(size.to_numpy()[order].sum() / size.sum()),
+            }
+        )
+    return pd.DataFrame(rows).groupby("image", sort=False)[["spearman", "low"]].mean().reset_index()
 
 
 def draw_attention(path: Path, tokens: pd.DataFrame, title: str) -> None:
@@ -99,21 +108,47 @@ def draw_attention(path: Path, tokens: pd.DataFrame, title: str) -> None:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
     for target, label in ((0, "first class"), (1, "second class")):
-        points = tokens[tokens["target"] == target]
-        if len(points):
-            left.plot(points["attention"], points["cdam"], ".", ms=2.5, alpha=0.5, color=COLOURS[target], label=label)
+        own = tokens[tokens["target"] == target]
+        if len(own):
+            left.plot(own["attention"], own["cdam"], ".", ms=2.5, alpha=0.5, color=COLOURS[target], label=label)
     left.axhline(0, color="#999999", lw=0.6)
     left.set_xlabel("attention of the class token to the patch", fontsize=9)
     left.set_ylabel("CDAM of the patch", fontsize=9)
     left.legend(fontsize=8, markerscale=3)
-    agreement = attention_agreement(tokens)["value"].dropna()
+    agreement = attention_agreement(tokens)["spearman"].dropna()
     right.hist(agreement, bins=np.linspace(-1, 1, 41).tolist(), color=COLOURS[0])
-    mean = bootstrap_mean(agreement)
-    right.set_title(f"mean {mean.mean:.2f} [{mean.low:.2f}, {mean.high:.2f}], n = {mean.n}", fontsize=8)
+    found = bootstrap_mean(agreement)
+    right.set_title(f"mean {found.mean:.2f} [{found.low:.2f}, {found.high:.2f}], n = {found.n}", fontsize=8)
     right.set_xlabel("Spearman, |CDAM| with attention", fontsize=9)
     right.set_ylabel("images", fontsize=9)
     for axis in (left, right):
         axis.tick_params(labelsize=8)
     figure.suptitle(title, fontsize=9)
     with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": "lidc_xai"})
+
+
+def draw_curves(path: Path, curves: pd.DataFrame, title: str) -> None:
+    """``path``.png and .csv: mean MIF and LIF curves and box correlations (columns metric, method, x, value)."""
+    write_csv(path.with_name(f"{path.name}.csv"), curves)
+    figure = Figure(figsize=(14, 4.2), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = (
+        ("fidelity/mif", "most important first", "% of pixels blurred", "score of the class"),
+        ("fidelity/lif", "least important first", "% of pixels blurred", ""),
+        ("box/correlation", "box sensitivity", "side of the box, px", "Pearson"),
+    )
+    methods = list(dict.fromkeys(curves["method"]))
+    for axis, (metric, heading, x, y) in zip(figure.subplots(1, 3), panels, strict=True):
+        for m, method in enumerate(methods):
+            own = curves[(curves["metric"] == metric) & (curves["method"] == method)].sort_values("x")
+            style = "-" if m < len(COLOURS) else "--"
+            axis.plot(own["x"], own["value"], style, lw=1.4, color=COLOURS[m % len(COLOURS)], label=method)
+        axis.set_title(heading, fontsize=9)
+        axis.set_xlabel(x, fontsize=8)
+        axis.set_ylabel(y, fontsize=8)
+        axis.tick_params(labelsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    with atomic_path(path.with_name(f"{path.name}.png")) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": "lidc_xai"})

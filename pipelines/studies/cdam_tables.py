@@ -1,154 +1,202 @@
-"""The CDAM study's figures: the benchmark on a study's images, and what the paper states of them as tests.
-
-On images with two known classes every image is measured in both roles: the first class's map against the second's on
-the first's logit, and the other way round; the two are averaged.
-"""
+"""The CDAM study's figures: the benchmark on a study's images, curves, and what the paper states as tests."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
-from lidc_xai.evaluation.benchmark.options import DISC, TARGET, BenchmarkOptions
-from lidc_xai.evaluation.benchmark.runner import read_parts, run_benchmark
+from lidc_xai.evaluation.benchmark.options import TARGET, BenchmarkOptions
+from lidc_xai.evaluation.benchmark.runner import part_path, read_parts, run_benchmark
 from lidc_xai.evaluation.benchmark.tables import figures
 from lidc_xai.evaluation.cases import Case, LazyCase
 from lidc_xai.evaluation.published import CDAM_PAPER, published
-from lidc_xai.imagenet.photographs import read_photo
+from lidc_xai.evaluation.statistics import bootstrap_mean, paired_difference
 from studies.study import Study
 from studies.study_arms import Arm, StudyImage
 from studies.study_sets import X_MULTI, X_VAL
-from studies.study_table import Row
+from studies.study_table import Finding
 
 CDAM = ("cdam", "smooth_cdam", "integrated_cdam")
 OTHERS = (
     "attention", "relevance_propagation", "partial_lrp", "gradcam", "input_x_gradient", "integrated_gradients",
     "smoothgrad",
 )  # fmt: skip
-"""The importance estimators that the paper compares with, as far as its pages at hand name them."""
-
-ON_TOKENS = ("attention", "relevance_propagation", "partial_lrp", "gradcam")
-"""Those whose maps are no finer than CDAM's; the others have a value for every pixel."""
-
-TABLES: Mapping[str, str] = {
-    "fidelity/area": "Table 1",
-    "box/area": "Table 1",
-    "discrimination/fidelity": "Table 2",
-    "discrimination/box": "Table 2",
-    "compactness/value": "Table 3",
-    "fidelity/area_mif": "Table S1",
-    "fidelity/area_lif": "Table S1",
+"""The importance estimators that the paper compares with."""
+FIDELITY, BOX = "fidelity/area", "box/area"
+OWN_FIDELITY, OWN_BOX, COMPACT = "discrimination/fidelity", "discrimination/box", "compactness/value"
+WRONG = "fidelity/area of the other class's map"
+METRICS = {
+    FIDELITY: "LIF − MIF", "fidelity/area_mif": "MIF", "fidelity/area_lif": "LIF", BOX: "box sensitivity",
+    OWN_FIDELITY: "class discrimination, LIF − MIF", OWN_BOX: "class discrimination, boxes", COMPACT: "compactness",
     "fidelity/at_stake": "f(x) − f(all replaced)",
-    "localisation/positive_mass": "known answer",
-    "localisation/auprc": "known answer",
-}
-"""Which table of the paper a figure stands in; what S1 holds is not at hand: here the two areas behind Table 1."""
-
-STATED: Mapping[str, str] = {
-    "fidelity/area": "correct (fidelity)",
-    "box/area": "correct (box sensitivity)",
-    "discrimination/fidelity": "class-discriminative (fidelity)",
-    "discrimination/box": "class-discriminative (box sensitivity)",
-    "compactness/value": "compact",
-}
-"""What the paper states of CDAM and its kin: better than every other estimator on each of these."""
+}  # fmt: skip
+CURVES = ("fidelity/mif", "fidelity/lif", "box/correlation")
+_AT_ONCE = 4
 
 
-def cases(arm: Arm) -> Iterator[LazyCase]:
-    """The arm's images for the benchmark; one with two classes is shown twice, in both roles."""
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper: on its images ``like``, ``metric`` is higher with ``more`` than with any of ``less``.
+
+    ``sign`` −1: lower.
+    """
+
+    text: str
+    place: str
+    like: str
+    metric: str
+    more: str
+    less: tuple[str, ...]
+    sign: int = 1
+
+
+def _all_but(*names: str) -> tuple[str, ...]:
+    return tuple(name for name in (*CDAM, *OTHERS) if name not in names)
+
+
+_MULTI_CLAIMS = (
+    ("Smooth CDAM outperforms all other methods on fidelity", "Table 1, Fig. S2", FIDELITY, "smooth_cdam"),
+    ("Integrated CDAM performs the best on box sensitivity", "Table 1, Fig. S3", BOX, "integrated_cdam"),
+)
+_VAL_CLAIMS = (
+    ("Integrated CDAM performs the best on box sensitivity", "Table S1, Fig. S6", BOX, "integrated_cdam"),
+    (
+        "Relevance propagation outperforms all other methods on the MIF/LIF perturbation",
+        "Table S1, Fig. S7",
+        FIDELITY,
+        "relevance_propagation",
+    ),
+)
+_APART = ((OWN_FIDELITY, "LIF − MIF", "Table 2, Fig. S4"), (OWN_BOX, "boxes", "Table 2, Fig. S5"))
+_NOT_COMPACT = tuple(name for name in OTHERS if name != "input_x_gradient")
+CLAIMS = (
+    *(Claim(text, place, X_MULTI, metric, name, _all_but(name)) for text, place, metric, name in _MULTI_CLAIMS),
+    *(Claim(text, place, X_VAL, metric, name, _all_but(name)) for text, place, metric, name in _VAL_CLAIMS),
+    *(
+        Claim(f"{name} outperforms other methods in class discrimination ({how})", place, X_MULTI, metric, name, OTHERS)
+        for metric, how, place in _APART
+        for name in CDAM
+    ),
+    Claim(
+        "Partial LRP is insensitive to the choice of the class, integrated gradients follow CDAM",
+        "Table 2, Fig. 3", X_MULTI, OWN_FIDELITY, "integrated_gradients", ("partial_lrp",),
+    ),
+    *(
+        Claim(f"{name} is the most compact, with input × gradient", "Table 3", X_MULTI, COMPACT, name, _NOT_COMPACT)
+        for name in ("cdam", "integrated_cdam")
+    ),
+    Claim(
+        "Relevance propagation shows the lowest sparsity of all", "Table 3", X_MULTI, COMPACT, "relevance_propagation",
+        _all_but("relevance_propagation"), -1,
+    ),
+)  # fmt: skip
+
+
+def cases(arm: Arm, roles: int) -> Iterator[LazyCase]:
+    """The arm's images for the benchmark; ``roles`` 2: one with two classes is shown twice, in both roles."""
     for image in arm.images:
-        yield LazyCase(image.name, partial(_case, arm, image))
+        yield LazyCase(image.name, partial(_case, arm, image, roles))
 
 
-def _case(arm: Arm, image: StudyImage) -> Case:
-    tensor = read_photo(image.path, arm.classifier.spec).tensor
+def _case(arm: Arm, image: StudyImage, roles: int) -> Case:
+    tensor = arm.read(image).tensor
     if len(image.classes) < 2:
         label = image.label
         return Case(tensor, None if label is None else torch.tensor([[label]]), case_id=image.name)
     a, b = image.classes[:2]
-    masks = None if arm.made is None else torch.from_numpy(arm.masks(image)[:2])
-    return Case(
-        tensor.expand(2, -1, -1, -1), torch.tensor([[a, b], [b, a]]), masks, image.name, planes=("first", "second")
-    )
+    if roles == 1:
+        return Case(tensor, torch.tensor([[a, b]]), case_id=image.name)
+    images = tensor.expand(2, -1, -1, -1)
+    return Case(images, torch.tensor([[a, b], [b, a]]), case_id=image.name, planes=("first", "second"))
 
 
-def benchmark_arm(study: Study[Any], arm: Arm, metrics: Sequence[str], options: BenchmarkOptions) -> pd.DataFrame:
-    """One value per image, method and metric (columns image, method, metric, value); measured images are kept.
+def benchmark_arm(
+    study: Study[Any], arm: Arm, metrics: Sequence[str], options: BenchmarkOptions, roles: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(one value per image, method and metric, mean curves by method); measured images are kept.
 
     The figures are those of ``metrics`` alone: class discrimination measures fidelity and boxes on the way.
     """
     chosen = BenchmarkOptions.model_validate({**options.model_dump(), "metrics": tuple(metrics)})
-    folder = study.out / "steps" / f"{arm.data}-{arm.model}-{arm.fingerprint}".replace(" ", "_")
-    place = folder / f"benchmark-{chosen.fingerprint(arm.classifier.model)}"
-    benchmark = run_benchmark(arm.classifier.model, cases(arm), place, chosen, total=len(arm.images))
-    study.run.skipped += benchmark.skipped
-    return _of_images(place, {image.name for image in arm.images}, metrics)
+    folder = study.out / "steps" / f"{arm.data}-{arm.model}-{arm.fingerprint}".replace(" ", "_").replace(":", "")
+    parts, left_out = [], 0
+    for fold, images in arm.by_fold():
+        place = folder / f"benchmark-{fold}-{chosen.fingerprint(arm.classifier.model)}"
+        reached = 0
+        for start in range(0, len(images), _AT_ONCE):
+            some = replace(arm, images=images[start : start + _AT_ONCE])
+            if time.monotonic() > study.deadline and not _all_measured(place, some.images):
+                continue
+            run = run_benchmark(arm.classifier.model, cases(some, roles), place, chosen, total=len(some.images))
+            study.run.skipped += run.skipped
+            reached += len(some.images)
+        left_out += len(images) - reached
+        if (place / "parts").is_dir() and any((place / "parts").iterdir()):
+            table = read_parts(place)
+            parts.append(table[table["case"].isin([image.name for image in images])])
+    if left_out:
+        study.late(f"perturbation: {arm.data}, {arm.model}", left_out, len(arm.images))
+    if not parts:
+        empty = pd.DataFrame(columns=["image", "method", "metric", "value", "note"])
+        return empty, empty
+    table = pd.concat(parts, ignore_index=True)
+    table = table[table["output"].isin([TARGET, ""])]
+    values = figures(table)
+    values = values[values["metric"].isin(list(METRICS))].rename(columns={"case": "image"})
+    curves = table[table["metric"].isin(CURVES)].astype({"metric": str, "method": str})
+    curves = curves.groupby(["metric", "method", "x"], sort=False)["value"].mean().reset_index()
+    return with_wrong(values[["image", "method", "metric", "value", "note"]]), curves
 
 
-def _of_images(place: Path, names: set[str], metrics: Sequence[str]) -> pd.DataFrame:
-    """The figures of the images asked for (an earlier run may have measured more)."""
-    table = figures(read_parts(place))
-    family = table["metric"].str.partition("/")[0]
-    rows = table[table["case"].isin(names) & family.isin(list(metrics)) & table["output"].isin([TARGET, ""])]
-    rows = rows[rows["metric"].isin(list(TABLES))]
-    return rows.rename(columns={"case": "image"})[["image", "method", "metric", "value", "note"]]
+def _all_measured(place: Path, images: Sequence[StudyImage]) -> bool:
+    return all(part_path(place, image.name).is_file() for image in images)
 
 
-def rows_of(study: Study[Any], arm: Arm, table: pd.DataFrame) -> None:
-    """A row per method and metric, with the table of the paper that it belongs to."""
-    for metric, of_metric in table.groupby("metric", sort=False):
-        study.means(arm, of_metric, note=TABLES[str(metric)])
+def with_wrong(table: pd.DataFrame) -> pd.DataFrame:
+    """With LIF' − MIF' of the other class's map on the own score: the own map's area − class discrimination."""
+    wide = table.pivot_table(index=["image", "method"], columns="metric", values="value", aggfunc="mean", observed=True)
+    if FIDELITY not in wide or OWN_FIDELITY not in wide:
+        return table
+    wrong = (wide[FIDELITY] - wide[OWN_FIDELITY]).dropna().rename("value").reset_index()
+    return pd.concat([table, wrong.assign(metric=WRONG, note="")], ignore_index=True)
 
 
 def claims_of(study: Study[Any], arm: Arm, table: pd.DataFrame) -> None:
-    """Each CDAM against the best of the other estimators, on the same images, for every metric of ``STATED``; and
-    against the best of those whose maps have the tokens' resolution, where a finer map is the best."""
-    for metric, words in STATED.items():
-        compared = table[(table["metric"] == metric) & table["method"].isin([*CDAM, *OTHERS])]
-        means = compared.groupby("method", sort=False)["value"].mean().dropna()
-        best = _best(means, OTHERS)
-        for name in (name for name in CDAM if name in means.index and best is not None):
-            claim = f"{name} is more {words} than every other estimator"
-            study.claim(
-                arm, claim, compared, metric, name, str(best), note=f"{TABLES[metric]}; against the best, {best}"
-            )
-            near = _best(means, ON_TOKENS)
-            if near not in (None, best):
-                claim = f"{name} is more {words} than every other estimator on tokens"
-                study.claim(arm, claim, compared, metric, name, str(near), note=f"{TABLES[metric]}; against {near}")
+    """Each sentence of the paper that is about these images, against the best of the methods that it names."""
+    table = table.astype({"metric": str, "method": str})
+    for claim in CLAIMS:
+        own = table[table["metric"] == claim.metric]
+        means = claim.sign * own.groupby("method")["value"].mean().dropna()
+        rivals = means[means.index.isin(list(claim.less))]
+        if claim.like != arm.like or rivals.empty or claim.more not in means:
+            continue
+        best = str(rivals.idxmax())
+        wide = own.pivot_table(index="image", columns="method", values="value", aggfunc="mean")
+        difference = paired_difference(wide[claim.more], wide[best], seed=study.config.seed)
+        note = f"{claim.place}; against the {'highest' if claim.sign > 0 else 'lowest'} of the others here, {best}"
+        study.findings.append(Finding.of(claim.text, arm.data, arm.model, difference, claim.sign, note))
+    wrong = table[(table["metric"] == WRONG) & (table["method"] == "cdam")]
+    if len(wrong):
+        text = "With the other class's map the order of CDAM is reversed: LIF′ − MIF′ is negative"
+        mean = bootstrap_mean(wrong["value"], wrong["image"].tolist(), seed=study.config.seed)
+        study.findings.append(Finding.of(text, arm.data, arm.model, mean, -1, "Fig. S4 and S5"))
 
 
-def _best(means: pd.Series[float], names: Sequence[str]) -> str | None:
-    candidates = means[means.index.isin(list(names))]
-    return None if candidates.empty else str(candidates.idxmax())
-
-
-def known_answer_of(study: Study[Any], arm: Arm, table: pd.DataFrame) -> None:
-    """On made pairs: does a class's map lie on that class's object rather than anywhere else?"""
-    metric = "localisation/positive_mass"
-    of_metric = table[table["metric"] == metric]
-    for name in (name for name in CDAM if (of_metric["method"] == name).any()):
-        for other in ("attention", DISC):
-            if (of_metric["method"] == other).any():
-                claim = f"{name} puts more positive relevance on the class's object than {other}"
-                study.claim(arm, claim, of_metric, metric, name, other, note="known answer")
-
-
-def not_run(rows: Sequence[Row], models: Sequence[str]) -> list[Row]:
-    """Rows without a figure of ours for published figures that nothing stands beside yet."""
+def not_run(study: Study[Any]) -> list[str]:
+    """What the paper prints and nothing here stands beside: place, method and metric."""
+    there = {(row.like, row.method, row.metric) for row in study.rows if np.isfinite(row.here)}
     known = published()
-    printed = known[known["source"] == CDAM_PAPER]
-    there = {(row.method, row.metric) for row in rows if row.paper}
-    missing = []
-    for line in printed.itertuples():
-        if (line.method, line.metric) not in there:
-            data = X_MULTI if line.table == "Table 2" else X_VAL
-            note = f"{line.table}: not run, see the list below; published: {line.note}"
-            for model in models:
-                missing.append(Row(data, model, str(line.method), str(line.metric), paper=True, note=note))
-    return missing
+    own = known[(known["source"] == CDAM_PAPER) & known["images"].isin([X_MULTI, X_VAL])]
+    return [
+        f"{line.table}: {line.method}, {line.metric}"
+        for line in own.itertuples()
+        if (line.images, line.method, line.metric) not in there
+    ]

@@ -20,7 +20,7 @@ from lidc_xai.files import atomic_path, write_json
 from lidc_xai.progress import track
 from studies.photo_batches import LabelledPhotos, batches
 
-_SHARD = 2048
+_SHARD = 128
 
 
 def features_of(backbone: Any, images: Tensor) -> Tensor:
@@ -54,16 +54,17 @@ def cached_features(
     if not told.is_file():
         write_json(told, {"fingerprint": digest, "of": of, "images": len(listed)})
     starts = range(0, len(photos), _SHARD)
-    parts = []
+    found = []
     for number, start in enumerate(track(starts, f"features to {part} on", len(starts))):
         path = folder / f"{part}-{number:05d}.safetensors"
         if not path.is_file():
-            some = batches(LabelledPhotos(photos.examples[start : start + _SHARD], photos.spec), batch, workers=workers)
+            share = LabelledPhotos(photos.examples[start : start + _SHARD], photos.spec, fit=photos.fit)
+            some = batches(share, batch, workers=workers)
             read = [features_of(backbone, images.to(device)).float().cpu() for images, _ in some]
             with atomic_path(path) as temporary:
                 save_file({"features": torch.cat(read)}, temporary)
-        parts.append(load_file(path)["features"])
-    return torch.cat(parts), torch.tensor([label for _, label in photos.examples])
+        found.append(load_file(path)["features"])
+    return torch.cat(found), torch.tensor([label for _, label in photos.examples])
 
 
 def read_features(folder: Path, part: str) -> Tensor:

@@ -39,6 +39,13 @@ def ancestors(synset: str) -> dict[str, int]:
     return steps
 
 
+@cache
+def steps_down(synset: str) -> int:
+    """From the root to ``synset`` along the first hypernym of each."""
+    above = hypernyms()[synset]
+    return 1 + steps_down(above[0]) if above else 0
+
+
 def distance(first: str, second: str) -> float:
     """Between two synsets (n02108422), from 0 (the same) to 1."""
     if first == second:

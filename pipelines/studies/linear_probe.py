@@ -33,9 +33,6 @@ from studies.image_sets import ImageSet
 from studies.photo_batches import LabelledPhotos, batches
 from studies.trained_classifier import TrainedClassifier, fingerprint_of, write_classifier
 
-PUBLISHED_TOP1 = {"dino_vits8": 0.770}
-"""Accuracy on ImageNet's validation images that the CDAM paper gives for its linear classifier."""
-
 
 @dataclass(frozen=True)
 class FrozenBackbone:
@@ -91,8 +88,8 @@ def train_probe(
         photos = LabelledPhotos(
             images.train, frozen.spec, smallest_crop=options.smallest_crop, seed=options.seed, epoch=epoch
         )
-        shown = batches(photos, options.batch, shuffle=True, workers=options.workers)
-        return ((features_of(frozen.network, some.to(device)), labels) for some, labels in shown)
+        found = batches(photos, options.batch, shuffle=True, workers=options.workers)
+        return ((features_of(frozen.network, some.to(device)), labels) for some, labels in found)
 
     head = _new_head(test[0].shape[1], len(images.names), options.seed)
     record = train_epochs(
@@ -127,10 +124,10 @@ def with_classifier(network: Any, head: nn.Linear, name: str) -> nn.Module:
     """The timm network with ``head`` as its classifier (both heads of a distilled one)."""
     network.reset_classifier(head.out_features)
     classifiers = network.get_classifier()
-    for layer in classifiers if isinstance(classifiers, tuple) else (classifiers,):
-        if not isinstance(layer, nn.Linear) or layer.weight.shape != head.weight.shape:
+    for own in classifiers if isinstance(classifiers, tuple) else (classifiers,):
+        if not isinstance(own, nn.Linear) or own.weight.shape != head.weight.shape:
             raise UsageError(f"backbone {name!r} has no linear classifier on the vector that is read")
-        layer.load_state_dict(head.state_dict())
+        own.load_state_dict(head.state_dict())
     done: nn.Module = network
     return done.eval()
 

@@ -33,8 +33,9 @@ class LabelledPhotos(Dataset[tuple[Tensor, int]]):
         smallest_crop: float | None = None,
         seed: int = 0,
         epoch: int = 0,
+        fit: str = "crop",
     ) -> None:
-        self.examples, self.spec = tuple(examples), spec
+        self.examples, self.spec, self.fit = tuple(examples), spec, fit
         self.seed = seed * _EPOCHS + epoch
         self.change = None if smallest_crop is None else v2.Compose(
             [
@@ -54,7 +55,7 @@ class LabelledPhotos(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.examples[index]
         if self.change is None:
-            return read_photo(path, self.spec).tensor[0], label
+            return read_photo(path, self.spec, self.fit).tensor[0], label
         try:
             with Image.open(path) as opened:
                 image = ImageOps.exif_transpose(opened).convert("RGB")

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from lidc_xai.commands.common import need_out, pick_device
@@ -24,17 +28,14 @@ from lidc_xai.commands.script import run_script
 from lidc_xai.config import Config
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.evaluation.published import published, read_published
-from lidc_xai.evaluation.statistics import PairedDifference, bootstrap_mean, paired_difference
+from lidc_xai.evaluation.statistics import bootstrap_mean, paired_difference
 from lidc_xai.files import atomic_path
 from lidc_xai.imagenet.classifier import Classifier, find_architecture, load_classifier
-from lidc_xai.imagenet.photographs import read_photo
-from lidc_xai.progress import say, track
+from lidc_xai.progress import track
 from lidc_xai.run import Run
 from lidc_xai.skipped import Skipped, write_skipped
-from studies.made_photos import MadePhotos, make_photos
+from studies.photo_arms import CNN, VIT, PhotoArms
 from studies.study_arms import (
-    IMAGES,
-    MADE_PAIRS,
     PHOTOS,
     Arm,
     Labelled,
@@ -43,34 +44,25 @@ from studies.study_arms import (
     describe,
     find_weights,
     labelled_images,
-    made_images,
     photo_images,
-    small_classifier,
     what_to_bring,
 )
 from studies.study_table import Finding, Row, with_published, write_study
-
-
-class MadeOptions(BaseModel):
-    """Photographs made for the study, and the small models that learn them."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    train: int = Field(default=200, ge=1, description="Training images of a class.")
-    val: int = Field(default=40, ge=1, description="Images of a class, kept apart.")
-    pairs: int = Field(default=200, ge=2, description="Images of two objects.")
-    epochs: int = Field(default=12, ge=1, description="Of the small models' training.")
 
 
 class StudyConfig(Config):
     """Options of every study."""
 
     images: Path | None = Field(None, description="ImageNet's validation images, CUB-200-2011 or Food-101.")
+    photographs: Path | None = Field(None, description="Folder with msrc/ and ilsvrc_val/.")
     photos: Path | None = Field(None, description="Further photographs, without labels.")
     weights: list[str] = Field([], description="MODEL=FILE, MODEL=pretrained, or a folder of weights files.")
-    made: Path | None = Field(None, description="Where made photographs and small models are kept (OUT/made).")
-    made_options: MadeOptions = MadeOptions()
+    features: Path | None = Field(None, description="Where features of the photographs are kept (OUT/features).")
+    size: int = Field(112, ge=28, multiple_of=14, description="Side of the photographs for the ViT, in pixels.")
     limit: int | None = Field(None, ge=1, description="At most so many images of each kind.")
+    minutes: float | None = Field(
+        None, gt=0, description="No new batch after so many minutes; the same command goes on."
+    )
     published: Path | None = Field(None, description="CSV of published figures to stand beside ours.")
     batch: int = Field(8, ge=1, description="Images in one step.")
 
@@ -78,7 +70,13 @@ class StudyConfig(Config):
 C = TypeVar("C", bound=StudyConfig)
 PerBatch = Callable[[Sequence[StudyImage], Tensor], pd.DataFrame]
 """(images that could be read, (n,3,H,W) normalised) → a table with a column ``image``."""
-_NOT_OPTIONS = {"out", "quiet", "device", "images", "photos", "weights", "made", "limit", "published", "batch"}
+Maker = tuple[str, Callable[[PhotoArms], Arm]]
+"""The model that an arm on photographs needs, and how it is made."""
+_NOT_OPTIONS = {
+    "out", "quiet", "device", "images", "photographs", "photos", "weights", "features", "limit", "minutes", "published",
+    "batch", "examples", "shown", "x_val", "x_multi", "attention_images", "concept_images", "peaks_images",
+    "peaks_size", "adcc_images", "masked_images", "epsilon_images", "probable_images",
+}  # fmt: skip
 
 
 @dataclass
@@ -93,55 +91,59 @@ class Study(Generic[C]):
     rows: list[Row] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     arms: list[dict[str, Any]] = field(default_factory=list)
+    deadline: float = field(init=False)
 
-    @property
-    def made_folder(self) -> Path:
-        return self.config.made or self.out / "made"
+    def __post_init__(self) -> None:
+        minutes = math.inf if self.config.minutes is None else self.config.minutes
+        self.deadline = time.monotonic() + 60 * minutes  # no new batch is begun after it
 
-    def made_photos(self) -> MadePhotos:
-        """The photographs made for the study; made on first use."""
-        options = self.config.made_options
-        chosen = {"train": options.train, "val": options.val, "pairs": options.pairs, "seed": self.config.seed}
-        return make_photos(self.made_folder / "photos", **chosen)
-
-    def small(self, name: str, seed: int = 0) -> Classifier:
-        """A small model that learned the made photographs; trained on first use."""
-        folder, epochs = self.made_folder / "models", self.config.made_options.epochs
-        classifier = small_classifier(name, self.made_photos(), folder, epochs=epochs, seed=seed, device=self.device)
-        say(f"{name}, seed {seed}: accuracy {classifier.weights['accuracy']:.3f} on made images kept apart")
-        return classifier
+    @cached_property
+    def photo_arms(self) -> PhotoArms | None:
+        """The photographs with the models at hand; None, with a note, where they were not given."""
+        config = self.config
+        if config.photographs is None:
+            self.skip("real photographs", "images", "none: give --photographs FOLDER with msrc/ and ilsvrc_val/")
+            return None
+        kept = config.features or self.out / "features"
+        return PhotoArms(
+            config.photographs, config.weights, kept, size=config.size, seed=config.seed, device=self.device
+        )
 
     def skip(self, item: str, stage: str, reason: str) -> None:
         """Note what is left out, with what to bring."""
         self.run.skipped.append(Skipped(item, stage, reason))
 
-    def each_arm(
-        self, models: Sequence[str], small: Sequence[str], data: Sequence[str] = (MADE_PAIRS, PHOTOS, IMAGES)
-    ) -> Iterator[Arm]:
-        """Images with models: made ones with ``small``, an ImageNet folder with those of ``models`` whose weights are
-        there, photographs with these too, or with ``small`` where there are none. The rest is noted as skipped."""
+    def on_photographs(self, makers: Sequence[Maker]) -> Iterator[Arm]:
+        """Each arm on the real photographs whose model's weights are there; how good its head is becomes a row."""
+        arms = self.photo_arms
+        for model, make in makers if arms is not None else ():
+            assert arms is not None
+            if not arms.has(model):
+                self.skip(model, "weights", what_to_bring(model))
+                continue
+            arm = make(arms)
+            self.rows += [row for row in arms.rows if row not in self.rows]
+            yield self._note(replace(arm, images=arm.images[: self.config.limit]))
+
+    def each_arm(self, models: Sequence[str], makers: Sequence[Maker]) -> Iterator[Arm]:
+        """Images with models: the real photographs, an ImageNet folder with those of ``models`` whose weights are
+        there, and the caller's own photographs with these. The rest is noted as skipped."""
         limit = self.config.limit
-        for name in small:
-            made = self.made_photos()
-            for kind in (kind for kind in data if kind not in (PHOTOS, IMAGES)):
-                yield self._note(Arm(kind, self.small(name), made_images(made, kind, limit), made=made))
-        labelled = self._labelled() if IMAGES in data and models else None
-        shown = photo_images(self.config.photos, limit) if PHOTOS in data and self.config.photos else ()
-        loaded = 0
+        yield from self.on_photographs(makers)
+        labelled = self._labelled() if models else None
+        shown = photo_images(self.config.photos, limit) if self.config.photos else ()
         for name in models:
             classifier = self._classifier(name)
             if classifier is None:
                 continue
-            loaded += 1
             if labelled is not None and labelled.fits(classifier):
-                renamed = replace(classifier, classes=labelled.names)
-                yield self._note(Arm(labelled.data, renamed, labelled.images, paper=not classifier.random))
+                own = replace(classifier, classes=labelled.names)
+                differs = "random weights" if classifier.random else ""
+                yield self._note(Arm(labelled.data, own, labelled.images, "ImageNet validation", differs))
             elif labelled is not None:
                 self.skip(name, "weights", labelled.misfit(classifier))
             if shown:
                 yield self._note(Arm(PHOTOS, classifier, shown))
-        for name in small if shown and not loaded else ():
-            yield self._note(Arm(PHOTOS, self.small(name), shown))
 
     def by_batch(
         self, arm: Arm, step: str, compute: PerBatch, options: Mapping[str, Any] | None = None
@@ -152,53 +154,71 @@ class Study(Generic[C]):
         """
         folder = self.out / "steps" / f"{arm.data}-{arm.model}-{arm.fingerprint}".replace(" ", "_") / step
         folder = folder / self._key(options)
-        size = self.config.batch
-        parts = []
-        starts = range(0, len(arm.images), size)
-        for start in track(starts, f"{step}: {arm.data}, {arm.model}", len(starts)):
-            images = arm.images[start : start + size]
+        by_fold = {fold: list(images) for fold, images in groupby(sorted(arm.images, key=_fold), _fold)}
+        starts = [(fold, k) for fold, images in by_fold.items() for k in range(0, len(images), self.config.batch)]
+        parts, left_out = [], 0
+        for fold, start in track(starts, f"{step}: {arm.data}, {arm.model}", len(starts)):
+            images = by_fold[fold][start : start + self.config.batch]
             part = folder / f"{_digest([str(image.path) for image in images])}.parquet"
             if not part.is_file():
-                table = self._computed(arm, images, compute)
+                if time.monotonic() > self.deadline:
+                    left_out += len(images)
+                    continue
+                arm.use(fold)
+                computed = self._computed(arm, images, compute)
                 with atomic_path(part) as temporary:
-                    table.to_parquet(temporary, index=False)
+                    computed.to_parquet(temporary, index=False)
             parts.append(pd.read_parquet(part))
-        table = pd.concat(parts, ignore_index=True)
-        unread = table[table["unread"] != ""]
+        if left_out:
+            self.late(f"{step}: {arm.data}, {arm.model}", left_out, len(arm.images))
+        if not parts:
+            return pd.DataFrame(columns=["image", "method", "metric", "value"])
+        found = pd.concat(parts, ignore_index=True)
+        unread = found[found["unread"] != ""]
         for row in unread.drop_duplicates("image").itertuples():
             self.skip(str(row.image), "read", str(row.unread))
-        left = table[table["unread"] == ""].drop(columns="unread")
+        left = found[found["unread"] == ""].drop(columns="unread")
         if left.empty and len(unread) == len(arm.images):
             raise DataError(f"none of {len(arm.images)} {arm.data} could be read; first: {unread['unread'].iloc[0]}")
         return left
+
+    def late(self, what: str, left_out: int, count: int) -> None:
+        """Note what the time limit cut off."""
+        reason = (
+            f"{left_out} of {count} images were not reached in {self.config.minutes:g} minutes: run the command again"
+        )
+        self.skip(what, "limit", reason)
 
     def once(self, name: str, compute: Callable[[], pd.DataFrame], options: Mapping[str, Any]) -> pd.DataFrame:
         """A table that is computed once; ``options``: everything that it depends on beside the study's options."""
         path = self.out / "steps" / name / f"{self._key(options)}.parquet"
         if not path.is_file():
-            table = compute()
+            found = compute()
             with atomic_path(path) as temporary:
-                table.to_parquet(temporary, index=False)
+                found.to_parquet(temporary, index=False)
         return pd.read_parquet(path)
 
     def means(self, arm: Arm, table: pd.DataFrame, note: str = "") -> None:
         """A row with an interval for every method and metric of ``table`` (columns image, method, metric, value)."""
-        for (method, metric), group in table.groupby(["method", "metric"], sort=False):
-            interval = bootstrap_mean(group["value"], group["image"].tolist(), seed=self.config.seed)
+        for (method, metric), own in table.groupby(["method", "metric"], sort=False):
+            found = bootstrap_mean(own["value"], own["image"].tolist(), seed=self.config.seed)
             self.rows.append(
-                Row.of(arm.data, arm.model, str(method), str(metric), interval, paper=arm.paper, note=note)
-            )  # fmt: skip
+                Row.of(
+                    arm.data, arm.model, str(method), str(metric), found, like=arm.like, differs=arm.differs, note=note
+                )
+            )
 
     def claim(
         self, arm: Arm, claim: str, table: pd.DataFrame, metric: str, more: str, less: str, note: str = ""
-    ) -> PairedDifference:
+    ) -> None:
         """Test on the same images that ``metric`` is higher with the method ``more`` than with ``less``."""
-        of_metric = table[table["metric"] == metric]
-        wide = of_metric.pivot_table(index="image", columns="method", values="value", aggfunc="mean")
+        own = table[table["metric"] == metric]
+        if own.empty:
+            return  # the time limit left nothing of it
+        wide = own.pivot_table(index="image", columns="method", values="value", aggfunc="mean")
         wide = wide.reindex(columns=[more, less])
         difference = paired_difference(wide[more], wide[less], seed=self.config.seed)
         self.findings.append(Finding.of(claim, arm.data, arm.model, difference, note=note))
-        return difference
 
     def finish(self, title: str, about: Sequence[str], panels: Mapping[str, str]) -> None:
         """Write the table, the claims, the page and the figure; ``panels``: metrics to draw, with titles."""
@@ -218,24 +238,24 @@ class Study(Generic[C]):
             reason = "none: give --images FOLDER with ImageNet's validation images (class folders, or flat)"
             self.skip("the paper's images", "images", reason)
             return None
-        labelled, skipped = labelled_images(self.config.images, self.config.seed, self.config.limit)
+        found, skipped = labelled_images(self.config.images, self.config.seed, self.config.limit)
         self.run.skipped += skipped
-        return labelled
+        return found
 
     def _classifier(self, name: str) -> Classifier | None:
         weights = find_weights(name, self.config.weights)
         if weights is None:
             self.skip(name, "weights", what_to_bring(name))
             return None
-        classifier = load_classifier(name, weights)
-        classifier.model.to(self.device)
-        return classifier
+        found = load_classifier(name, weights)
+        found.model.to(self.device)
+        return found
 
     def _computed(self, arm: Arm, images: Sequence[StudyImage], compute: PerBatch) -> pd.DataFrame:
         read, tensors, unread = [], [], []
         for image in images:
             try:
-                tensors.append(read_photo(image.path, arm.classifier.spec).tensor)
+                tensors.append(arm.read(image).tensor)
                 read.append(image)
             except DataError as error:
                 unread.append({"image": image.name, "unread": str(error)})
@@ -246,8 +266,8 @@ class Study(Generic[C]):
         return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
 
     def _key(self, options: Mapping[str, Any] | None) -> str:
-        options_here = self.config.model_dump(mode="json", exclude=_NOT_OPTIONS)
-        return _digest([options_here, dict(options or {})])
+        own = self.config.model_dump(mode="json", exclude=_NOT_OPTIONS)
+        return _digest([own, dict(options or {})])
 
 
 def main(
@@ -281,12 +301,19 @@ def _check(config: StudyConfig, models: Sequence[str]) -> None:
     for model in models:
         find_architecture(model)
         find_weights(model, config.weights)
-    check_weights(models, config.weights)
-    for path in (config.images, config.photos):
+    at_hand = [VIT, CNN] if config.photographs is not None else []
+    for model in at_hand:
+        find_weights(model, config.weights)
+    check_weights([*models, *at_hand], config.weights)
+    for path in (config.images, config.photographs, config.photos):
         if path is not None and not path.exists():
             raise UsageError(f"{path}: no such folder of images")
     if config.published is not None:
         read_published(config.published)
+
+
+def _fold(image: StudyImage) -> int:
+    return image.fold
 
 
 def _digest(value: Any) -> str:

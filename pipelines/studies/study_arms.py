@@ -1,16 +1,15 @@
 """Which images meet which models in a study, and what has to be brought for those that cannot run.
 
-A study runs on up to three kinds of images: photographs made for it (the small models learn them here, so that every
-study runs without a download), photographs of the caller's without labels, and an ImageNet folder with the paper's own
-models. Weights are given as MODEL=FILE, or as a folder that holds the publishers' files under their own names or as
-MODEL.pth, MODEL.safetensors.
+A study runs on real photographs with the two models that are at hand (``photo_arms``), on photographs of the caller's
+without labels, and on an ImageNet folder with the paper's own models. Weights are given as MODEL=FILE, or as a folder
+that holds the publishers' files under their own names or as MODEL.pth, MODEL.safetensors.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,48 +17,79 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from lidc_xai.errors import UsageError
 from lidc_xai.imagenet.class_names import ClassNames
-from lidc_xai.imagenet.classifier import Classifier, find_architecture, load_classifier
+from lidc_xai.imagenet.classifier import Classifier, find_architecture
 from lidc_xai.imagenet.classifier_weights import published_address
-from lidc_xai.imagenet.photographs import find_photos
+from lidc_xai.imagenet.photographs import Photo, find_photos, read_photo
 from lidc_xai.models.backbones import BACKBONES
 from lidc_xai.skipped import Skipped
 from studies.folder import read_image_folder
 from studies.image_sets import read_image_set
-from studies.made_photos import MadePhotos
-from studies.small_models import train_small
+from studies.photo_sets import masks_of
 
-MADE_PAIRS, MADE_SINGLES, PHOTOS, IMAGES = "made pairs", "made singles", "photographs", "images"
+PHOTOS, IMAGES = "photographs", "images"
+VIT, CNN = "dinov2_vits14", "tf_efficientnet_lite0"
+"""The two real networks that the photographs are shown to; one command writes the files of both."""
+HOW_TO_GET = "python ../shared/tools/real_weights.py weights"
 _ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 
 
 @dataclass(frozen=True)
 class StudyImage:
-    """An image by its path, with its label and every class that it shows where these are known."""
+    """An image by its path, with its label and every class that it shows where these are known.
+
+    ``mask``: a picture with a class number a pixel, of which ``codes`` are those of ``classes``; ``fold``: of the head
+    that did not learn from it; ``real``: how many ReaL labels it has (None: not known).
+    """
 
     name: str
     path: Path
     label: int | None = None
     classes: tuple[int, ...] = ()
+    mask: Path | None = None
+    codes: tuple[int, ...] = ()
+    fold: int = 0
+    real: int | None = None
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Images and the classifier that they are shown to. ``paper``: as the paper has it."""
+    """Images and the classifier that they are shown to.
+
+    ``like``: the paper's images that these stand for; ``differs``: what is not as the paper has it (empty: nothing).
+    ``heads``: a linear classifier (weight, bias) for every fold of the images, none where the model has one for all:
+    ``use`` puts it into the model, which all code here reads as it is at that moment. ``logits``: of each image by its
+    name, where they are known from kept features.
+    """
 
     data: str
     classifier: Classifier
     images: tuple[StudyImage, ...]
-    paper: bool = False
-    made: MadePhotos | None = field(default=None, compare=False)
+    like: str = ""
+    differs: str = ""
+    fit: str = "crop"
+    heads: tuple[tuple[Tensor, Tensor], ...] = field(default=(), compare=False)
+    logits: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, compare=False)
 
     @property
     def model(self) -> str:
-        """The model's name without its library, with its seed where it was trained here."""
+        """The model's name without its library, with what its weights say of it."""
         random = " (random weights)" if self.classifier.random else ""
         return self.classifier.name.partition(":")[2] + str(self.classifier.weights.get("suffix", "")) + random
+
+    @property
+    def paper(self) -> bool:
+        """Whether images and model are the paper's own."""
+        return bool(self.like) and not self.differs
+
+    @property
+    def masked(self) -> bool:
+        """Whether it is known where in every image its classes are."""
+        return bool(self.images) and all(image.mask is not None for image in self.images)
 
     @property
     def fingerprint(self) -> str:
@@ -67,10 +97,29 @@ class Arm:
         told = [self.data, self.classifier.name, self.classifier.weights]
         return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:10]
 
-    def masks(self, image: StudyImage) -> np.ndarray:
-        """(classes, H, W) bool of a made pair, in the order of ``image.classes``."""
-        assert self.made is not None
-        return np.stack([self.made.mask(image.path, label) for label in image.classes])
+    def by_fold(self) -> Iterator[tuple[int, tuple[StudyImage, ...]]]:
+        """The images of each fold with its head in the model."""
+        for fold in sorted({image.fold for image in self.images}):
+            self.use(fold)
+            yield fold, tuple(image for image in self.images if image.fold == fold)
+
+    def use(self, fold: int) -> None:
+        """Put the fold's head into the model."""
+        if self.heads:
+            network: Any = self.classifier.model
+            with torch.no_grad():
+                for own, new in zip(network.get_classifier().parameters(), self.heads[fold], strict=True):
+                    own.copy_(new)
+
+    def read(self, image: StudyImage) -> Photo:
+        """The image as the model sees it; its fold's head is put into the model."""
+        self.use(image.fold)
+        return read_photo(image.path, self.classifier.spec, self.fit)
+
+    def masks(self, image: StudyImage) -> NDArray[np.bool_]:
+        """(classes, H, W): where each of ``image.classes`` is, as the model sees it."""
+        assert image.mask is not None
+        return masks_of(image.mask, image.codes, self.classifier.spec.size)
 
 
 @dataclass(frozen=True)
@@ -98,30 +147,17 @@ def labelled_images(folder: Path, seed: int, limit: int | None) -> tuple[Labelle
 
     ``limit`` of them, drawn by ``seed``; and what the folder lacks.
     """
-    examples: Sequence[tuple[Path, int]]
+    found: Sequence[tuple[Path, int]]
     if any((folder / name).exists() for name in ("train_test_split.txt", "meta", "train")):
         images = read_image_set(folder, seed=seed)
-        examples, skipped = images.test, images.skipped
-        names, data = ClassNames(images.names), f"{IMAGES} ({images.kind})"
+        found, names, data, skipped = images.test, ClassNames(images.names), f"{IMAGES} ({images.kind})", images.skipped
     else:
-        listed = read_image_folder(folder)
-        examples = [(image.path, image.label) for image in listed.images]
-        names, data, skipped = listed.classes, IMAGES, listed.skipped
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()[:limit]
-    chosen = tuple(StudyImage(path.name, path, label, (label,)) for path, label in (examples[k] for k in order))
+        own = read_image_folder(folder)
+        found = [(image.path, image.label) for image in own.images]
+        names, data, skipped = own.classes, IMAGES, own.skipped
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()[:limit]
+    chosen = tuple(StudyImage(path.name, path, label, (label,)) for path, label in (found[k] for k in order))
     return Labelled(data, chosen, names), list(skipped)
-
-
-def made_images(made: MadePhotos, data: str, limit: int | None) -> tuple[StudyImage, ...]:
-    """Made pairs, or made single objects (those kept apart from training)."""
-    if data == MADE_PAIRS:
-        images = [StudyImage(path.name, path, classes[0], classes) for path, classes in made.pairs()]
-    else:
-        singles = made.singles("val")
-        order = np.random.default_rng(0).permutation(len(singles))
-        chosen = [singles[k] for k in order]
-        images = [StudyImage(path.name, path, label, (label,)) for path, label in chosen]
-    return tuple(images[:limit])
 
 
 def photo_images(folder: Path, limit: int | None) -> tuple[StudyImage, ...]:
@@ -129,36 +165,26 @@ def photo_images(folder: Path, limit: int | None) -> tuple[StudyImage, ...]:
     return tuple(StudyImage(path.name, path) for path in find_photos([folder])[:limit])
 
 
-def small_classifier(name: str, made: MadePhotos, folder: Path, *, epochs: int, seed: int, device: str) -> Classifier:
-    """A small model trained here on ``made`` (once: the file is kept in ``folder``)."""
-    file = folder / f"{name}-seed{seed}.safetensors"
-    accuracy = train_small(name, made, file, epochs=epochs, seed=seed, device=device)
-    classifier = load_classifier(name, file, labels=made.classes_file)
-    classifier.weights.update({"accuracy": accuracy, "suffix": f"-seed{seed}" if seed else ""})
-    classifier.model.to(device)
-    return classifier
-
-
 def find_weights(model: str, given: Sequence[str]) -> str | None:
     """What was given for ``model``: a path, "pretrained" or "random"; None where nothing was.
 
     Raises ``UsageError`` for a path that is not there.
     """
-    first: str | None = None
+    found: str | None = None
     for entry in given:
         name, equals, value = entry.partition("=")
         if equals:
             if name != model:
                 continue
             if value not in ("pretrained", "random") and not Path(value).is_file():
-                raise UsageError(f"--weights {entry}: no such file")
+                raise UsageError(f"--weights {entry}: no such file; {what_to_bring(model)}")
             return value
         folder = Path(entry)
         if not folder.is_dir():
             raise UsageError(f"--weights {entry}: wanted MODEL=FILE, MODEL=pretrained or a folder of weights files")
         inside = [folder / file for file in _file_names(model) if (folder / file).is_file()]
-        first = first or (str(inside[0]) if inside else None)
-    return first
+        found = found or (str(inside[0]) if inside else None)
+    return found
 
 
 def check_weights(models: Sequence[str], given: Sequence[str]) -> None:
@@ -171,6 +197,8 @@ def check_weights(models: Sequence[str], given: Sequence[str]) -> None:
 
 def what_to_bring(model: str) -> str:
     """One line: the file with this model's weights, and how to hand it over."""
+    if model in (VIT, CNN):
+        return f"no weights: get them with `{HOW_TO_GET}` and give --weights weights, or --weights {model}=FILE"
     address = _address(model)
     files = _file_names(model)
     source = f"download {address}" if address else "bring its publisher's file"
@@ -192,11 +220,12 @@ def _file_names(model: str) -> list[str]:
     plain = model.rpartition(":")[2]
     address = _address(model)
     official = Path(urlsplit(address).path).name if address else ""
-    official_name = [official] if official and official not in ("model.safetensors", "pytorch_model.bin") else []
-    return [*official_name, *(f"{plain}{ending}" for ending in _ENDINGS)]
+    own = [official] if official and official not in ("model.safetensors", "pytorch_model.bin") else []
+    plains = dict.fromkeys((plain, plain.removeprefix("tf_")))  # timm marks what was converted from TensorFlow
+    return [*own, *(f"{name}{ending}" for name in plains for ending in _ENDINGS)]
 
 
 def describe(arm: Arm) -> dict[str, Any]:
     """An arm for run.json."""
-    told = {"data": arm.data, "model": arm.model, "images": len(arm.images), "paper": arm.paper}
+    told = {"data": arm.data, "model": arm.model, "images": len(arm.images), "differs": arm.differs}
     return {**told, "weights": dict(arm.classifier.weights)}

@@ -1,10 +1,12 @@
-"""What several studies measure: tidy tables of values per image, where a map lies on made objects, example sheets.
+"""What several studies measure: tidy tables of values per image, where a map lies on objects, example sheets.
 
-On an image of two objects with known masks M_c and M_o, the map for class c is right where it lies on c's own object:
+On an image of two objects with known masks M_c and M_o, the map S_c for class c is right where it lies on c's own:
 
-    own share = Σ_{M_c} S⁺ / Σ_{M_c ∪ M_o} S⁺        auprc = that of S against M_c
+    own share = Σ_{M_c} S_c⁺ / Σ_{M_c ∪ M_o} S_c⁺        auprc = that of S_c against M_c; iou at the area of M_c;
+    pointing = is the highest pixel in M_c               own − other = auprc of S_c − auprc of S_o, both against M_c
 
-An own share of ½ is what a map has that cannot tell the two objects apart.
+all averaged over the two classes. A map that cannot tell the two apart has an own share of about ½ and an own − other
+of 0.
 """
 
 from __future__ import annotations
@@ -20,33 +22,32 @@ from torch import Tensor
 
 from lidc_xai.errors import DataError
 from lidc_xai.evaluation.maps import resampled
-from lidc_xai.evaluation.metrics._localisation import average_precision
+from lidc_xai.evaluation.metrics._localisation import average_precision, localisation
 from lidc_xai.imagenet.panel import draw_panel
-from lidc_xai.imagenet.photographs import Photo, read_photo
+from lidc_xai.imagenet.photographs import Photo
 from studies.study_arms import Arm, StudyImage
 
 COLUMNS = ("image", "method", "metric", "value")
-OWN_SHARE, AUPRC = "objects/own share", "objects/auprc"
+OWN_SHARE, AUPRC, OWN_OTHER = "objects/own share", "objects/auprc", "objects/own − other"
+IOU, POINTING = "objects/iou", "objects/pointing"
 
 
 def tidy(images: Sequence[StudyImage], method: str, values: Mapping[str, ArrayLike]) -> pd.DataFrame:
     """One row per image and metric: ``values``, metric → (n,)."""
     names = [image.name for image in images]
     parts = [
-        pd.DataFrame(
-            {"image": names, "method": method, "metric": metric, "value": np.asarray(scores, dtype=np.float64)}
-        )
-        for metric, scores in values.items()
+        pd.DataFrame({"image": names, "method": method, "metric": metric, "value": np.asarray(own, dtype=np.float64)})
+        for metric, own in values.items()
     ]
     return joined(parts)
 
 
 def joined(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Tables of ``tidy`` below each other, with the right types even where there is none."""
-    filled = [part for part in parts if len(part)]
-    if not filled:
+    found = [part for part in parts if len(part)]
+    if not found:
         return pd.DataFrame({name: pd.Series(dtype=float if name == "value" else object) for name in COLUMNS})
-    return pd.concat(filled, ignore_index=True)
+    return pd.concat(found, ignore_index=True)
 
 
 def object_classes(images: Sequence[StudyImage]) -> Tensor:
@@ -54,20 +55,28 @@ def object_classes(images: Sequence[StudyImage]) -> Tensor:
     return torch.tensor([image.classes for image in images])
 
 
-def on_objects(arm: Arm, images: Sequence[StudyImage], method: str, relevance: Tensor) -> pd.DataFrame:
-    """Own share and AUPRC of maps (n, 2, h, w), one for each class of ``image.classes``; the mean of the two."""
+def on_objects(arm: Arm, images: Sequence[StudyImage], method: str, relevance: Tensor, seed: int = 0) -> pd.DataFrame:
+    """Every figure above of maps (n, 2, h, w), one for each class of ``image.classes``; the mean of the two."""
     masks = np.stack([arm.masks(image) for image in images])
-    size = (masks.shape[-2], masks.shape[-1])
-    maps = resampled(relevance.detach().double().cpu(), size).numpy()
-    share = np.stack([own_share(maps[:, k], masks[:, k], masks[:, 1 - k]) for k in (0, 1)])
-    auprc = np.array([[average_precision(maps[i, k], masks[i, k]) for i in range(len(images))] for k in (0, 1)])
-    return tidy(images, method, {OWN_SHARE: share.mean(0), AUPRC: auprc.mean(0)})
+    maps = resampled(relevance.detach().double().cpu(), (masks.shape[-2], masks.shape[-1]))
+    own = [localisation(maps[:, k], masks[:, k], 1.0, seed=seed) for k in (0, 1)]
+    others = [
+        np.array([average_precision(maps[i, 1 - k].numpy(), masks[i, k]) for i in range(len(images))]) for k in (0, 1)
+    ]
+    values = {
+        OWN_SHARE: [own_share(maps[:, k].numpy(), masks[:, k], masks[:, 1 - k]) for k in (0, 1)],
+        AUPRC: [one.auprc for one in own],
+        OWN_OTHER: [one.auprc - other for one, other in zip(own, others, strict=True)],
+        IOU: [one.iou for one in own],
+        POINTING: [one.pointing for one in own],
+    }
+    return tidy(images, method, {metric: np.mean(parts, axis=0) for metric, parts in values.items()})
 
 
-def own_share(maps: NDArray[np.float64], target: NDArray[np.bool_], other: NDArray[np.bool_]) -> NDArray[np.float64]:
+def own_share(maps: NDArray[np.float64], own: NDArray[np.bool_], other: NDArray[np.bool_]) -> NDArray[np.float64]:
     """(n,) share of the positive relevance on both objects that lies on the own one; NaN where there is none."""
     positive = np.maximum(maps, 0)
-    mine, theirs = (positive * target).sum((1, 2)), (positive * other).sum((1, 2))
+    mine, theirs = (positive * own).sum((1, 2)), (positive * other).sum((1, 2))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(mine / (mine + theirs))
 
@@ -75,27 +84,27 @@ def own_share(maps: NDArray[np.float64], target: NDArray[np.bool_], other: NDArr
 def labels_of(images: Sequence[StudyImage], logits: Tensor) -> Tensor:
     """(n,) each image's label; the predicted class where it has none."""
     predicted = logits.argmax(-1).cpu()
-    labels = [int(predicted[k]) if image.label is None else image.label for k, image in enumerate(images)]
-    return torch.tensor(labels)
+    own = [int(predicted[k]) if image.label is None else image.label for k, image in enumerate(images)]
+    return torch.tensor(own)
 
 
 def picture(arm: Arm, image: StudyImage) -> Photo:
     """The image as the arm's model sees it."""
-    return read_photo(image.path, arm.classifier.spec)
+    return arm.read(image)
 
 
 def readable(arm: Arm, count: int) -> list[StudyImage]:
     """The first ``count`` of the arm's images that can be read."""
-    chosen: list[StudyImage] = []
+    found: list[StudyImage] = []
     for image in arm.images:
-        if len(chosen) == count:
+        if len(found) == count:
             break
         try:
             picture(arm, image)
         except DataError:
             continue  # named as skipped where the images are measured
-        chosen.append(image)
-    return chosen
+        found.append(image)
+    return found
 
 
 def draw_example(arm: Arm, image: StudyImage, classes: Sequence[int], maps: Mapping[str, Tensor], folder: Path) -> None:

@@ -8,7 +8,7 @@ study.md/.html both as a page; figure.png and figure.svg
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from io import StringIO
 from pathlib import Path
@@ -27,19 +27,23 @@ from lidc_xai.evaluation.statistics import Interval, PairedDifference
 from lidc_xai.files import atomic_path, write_json, write_text
 from lidc_xai.ratings import RESEARCH_USE_ONLY
 
-COLUMNS = ("data", "model", "method", "metric", "published", "here", "low", "high", "difference", "n", "note")
+COLUMNS = (
+    "data", "model", "method", "metric", "published", "place", "here", "low", "high", "difference", "n", "differs",
+    "note",
+)  # fmt: skip
 FEWEST = 10
 """So many images at least for a verdict: a bootstrap of fewer is too narrow."""
-NOT_AT_HAND = "not at hand"
 _MARK = 4.5
 _ROW, _BETWEEN = 0.11, 0.6  # inches of a row of marks; rows between methods
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. ``data``: which images; ``published``: the paper's figure, NaN where there is none or none at hand.
+    """One figure. ``data``: which images; ``published``: the paper's figure, NaN where it prints none, up to
+    ``published_high`` where it gives a range, and ``place`` where it stands.
 
-    ``paper``: these are the paper's own images and model, so that the two may be compared.
+    ``like``: the paper's images that these stand for. ``differs``: what is not as the paper has it (model, images);
+    empty: nothing, so that the difference of the two figures may be read.
     """
 
     data: str
@@ -51,21 +55,23 @@ class Row:
     high: float = np.nan
     n: int = 0
     published: float = np.nan
-    paper: bool = False
+    published_high: float = np.nan
+    place: str = ""
+    like: str = ""
+    differs: str = ""
     note: str = ""
 
     @classmethod
-    def of(cls, data: str, model: str, method: str, metric: str, interval: Interval, **more: Any) -> Row:
+    def of(cls, data: str, model: str, method: str, metric: str, found: Interval, **more: Any) -> Row:
         """A row from a mean with its interval."""
-        left_out = f"{interval.undefined} undefined" if interval.undefined else ""
-        note = "; ".join(text for text in (more.pop("note", ""), interval.note, left_out) if text)
-        return cls(
-            data, model, method, metric, interval.mean, interval.low, interval.high, interval.n, note=note, **more
-        )
+        left_out = f"{found.undefined} undefined" if found.undefined else ""
+        note = "; ".join(text for text in (more.pop("note", ""), found.note, left_out) if text)
+        return cls(data, model, method, metric, found.mean, found.low, found.high, found.n, note=note, **more)
 
     @property
     def difference(self) -> float:
-        return self.here - self.published
+        """Here − published; NaN where model or images are others than the paper's."""
+        return np.nan if self.differs else self.here - self.published
 
 
 @dataclass(frozen=True)
@@ -88,16 +94,12 @@ class Finding:
 
     @classmethod
     def of(
-        cls, claim: str, data: str, model: str, difference: Interval | PairedDifference, sign: int = 1, note: str = ""
+        cls, claim: str, data: str, model: str, found: Interval | PairedDifference, sign: int = 1, note: str = ""
     ) -> Finding:
         """``sign``: 1 where the claim says that the effect is positive, −1 where it says negative (it is turned)."""
-        effect, p = (
-            (difference.difference, difference.p)
-            if isinstance(difference, PairedDifference)
-            else (difference.mean, np.nan)
-        )
-        low, high = sorted((sign * difference.low, sign * difference.high))
-        return cls(claim, data, model, sign * effect, low, high, difference.n, p, note)
+        effect, p = (found.difference, found.p) if isinstance(found, PairedDifference) else (found.mean, np.nan)
+        low, high = sorted((sign * found.low, sign * found.high))
+        return cls(claim, data, model, sign * effect, low, high, found.n, p, note)
 
     @property
     def verdict(self) -> str:
@@ -109,18 +111,25 @@ class Finding:
 
 
 def with_published(rows: Sequence[Row], known: pd.DataFrame, source: str) -> list[Row]:
-    """Rows on the paper's own images with the figures of ``source`` for their method, metric and model."""
-    merged = []
-    printed = known[known["source"] == source]
+    """Rows with the figures that ``source`` prints for their method and metric, on the images that they stand for."""
+    found = []
+    own = known[known["source"] == source]
     for row in rows:
-        fits = printed[
-            (printed["method"] == row.method)
-            & (printed["metric"] == row.metric)
-            & printed["model"].isin(["", row.model])
-        ]
-        value = float(fits["value"].iloc[0]) if row.paper and len(fits) else np.nan
-        merged.append(Row(**{**{item.name: getattr(row, item.name) for item in fields(row)}, "published": value}))
-    return merged
+        fits = own[(own["method"] == row.method) & (own["metric"] == row.metric)]
+        fits = fits[fits["images"].isin(["", row.like])] if row.like else fits[:0]
+        if fits.empty:
+            found.append(row)
+            continue
+        low, high = float(fits["value"].min()), float(fits["value"].max())
+        found.append(
+            replace(
+                row,
+                published=low,
+                published_high=high if high > low else np.nan,
+                place=", ".join(fits["table"].unique()),
+            )
+        )
+    return found
 
 
 def table_of(rows: Sequence[Row]) -> pd.DataFrame:
@@ -171,22 +180,24 @@ def _row_tables(rows: Sequence[Row], panels: Mapping[str, str]) -> list[TextTabl
     order = {metric: place for place, metric in enumerate(panels)}
     tables = []
     for data, model in dict.fromkeys((row.data, row.model) for row in rows):
-        of_model = [row for row in rows if (row.data, row.model) == (data, model)]
-        of_model.sort(key=lambda row: order.get(row.metric, len(order)))
+        own = [row for row in rows if (row.data, row.model) == (data, model)]
+        own.sort(key=lambda row: order.get(row.metric, len(order)))
         cells = tuple(
-            (row.method, row.metric, _published(row), _interval(row.here, row.low, row.high), _number(row.difference),
-             str(row.n), row.note)
-            for row in of_model
+            (row.method, row.metric, printed(row), _interval(row.here, row.low, row.high), str(row.n),
+             row.differs if row.place else "", row.note)
+            for row in own
         )  # fmt: skip
-        headings = ("method", "figure", "published", "here", "difference", "n", "note")
+        headings = ("method", "figure", "published", "here", "n", "differs", "note")
         tables.append(TextTable(f"{data}: {model}", "", headings, cells, frozenset(), ()))
     return tables
 
 
-def _published(row: Row) -> str:
-    if not row.paper:
+def printed(row: Row) -> str:
+    """The paper's figure or range and its place; a dash where it prints none."""
+    if not np.isfinite(row.published):
         return "–"
-    return _number(row.published) if np.isfinite(row.published) else NOT_AT_HAND
+    upto = f" to {_number(row.published_high)}" if np.isfinite(row.published_high) else ""
+    return f"{_number(row.published)}{upto} ({row.place})"
 
 
 def _number(value: float) -> str:
@@ -205,19 +216,19 @@ def _plain(value: Any) -> Any:
 def draw_rows(rows: Sequence[Row], panels: Mapping[str, str], title: str) -> Figure:
     """One panel per metric: methods below each other, our means with intervals, published figures as hollow marks."""
     shown = {metric: [row for row in rows if row.metric == metric and np.isfinite(row.here)] for metric in panels}
-    shown = {metric: of_metric for metric, of_metric in shown.items() if of_metric}
-    groups = list(dict.fromkeys((row.data, row.model) for of_metric in shown.values() for row in of_metric))
+    shown = {metric: own for metric, own in shown.items() if own}
+    groups = list(dict.fromkeys((row.data, row.model) for own in shown.values() for row in own))
     columns = min(3, max(1, len(shown)))
     several = list(shown.items())
     lines = [several[start : start + columns] for start in range(0, len(several), columns)] or [[]]
-    heights = [0.8 + _ROW * max((_extent(of_metric) for _, of_metric in line), default=1.0) for line in lines]
+    heights = [0.8 + _ROW * max((_extent(own) for _, own in line), default=1.0) for line in lines]
     figure = Figure(figsize=(5.2 * columns, sum(heights) + 0.4 + 0.18 * len(groups)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(lines), columns, squeeze=False, height_ratios=heights)
     for axis in axes.ravel()[len(shown) :]:
         axis.set_axis_off()
-    for axis, (metric, of_metric) in zip(axes.ravel(), several, strict=False):
-        _draw_panel(axis, of_metric, groups, panels[metric])
+    for axis, (metric, own) in zip(axes.ravel(), several, strict=False):
+        _draw_panel(axis, own, groups, panels[metric])
     figure.suptitle(title, fontsize=11)
     handles = [
         figure.axes[0].plot([], [], "o", color=COLOURS[g % len(COLOURS)], ms=_MARK, label=f"{data}, {model}")[0]
@@ -228,16 +239,16 @@ def draw_rows(rows: Sequence[Row], panels: Mapping[str, str], title: str) -> Fig
     return figure
 
 
-def _extent(shown: Sequence[Row]) -> float:
+def _extent(own: Sequence[Row]) -> float:
     """Rows of marks in a panel, with a gap between methods."""
-    return len(shown) + _BETWEEN * len({row.method for row in shown})
+    return len(own) + _BETWEEN * len({row.method for row in own})
 
 
-def _draw_panel(axis: Any, shown: Sequence[Row], groups: Sequence[tuple[str, str]], title: str) -> None:
+def _draw_panel(axis: Any, own: Sequence[Row], groups: Sequence[tuple[str, str]], title: str) -> None:
     axis.axvline(0, color="#999999", lw=0.6)
     ticks, names, y = [], [], 0.0
-    for method in dict.fromkeys(row.method for row in shown):
-        marks = [row for row in shown if row.method == method]
+    for method in dict.fromkeys(row.method for row in own):
+        marks = [row for row in own if row.method == method]
         ticks.append(y + (len(marks) - 1) / 2)
         names.append(method)
         for row in marks:

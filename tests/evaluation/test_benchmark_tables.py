@@ -8,7 +8,7 @@ import pytest
 
 from lidc_xai.errors import DataError
 from lidc_xai.evaluation.benchmark.tables import comparisons, figures, metric_correlations, summarise
-from lidc_xai.evaluation.published import published, read_published
+from lidc_xai.evaluation.published import CDAM_PAPER, published, read_published
 from lidc_xai.evaluation.statistics import bootstrap_mean
 
 
@@ -52,7 +52,14 @@ def test_comparisons_are_paired_and_metric_correlations_centred(per_case: pd.Dat
 
 
 def test_published_figures_come_from_a_csv_with_named_columns(tmp_path: Path) -> None:
-    assert set(published()["method"]) <= {"smoothgrad", "attention", "partial_lrp"}
+    known = published()
+    assert not known.duplicated(["source", "table", "images", "model", "method", "metric", "note"]).any()
+    place = known[known["metric"] == "fidelity/area"].set_index(["method", "images"])
+    assert place.loc[("smoothgrad", "X_multi"), ["table", "value"]].tolist() == ["Table 1", -4]
+    assert place.loc[("smoothgrad", "X_val"), ["table", "value"]].tolist() == ["Table S1", -10]
+    tables = known[known["source"] == CDAM_PAPER].groupby(["table", "images"])["method"].nunique()
+    by_table = {table: count for (table, images), count in tables.items() if images in ("X_multi", "X_val")}
+    assert by_table == {"Table 1": 10, "Table 2": 10, "Table 3": 10, "Table S1": 10}
     path = tmp_path / "paper.csv"
     path.write_text("source,table,method,metric,value\nx,Table 1,cdam,fidelity/area,634\n", encoding="utf-8")
     assert read_published(path)["value"].tolist() == [634]

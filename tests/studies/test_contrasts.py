@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from studies.contrasts import contrast_maps
 from studies.equivalents import Sharpened, Shifted, shifted
-from studies.small_models import MadeVGG
 from torch import Tensor, nn
 
 from lidc_xai.errors import ModelError, UsageError
@@ -19,7 +20,12 @@ SPEC = InputSpec((64, 64), 64, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bicubic")
 @pytest.fixture
 def network() -> nn.Module:
     torch.manual_seed(1)
-    return MadeVGG().double().eval()
+    layers: list[nn.Module] = []
+    for before, after in ((3, 8), (8, 12), (12, 16)):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    parts = {"features": nn.Sequential(*layers), "pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten()}
+    network = nn.Sequential(OrderedDict(parts | {"classifier": nn.Linear(16, 6)}))
+    return network.double().eval()
 
 
 @pytest.fixture

@@ -6,22 +6,24 @@ import csv
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from pydantic import Field
-from studies.made_photos import MadePhotos
 from studies.study import Study, StudyConfig, main
-from studies.study_arms import MADE_PAIRS, StudyImage
+from studies.study_arms import VIT, Arm, StudyImage, find_weights
 from studies.study_measures import OWN_SHARE, own_share, tidy
 from studies.study_table import Finding, Row, draw_rows
 from torch import Tensor
 
+from lidc_xai.errors import UsageError
 from lidc_xai.evaluation.statistics import Interval, bootstrap_mean, paired_difference
 
-SMALL = [f"--set=made_options.{key}" for key in ("train=4", "val=2", "pairs=8", "epochs=1")]
+MULTI, VAL = "X_multi: MSRC", "X_val: superclasses"
 
 
 class Options(StudyConfig):
@@ -32,9 +34,10 @@ Work = Callable[[Study[Options]], None]
 
 
 @pytest.fixture
-def run(made: MadePhotos) -> Callable[..., int]:
+def run(photographs: Path, weights: Path, features: Path) -> Callable[..., int]:
     def call(work: Work, out: Path, *arguments: str) -> int:
-        given = ["--out", str(out), "--made", str(made.folder.parent), "--quiet", *SMALL, *arguments]
+        given = ["--out", str(out), "--photographs", str(photographs), "--features", str(features), "--quiet"]
+        given += ["--set", "size=56", "--weights", f"{VIT}={weights / VIT}.safetensors", *arguments]
         return main(
             Options, work, name="study_x", about="x", source="a paper", models=lambda c: c.cnns, arguments=given
         )
@@ -48,7 +51,8 @@ def brightness() -> tuple[Work, list[str]]:
     computed: list[str] = []
 
     def work(study: Study[Options]) -> None:
-        for arm in study.each_arm(study.config.cnns, ["made_vgg"]):
+        makers = [(VIT, lambda arms: arms.masked(VIT)), (VIT, lambda arms: arms.superclasses(VIT))]
+        for arm in study.each_arm(study.config.cnns, makers):
 
             def measure(images: Sequence[StudyImage], batch: Tensor) -> pd.DataFrame:
                 computed.extend(image.name for image in images)
@@ -77,11 +81,14 @@ def test_what_is_missing_is_named_and_the_rest_runs(
     assert "vgg16-397923af.pth" in skipped["torchvision:vgg16"]
     assert "--weights torchvision:vgg16=FILE" in skipped["torchvision:vgg16"]
     assert "study_x: 2 left out" in capsys.readouterr().err
-    row, = rows_of(tmp_path / "table.csv")  # fmt: skip
-    assert (row["data"], row["model"], row["n"]) == (MADE_PAIRS, "made_vgg", "8")
+    rows = {(row["data"], row["method"]): row for row in rows_of(tmp_path / "table.csv")}
+    assert rows[MULTI, "all"]["model"] == "dinov2_vits14, 56 px"
+    assert rows[VAL, "all"]["n"] == "30"
+    assert 0 <= float(rows[MULTI, "multi-label head"]["here"]) <= 1
+    assert float(rows[VAL, "chance"]["here"]) == 0.5
     told = json.loads((tmp_path / "run.json").read_text())
     assert told["status"] == "done"
-    assert told["results"]["arms"][0]["weights"]["accuracy"] >= 0
+    assert told["results"]["arms"][0]["differs"].startswith("model: dinov2_vits14, 56 px; images: MSRC")
     for name in ("study.md", "study.html", "figure.svg", "figure.png", "findings.json"):
         assert (tmp_path / name).stat().st_size > 0
     assert "vgg16-397923af.pth" in (tmp_path / "study.html").read_text()
@@ -93,17 +100,57 @@ def test_a_killed_run_goes_on(run: Callable[..., int], brightness: tuple[Work, l
     assert run(work, tmp_path, *usual, "--limit", "6") == 0
     first = list(computed)
     table = (tmp_path / "table.csv").read_text()
-    assert len(first) == 6
+    multi = len([name for name in first if name.endswith(".jpg")])
+    assert 0 < multi <= 6
+    assert len(first) - multi == 6
     assert run(work, tmp_path, *usual, "--limit", "6") == 0
     assert computed == first
     assert (tmp_path / "table.csv").read_text() == table
-    next((tmp_path / "steps").rglob("*.parquet")).unlink()
+    removed = next(path for path in (tmp_path / "steps").rglob("*.parquet") if "MSRC" in str(path))
+    again = len(pd.read_parquet(removed))
+    removed.unlink()
     assert run(work, tmp_path, *usual, "--limit", "6") == 0
-    assert len(computed) == 9
-    assert run(work, tmp_path, *usual) == 0
-    assert len(computed) == 11, "only the images beyond the limit"
-    assert run(work, tmp_path, *usual, "--seed", "0", "--set", "cnns=[]") == 0
-    assert len(computed) == 11
+    assert len(computed) == len(first) + again
+    assert run(work, tmp_path, *usual, "--limit", "6", "--seed", "0", "--set", "cnns=[]") == 0
+    assert len(computed) == len(first) + again
+
+
+def test_a_time_limit_leaves_the_rest_for_the_next_run(
+    run: Callable[..., int], brightness: tuple[Work, list[str]], tmp_path: Path
+) -> None:
+    usual = ["--set", "cnns=[]", "--limit", "3"]
+    assert run(brightness[0], tmp_path, *usual, "--minutes", "0.0000001") == 3
+    assert brightness[1] == []
+    skipped = [row["reason"] for row in rows_of(tmp_path / "skipped.csv")]
+    assert any("3 of 3 images were not reached" in reason for reason in skipped)
+    assert run(brightness[0], tmp_path, *usual) == 0
+    assert len(brightness[1]) > 3
+
+
+def test_every_image_meets_the_head_that_did_not_learn_from_it(run: Callable[..., int], tmp_path: Path) -> None:
+    """The logits of a batch are those of the head of its own fold, and the folds' heads differ."""
+    arms: list[Arm] = []
+
+    def work(study: Study[Options]) -> None:
+        for arm in study.on_photographs([(VIT, lambda arms: arms.superclasses(VIT))]):
+            arms.append(arm)
+
+            def measure(images: Sequence[StudyImage], batch: Tensor, arm: Arm = arm) -> pd.DataFrame:
+                fold, = {image.fold for image in images}  # fmt: skip
+                network: Any = arm.classifier.model
+                assert torch.equal(network.get_classifier().weight, arm.heads[fold][0])
+                return tidy(images, "all", {"fold": [fold] * len(images)})
+
+            study.by_batch(arm, "folds", measure)
+        study.finish("Folds", [], {})
+
+    assert run(work, tmp_path, "--set", "cnns=[]") == 0
+    (arm,) = arms
+    assert sorted({image.fold for image in arm.images}) == [0, 1, 2, 3, 4]
+    assert not torch.equal(arm.heads[0][0], arm.heads[1][0])
+    for _, images in arm.by_fold():
+        arm.read(images[0])
+        assert torch.equal(arm.classifier.model.get_classifier().weight, arm.heads[images[0].fold][0])  # type: ignore[operator]
 
 
 def test_images_of_the_paper_stand_beside_published_figures(
@@ -124,20 +171,27 @@ def test_images_of_the_paper_stand_beside_published_figures(
     weights.mkdir()
     save_file(create_model("test_vit").state_dict(), weights / "test_vit.safetensors")
     known = tmp_path / "published.csv"
-    known.write_text("source,table,method,metric,value,model\na paper,T1,all,brightness,-9.5,test_vit\n")
+    known.write_text(
+        "source,table,images,method,metric,value,model\n"
+        "a paper,Table 1,ImageNet validation,all,brightness,-9.5,test_vit\n"
+        "a paper,Table 1,X_multi,all,brightness,3,test_vit\na paper,Table S1,X_val,all,brightness,4,test_vit\n"
+    )
     out = tmp_path / "out"
-    code = run(
-        brightness[0], out, "--images", str(folder), "--weights", str(weights), "--published", str(known)
-    )  # fmt: skip
+    own = f"timm:test_vit={weights / 'test_vit.safetensors'}"
+    code = run(brightness[0], out, "--images", str(folder), "--weights", own, "--published", str(known))
     assert code == 3
     skipped = {row["nodule_id"]: row["reason"] for row in rows_of(out / "skipped.csv")}
     assert set(skipped) == {"broken.png", "n99999999"}
-    rows = {row["data"]: row for row in rows_of(out / "table.csv")}
+    rows = {row["data"]: row for row in rows_of(out / "table.csv") if row["method"] == "all"}
     assert rows["images"]["n"] == "3"
     assert float(rows["images"]["published"]) == -9.5
     assert float(rows["images"]["difference"]) == pytest.approx(float(rows["images"]["here"]) + 9.5)
-    assert rows[MADE_PAIRS]["published"] == ""
-    assert "-9.5" in (out / "study.md").read_text()
+    assert rows["images"]["differs"] == ""
+    for data, figure, place in ((MULTI, 3, "Table 1"), (VAL, 4, "Table S1")):
+        assert (float(rows[data]["published"]), rows[data]["place"]) == (figure, place)
+        assert rows[data]["differs"].startswith("model: dinov2_vits14, 56 px; images")
+        assert rows[data]["difference"] == "", "of another model on other images: no difference"
+    assert "-9.5 (Table 1)" in (out / "study.md").read_text()
 
 
 def test_fine_tuned_classifiers_meet_their_own_images(
@@ -158,7 +212,7 @@ def test_fine_tuned_classifiers_meet_their_own_images(
     for count, code in ((2, 0), (1000, 3)):
         given = ["--images", str(tmp_path / "food"), "--weights", f"timm:test_vit={weights[count]}"]
         assert run(brightness[0], tmp_path / str(count), *given) == code
-    assert {row["data"] for row in rows_of(tmp_path / "2" / "table.csv")} == {MADE_PAIRS, "images (parts)"}
+    assert {row["data"] for row in rows_of(tmp_path / "2" / "table.csv")} == {MULTI, VAL, "images (parts)"}
     reason = rows_of(tmp_path / "1000" / "skipped.csv")[0]["reason"]
     assert "its weights have 1000 classes, these images 2" in reason
 
@@ -167,6 +221,7 @@ def test_fine_tuned_classifiers_meet_their_own_images(
     ("arguments", "words"),
     [
         (["--weights", "torchvision:vgg99=x.pth"], "this study's models are timm:test_vit"),
+        (["--photographs", "absent"], "absent: no such folder"),
         (["--weights", "timm:test_vit=absent.pth"], "no such file"),
         (["--weights", "absent"], "wanted MODEL=FILE"),
         (["--set", "cnns=[resnet51]"], "unknown model 'resnet51'"),
@@ -195,11 +250,29 @@ def test_bad_usage_is_one_line(
 
 def test_weights_of_another_model(
     run: Callable[..., int], brightness: tuple[Work, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    made: MadePhotos, photo: Path, vit_file: Path,
+    photo: Path, vit_file: Path,
 ) -> None:  # fmt: skip
     usual = ["--photos", str(photo.parent), "--weights", f"torchvision:alexnet={vit_file}"]
     assert run(brightness[0], tmp_path, "--set", "cnns=[torchvision:alexnet]", *usual) == 1
     assert "weights of another architecture" in capsys.readouterr().err
+
+
+def test_a_missing_weights_file_names_the_command() -> None:
+    with pytest.raises(UsageError, match=r"absent\.safetensors: no such file; .*real_weights\.py weights"):
+        find_weights(VIT, [f"{VIT}=absent.safetensors"])
+
+
+def test_photographs_without_the_network_name_the_command(
+    brightness: tuple[Work, list[str]], photographs: Path, tmp_path: Path
+) -> None:
+    given = ["--out", str(tmp_path), "--photographs", str(photographs), "--quiet", "--set", "cnns=[]"]
+    code = main(
+        Options, brightness[0], name="x", about="x", source="x", models=lambda c: c.cnns, arguments=given
+    )  # fmt: skip
+    assert code == 3
+    reasons = {row["nodule_id"]: row["reason"] for row in rows_of(tmp_path / "skipped.csv")}
+    assert "real_weights.py weights" in reasons[VIT]
+    assert "--weights dinov2_vits14=FILE" in reasons[VIT]
 
 
 def test_verdicts() -> None:

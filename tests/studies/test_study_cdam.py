@@ -18,15 +18,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from studies.cdam_figures import attention_agreement
-from studies.cdam_tables import cases
-from studies.concept_maps import maps_of, vector_of
-from studies.made_photos import MadePhotos
+from studies.cdam_tables import FIDELITY, OWN_FIDELITY, WRONG, cases, with_wrong
+from studies.concept_maps import joined_vector
 from studies.multi_object import read_multi
-from studies.study_arms import MADE_PAIRS, MADE_SINGLES, Arm, made_images
+from studies.photo_arms import VIT, PhotoArms
+from studies.study_measures import AUPRC, OWN_OTHER
 from studies.study_sets import study_sets
-
-from lidc_xai.errors import DataError
-from lidc_xai.imagenet import load_classifier
 
 ROOT = Path(__file__).parents[2]
 LISTED = ROOT / "reports" / "imagenet" / "x_multi.csv"
@@ -39,7 +36,6 @@ QUICK = [
     "--set=concept_sizes=[2,3]",
     "--set=shown=1",
 ]
-SMALL = [f"--set=made_options.{key}" for key in ("train=4", "val=2", "pairs=8", "epochs=1")]
 
 
 @pytest.fixture(scope="module")
@@ -74,35 +70,37 @@ def table_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def test_an_image_of_two_classes_is_measured_in_both_roles(made: MadePhotos) -> None:
-    classifier = load_classifier("made_vit", "random", labels=made.classes_file)
-    arm = Arm(MADE_PAIRS, classifier, made_images(made, MADE_PAIRS, 2), made=made)
-    case = next(iter(cases(arm))).load()
+def test_an_image_of_two_classes_is_measured_in_one_role_or_both(
+    photographs: Path, weights: Path, features: Path
+) -> None:
+    arms = PhotoArms(photographs, [str(weights)], features, size=56)
+    arm = arms.masked(VIT)
     a, b = arm.images[0].classes
-    assert case.targets is not None
-    assert case.masks is not None
-    assert case.targets.tolist() == [[a, b], [b, a]]
-    assert torch.equal(case.images[0], case.images[1])
-    for plane, label in enumerate((a, b)):
-        assert np.array_equal(case.masks[plane].numpy(), made.mask(arm.images[0].path, label))
-    single = Arm(MADE_SINGLES, classifier, made_images(made, MADE_SINGLES, 1), made=made)
-    only = next(iter(cases(single))).load()
+    both, one = (next(iter(cases(arm, roles))).load() for roles in (2, 1))
+    assert both.targets is not None
+    assert one.targets is not None
+    assert (both.targets.tolist(), one.targets.tolist()) == ([[a, b], [b, a]], [[a, b]])
+    assert torch.equal(both.images[0], both.images[1])
+    masks = arm.masks(arm.images[0])
+    assert masks.shape == (2, 56, 56)
+    assert 0.1 < masks.mean() < 0.3
+    single = arms.superclasses(VIT)
+    only = next(iter(cases(single, 2))).load()
     assert only.targets is not None
     assert only.targets.tolist() == [[single.images[0].label]]
 
 
-def test_a_concept_is_the_mean_of_what_the_head_reads(made: MadePhotos) -> None:
-    classifier = load_classifier("made_vit", "random", labels=made.classes_file)
-    paths = [path for path, label in made.singles("train") if label == 2]
-    vector = vector_of(classifier, paths, 3)
-    one = torch.stack([vector_of(classifier, [path], 1) for path in paths[:3]]).mean(0)
-    torch.testing.assert_close(vector, one)
-    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    both = maps_of(classifier, image, [vector, -vector])
-    assert both.shape == (1, 2, 8, 8)
-    torch.testing.assert_close(both[:, 0], -both[:, 1])
-    with pytest.raises(DataError, match="4 images for a concept of 30"):
-        vector_of(classifier, paths, 30)
+def test_what_joins_the_vectors_of_a_concept() -> None:
+    vectors = torch.tensor([[3.0, 4.0], [0.0, 2.0], [0.0, 1.0]])
+    assert joined_vector(vectors, "mean").tolist() == pytest.approx([1, 7 / 3])
+    assert joined_vector(vectors, "median").tolist() == [0, 2]
+    assert joined_vector(vectors, "mean of unit vectors").tolist() == pytest.approx([0.2, (0.8 + 2) / 3])
+
+
+def test_the_other_class_s_map_on_the_own_score() -> None:
+    table = pd.DataFrame({"image": "a", "method": "cdam", "metric": [FIDELITY, OWN_FIDELITY], "value": [30.0, 40.0]})
+    wrong = with_wrong(table.assign(note=""))
+    assert wrong.loc[wrong["metric"] == WRONG, "value"].tolist() == [-10.0]
 
 
 def test_agreement_with_attention_is_over_the_patches_of_each_class() -> None:
@@ -111,7 +109,9 @@ def test_agreement_with_attention_is_over_the_patches_of_each_class() -> None:
          "cdam": [1, -2, 3, -4, -4, 3, -2, 1]}
     )  # fmt: skip
     found = attention_agreement(tokens)
-    assert found["value"].tolist() == [0.0]  # 1 for the first class, −1 for the second
+    assert found["spearman"].tolist() == [0.0]  # 1 for the first class, −1 for the second
+    many = pd.DataFrame({"image": "a", "target": 0, "attention": range(20), "cdam": [1.0, -3.0] + [2.0] * 18})
+    assert attention_agreement(many)["low"].tolist() == [4 / 40]
 
 
 def test_sets_of_an_imagenet_folder_and_what_it_has_not(imagenet: Path) -> None:
@@ -129,38 +129,60 @@ def test_sets_of_an_imagenet_folder_and_what_it_has_not(imagenet: Path) -> None:
     assert {image.name for image in found.val} == {image.name for image in listed.val}
 
 
-def test_the_script_without_images_and_weights(
-    study_cdam: ModuleType, made: MadePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_script_on_photographs(
+    study_cdam: ModuleType, photographs: Path, weights: Path, features: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     run: Callable[..., int] = study_cdam.run
-    arguments = ["--out", str(tmp_path), "--made", str(made.folder.parent), "--limit=2", *QUICK, *SMALL]
-    arguments += ["--set=tune_images=2", "--set=sigmas=[0.1]", "--photos", str(made.folder / "val" / "striped_disc")]
+    arguments = [
+        "--out",
+        str(tmp_path),
+        "--photographs",
+        str(photographs),
+        "--weights",
+        str(weights),
+        "--limit=2",
+        *QUICK,
+    ]
+    arguments += ["--features", str(features), "--set=size=56", "--set=tune_images=1", "--set=sigmas=[0.1]"]
+    arguments += ["--set=tuned=[]", "--set=peaks_size=56", "--set=peaks_images=2", "--set=alterations={mask: [0.5]}"]
+    arguments += ["--set=localised=[cdam,attention]"]
     assert run(arguments) == 3
     skipped = {row["nodule_id"]: row["reason"] for row in table_of(tmp_path / "skipped.csv")}
-    assert skipped.keys() == {
-        "Tables 1, 3, S1", "Table 2", "Figures 1, 3 to 6, S1", "Figure S14", "dino_vits8", "swag_vitb16"
-    }  # fmt: skip
-    assert "--images FOLDER" in skipped["Table 2"]
+    assert "--images FOLDER" in skipped["Table S1 on ImageNet's X_val"]
     assert "linear_probe.py" in skipped["dino_vits8"]
     assert "vit_b_16_swag-9ac1b537.pth" in skipped["swag_vitb16"]
+    assert "swin_tiny" in skipped["timm:swin_tiny_patch4_window7_224"]
+    assert "Table 1: partial_lrp, fidelity/area" in skipped, "printed, and not measured in this run"
     rows = table_of(tmp_path / "table.csv")
-    assert {row["data"] for row in rows} == {MADE_SINGLES, MADE_PAIRS, "photographs", "X_val", "X_multi"}
-    by_place = {(row["data"], row["method"], row["metric"]): row for row in rows}
-    for metric in ("discrimination/fidelity", "discrimination/box"):
-        assert float(by_place[MADE_PAIRS, "attention", metric]["here"]) == 0  # one map for both classes
-    published = by_place["X_val", "smoothgrad", "fidelity/area"]
-    assert (published["published"], published["here"]) == ("-4.0", "")
+    by_place = {(row["data"], row["model"], row["method"], row["metric"]): row for row in rows}
+    multi, model = "X_multi: MSRC", "dinov2_vits14, 56 px"
+    attention = by_place[multi, model, "attention", OWN_FIDELITY]
+    assert float(attention["here"]) == 0  # one map for both classes
+    assert (float(attention["published"]), attention["place"]) == (0, "Table 2")
+    assert float(by_place[multi, model, "attention", OWN_OTHER]["here"]) == 0
+    table_s1 = by_place["X_val: superclasses", model, "cdam", FIDELITY]
+    assert (float(table_s1["published"]), table_s1["place"]) == (623, "Table S1")
+    assert table_s1["differs"]
+    assert 0 <= float(by_place[multi, "tf_efficientnet_lite0", "gradcam", AUPRC]["here"]) <= 1
+    assert 0 <= float(by_place[multi, model, "concept, 2 images", AUPRC]["here"]) <= 1
+    assert 0 <= float(by_place[multi, model, "cdam, calmed", AUPRC]["here"]) <= 1
+    assert 0 <= float(by_place[multi, model, "smooth_cdam, mask 0.5", AUPRC]["here"]) <= 1
     claims = json.loads((tmp_path / "findings.json").read_text())
-    assert {one["verdict"] for one in claims} <= {"shown", "refuted", "not decided (n < 10)"}
-    assert any(one["claim"] == "a concept of 2 images is found where it is" for one in claims)
-    assert not any(one["data"] == "photographs" for one in claims)
+    assert {one["verdict"] for one in claims} <= {
+        "shown",
+        "refuted",
+        "not decided (n < 10)",
+        "not decided (no interval)",
+    }
     pictures = {path.name for path in (tmp_path / "figures").rglob("*.png")}
-    assert pictures >= {"figure_1.png", "figure_3.png", "figure_4.png", "figure_S1.png"}
+    assert pictures >= {"figure_1.png", "figure_3.png", "figure_S1.png"}
+    assert any(name.startswith("curves-X_multi") for name in pictures)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "steps").rglob("*.parquet")}
     assert run(arguments) == 3  # nothing is measured twice
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "steps").rglob("*.parquet")}
     assert table_of(tmp_path / "table.csv") == rows
-    assert "6 left out" in capsys.readouterr().err
+    assert "left out" in capsys.readouterr().err
 
 
 def test_the_script_on_imagenet_with_weights(
@@ -168,7 +190,7 @@ def test_the_script_on_imagenet_with_weights(
 ) -> None:
     arguments: list[Any] = [
         "--out", str(tmp_path), "--images", str(imagenet), "--limit=3", *QUICK, "--set=models=[timm:test_vit]",
-        "--set=swag=test_vit2", "--set=small=[]", "--set=tune_images=0", "--weights", f"timm:test_vit={vit_file}",
+        "--set=swag=test_vit2", "--set=tune_images=0", "--weights", f"timm:test_vit={vit_file}",
     ]  # fmt: skip
     assert study_cdam.run([*arguments, "--weights", f"test_vit2={tmp_path / 'absent'}"]) == 2
     assert study_cdam.run(arguments) == 3

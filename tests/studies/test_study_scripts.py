@@ -12,17 +12,16 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from studies.made_photos import MadePhotos
 from studies.study import main
 from studies.study_arms import StudyImage
-from studies.study_measures import OWN_SHARE
+from studies.study_measures import OWN_OTHER, OWN_SHARE
 from studies.study_table import COLUMNS
 
 from lidc_xai.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
+MULTI = "X_multi: MSRC"
 KINDS = {"study_contrastive": "Contrastive", "study_reciprocam": "Reciprocam", "study_softmax": "Softmax"}
-SMALL = [f"made_options.{key}" for key in ("train=4", "val=2", "pairs=8", "epochs=1")]
 
 
 def script(name: str) -> ModuleType:
@@ -37,31 +36,31 @@ def script(name: str) -> ModuleType:
 
 
 @pytest.fixture
-def run(made: MadePhotos, tmp_path: Path) -> Callable[..., pd.DataFrame]:
-    """Run a study on three made pairs and a photograph's worth of options; its table."""
+def run(photographs: Path, weights: Path, features: Path, tmp_path: Path) -> Callable[..., pd.DataFrame]:
+    """Run a study on two images of each kind; its table."""
 
     def call(name: str, code: int, *options: str, arguments: tuple[str, ...] = ()) -> pd.DataFrame:
         module: Any = script(name)
-        given = [part for option in (*SMALL, "examples=1", *options) for part in ("--set", option)]
+        given = [part for option in ("examples=1", "size=56", "batch=2", *options) for part in ("--set", option)]
         usual = ["--config", str(ROOT / "configs" / f"{name}.yaml"), "--limit", "2", "--quiet", *arguments]
-        paths = ["--out", str(tmp_path), "--made", str(made.folder.parent)]
-        found = main(
+        paths = ["--out", str(tmp_path), "--photographs", str(photographs), "--features", str(features)]
+        code_here = main(
             getattr(module, KINDS[name]), module.work, name=name, about=module.__doc__, source=module.SOURCE,
-            models=module.models, arguments=[*usual, *paths, *given],
+            models=module.models, arguments=[*usual, *paths, "--weights", str(weights), *given],
         )  # fmt: skip
-        assert found == code
+        assert code_here == code
         table = pd.read_csv(tmp_path / "table.csv")
         assert tuple(table.columns) == COLUMNS
         assert table["here"].notna().any()
         assert (tmp_path / "figure.png").stat().st_size > 1000
-        assert list((tmp_path / "examples").glob("made_pairs-*-pair_00000001.png"))
+        assert list((tmp_path / "examples").glob("X_multi*.png"))
         return table
 
     return call
 
 
-def value(table: pd.DataFrame, method: str, metric: str) -> float:
-    own = table[(table["method"] == method) & (table["metric"] == metric) & (table["data"] == "made pairs")]
+def value(table: pd.DataFrame, method: str, metric: str, data: str) -> float:
+    own = table[(table["method"] == method) & (table["metric"] == metric) & (table["data"] == data)]
     assert len(own) == 1, (method, metric)
     return float(own["here"].iloc[0])
 
@@ -69,24 +68,26 @@ def value(table: pd.DataFrame, method: str, metric: str) -> float:
 @pytest.mark.parametrize("name", KINDS)
 def test_configuration(name: str) -> None:
     kind = getattr(script(name), KINDS[name])
-    assert load_config(kind, ROOT / "configs" / f"{name}.yaml") == kind(), "the YAML shows the defaults"
+    config = load_config(kind, ROOT / "configs" / f"{name}.yaml")
+    assert config.seed == 0
+    assert config.cnns == kind().cnns if name != "study_reciprocam" else config.vits == kind().vits
 
 
-def test_contrastive(run: Callable[..., pd.DataFrame], tmp_path: Path, photo: Path) -> None:
-    options = ("methods=[gradcam]", "baselines=[blur]", "steps=[1]", "layer_sweep=false", "epsilon=0.03", "others=6")
-    table = run("study_contrastive", 3, *options, arguments=("--photos", str(photo.parent)))
+def test_contrastive(run: Callable[..., pd.DataFrame], tmp_path: Path) -> None:
+    options = ("methods=[gradcam]", "steps=[1]", "epsilon=0.03", "threshold=0.01", "vits=[torchvision:vit_b_16]")
+    table = run("study_contrastive", 3, *options)
     skipped = (tmp_path / "skipped.csv").read_text()
     for file in ("vgg16-397923af.pth", "alexnet-owt-7be5be79.pth", "vit_b_16-c867db91.pth"):
         assert file in skipped
-    assert set(table["data"]) == {"made pairs", "photographs"}
-    vgg = table[table["model"] == "made_vgg"]
-    changes = {name: value(vgg, name, "epsilon n=1/Δ logit") for name in ("plain", "mean", "max", "weighted")}
+    val = "X_val: superclasses"
+    changes = {name: value(table, name, "epsilon n=1/Δ logit", val) for name in ("plain", "mean", "max", "weighted")}
     assert changes["plain"] == max(changes.values()) > 0
-    probability = {name: value(vgg, name, "epsilon n=1/Δ probability") for name in changes}
-    assert probability["weighted"] >= probability["plain"] > 0
-    assert 0 <= value(vgg, "gradcam, weighted", OWN_SHARE) <= 1
+    probability = {name: value(table, name, "epsilon n=1/Δ probability", val) for name in changes}
+    assert probability["weighted"] >= probability["plain"] - 1e-6
+    assert 0 <= value(table, "gradient_rollout, weighted", OWN_SHARE, MULTI) <= 1
+    assert 0 <= value(table, "model", "share with two probable classes", "ILSVRC") <= 1
     for name in ("positive/blur", "negative/blur/first", "negative/share removed"):
-        assert (vgg["metric"] == name).any()
+        assert (table["metric"] == name).any()
 
 
 def test_confident_misclassifications() -> None:
@@ -103,29 +104,40 @@ def test_confident_misclassifications() -> None:
 
 
 def test_reciprocam(run: Callable[..., pd.DataFrame], tmp_path: Path) -> None:
-    table = run("study_reciprocam", 3, "batches=[1]", "repeats=1", "vits=[deit_tiny]")
+    table = run("study_reciprocam", 3, "batches=[1]", "repeats=1", "vits=[deit_tiny]", "layers=2")
     assert "deit_tiny_patch16_224-a1311bcf.pth" in (tmp_path / "skipped.csv").read_text()
-    assert value(table, "attention", OWN_SHARE) == pytest.approx(0.5)
-    assert value(table, "centred disc", "coherency") == pytest.approx(1.0)
-    assert value(table, "centred disc", "complexity") == pytest.approx(0.2, abs=0.01)
-    for method in ("reciprocam", "reciprocam, dirac", "reciprocam, input of block 4", "reciprocam, block 1"):
-        assert 0 <= value(table, method, "adcc") <= 1
-    assert value(table, "reciprocam", "ms per image, batch 1, cpu") > 0
+    assert value(table, "attention", OWN_OTHER, MULTI) == 0
+    val = "X_val: superclasses"
+    assert value(table, "centred disc", "coherency", val) == pytest.approx(1.0)
+    assert value(table, "centred disc", "complexity", val) == pytest.approx(0.2, abs=0.01)
+    for method in ("reciprocam", "reciprocam, dirac", "reciprocam, input of block 12", "reciprocam, block 11"):
+        assert 0 <= value(table, method, "adcc", val) <= 1
+    assert value(table, "reciprocam", "ms per image, batch 1, cpu", val) > 0
+    assert value(table, "reciprocam", "layer scale folded/largest relative difference", MULTI) < 1e-4
+    gain = table[table["metric"] == "ADCC gain over relevance_propagation, points"].iloc[0]
+    assert (gain["published"], gain["place"]) == (4.58, "abstract")
+    assert gain["differs"].startswith("model: dinov2_vits14")
+    assert value(table, "reciprocam", "speed against relevance_propagation", val) > 0
 
 
 def test_softmax(run: Callable[..., pd.DataFrame], tmp_path: Path) -> None:
-    options = ("methods=[gradcam,rsi_gradcam]", "steps=4", "factors=[1,64]", "seeds=2")
+    options = ("methods=[gradcam]", "vit_methods=[cdam]", "factors=[1,64]", "cell=112")
     table = run("study_softmax", 3, *options)
     assert "vgg19-dcbb9e9d.pth" in (tmp_path / "skipped.csv").read_text()
-    same = "shifted/Spearman with the original"
-    assert value(table, "gradcam, log-probability", same) > 0.999
-    assert value(table, "gradcam, probability", same) > 0.999
-    assert value(table, "gradcam, logit", same) < 0.9
-    assert value(table, "both models", "shifted/largest change of a probability") < 1e-5
-    assert value(table, "saliency, log-probability", "check/largest relative difference from −∂L/∂x") < 1e-10
-    sizes = [value(table, name, "saturation ×64/log10 gradient") for name in ("logit", "probability")]
+    same, cnn = "shifted/Spearman with the original", "ILSVRC"
+    assert value(table, "gradcam, log-probability", same, cnn) > 0.999
+    assert value(table, "gradcam, probability", same, cnn) > 0.999
+    assert value(table, "gradcam, logit", same, cnn) < 0.999
+    assert value(table, "both models", "shifted/largest change of a probability", cnn) < 1e-4
+    assert value(table, "saliency, log-probability", "check/largest relative difference from −∂L/∂x", cnn) < 1e-10
+    sizes = [value(table, name, "saturation ×64/log10 gradient", cnn) for name in ("logit", "probability")]
     assert sizes[0] > sizes[1]
-    assert -1 <= value(table, "gradcam, logit", "seeds/Spearman") <= 1
+    kept = "information/nats that the kept input tells"
+    for data, method in ((cnn, "gradcam"), ("X_val: superclasses", "cdam")):
+        assert value(table, f"{method}, probability", kept, data) == value(
+            table, f"{method}, log-probability", kept, data
+        )
+    assert 0 <= value(table, "cdam, sigmoid", OWN_SHARE, MULTI) <= 1
 
 
 def test_what_a_study_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

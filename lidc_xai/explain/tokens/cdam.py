@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -105,11 +106,18 @@ def smooth_cdam(
     samples: int = 50,
     sigma: float = 0.15,
     relative: bool = True,
+    alteration: str = "gaussian",
     tokens: str = "norm1",
     layer: int = -1,
 ) -> Result:
-    """Mean over ``samples`` noisy copies of the tokens of (noisy tokens) × (gradient there). With ``relative``,
-    σ = ``sigma`` × the standard deviation of the image's tokens. extras: ``sigma`` (B,), the absolute σ."""
+    """Mean over ``samples`` altered copies of the tokens of (altered tokens) × (gradient there).
+
+    ``alteration``, with n standard normal: "gaussian" (the paper's), t + σ n, where with ``relative`` σ = ``sigma`` ×
+    the standard deviation of the image's tokens; "mask", each patch token is 0 with probability ``sigma``; "feature",
+    t (1 + ``sigma`` n) with one n for a channel. extras: ``sigma`` (B,), the absolute σ of "gaussian".
+    """
+    if alteration == "mask" and not 0 < sigma < 1:
+        raise UsageError(f"sigma is the share of tokens that alteration='mask' removes, between 0 and 1, not {sigma}")
     vit = _vit(context)
     exact = context.use_exact(_no_closed_form(context, layer, tokens))
     x, f = (context.run.last.t, None) if exact else _function(context, layer, tokens)
@@ -120,7 +128,14 @@ def smooth_cdam(
     generator = context.generator()
     for start in range(0, samples, at_once):
         noise = context.noise(min(at_once, samples - start), tuple(x.shape[1:]), generator)
-        noisy = torch.addcmul(x.unsqueeze(1), noise, noise_scale.view(-1, 1, 1, 1))
+        if alteration == "mask":
+            kept = noise[..., :1] > NormalDist().inv_cdf(sigma)
+            kept[..., : vit.prefix, :] = True
+            noisy = x.unsqueeze(1) * kept
+        elif alteration == "feature":
+            noisy = x.unsqueeze(1) * (1 + sigma * noise[..., :1, :])
+        else:
+            noisy = torch.addcmul(x.unsqueeze(1), noise, noise_scale.view(-1, 1, 1, 1))
         del noise
         total = total + (_exact_scores(context, noisy) if f is None else _autograd_scores(context, noisy, f))
     scores = vit.to_grid(total / samples, context.images)

@@ -54,7 +54,14 @@ def cdam_block_input(n: Any, x: Tensor, f: Any) -> Tensor:
     return n.map((seen[0].detach() * seen[0].grad)[0].sum(-1))
 
 
-def smooth_cdam(n: Any, x: Tensor, f: Any, relative: bool = True) -> Tensor:
+def smooth_cdam(n: Any, x: Tensor, f: Any, relative: bool = True, alteration: str = "gaussian") -> Tensor:
+    def altered(t: Tensor, noise: Tensor) -> Tensor:
+        if alteration == "mask":
+            removed = noise[:, 0] <= torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(SIGMA))
+            removed[: n.prefix] = False
+            return torch.where(removed[:, None], 0, t)
+        return t * (1 + SIGMA * noise[0]) if alteration == "feature" else t + sigma * noise
+
     with n.at_norm1(lambda t: t) as seen:
         n.run(x)
     t = seen[0].detach()
@@ -63,7 +70,7 @@ def smooth_cdam(n: Any, x: Tensor, f: Any, relative: bool = True) -> Tensor:
     total = torch.zeros(())
     for _ in range(SAMPLES):
         noise = torch.randn(t.shape[1:], generator=generator, dtype=t.dtype)
-        noisy, g = n.token_gradient(x, f, lambda t, noise=noise: (t + sigma * noise).detach())
+        noisy, g = n.token_gradient(x, f, lambda t, noise=noise: altered(t, noise).detach())
         total = total + n.map((noisy * g).sum(-1))
     return total / SAMPLES
 
@@ -184,6 +191,15 @@ ROWS: list[Row] = [
         {"samples": SAMPLES, "sigma": SIGMA, "seed": 5, "relative": False, "max_batch": 3},
         smooth_cdam,
         {"relative": False},
+    ),
+    *(
+        (
+            "smooth_cdam",
+            {"samples": SAMPLES, "sigma": SIGMA, "seed": 5, "alteration": how},
+            smooth_cdam,
+            {"alteration": how},
+        )
+        for how in ("mask", "feature")
     ),
     ("integrated_cdam", {"steps": STEPS}, integrated_cdam, {}),
     ("integrated_cdam", {"steps": STEPS, "rule": "midpoint", "max_batch": 1}, integrated_cdam, {"rule": "midpoint"}),
