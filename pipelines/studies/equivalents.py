@@ -66,13 +66,13 @@ class Sharpened(nn.Module):
 
 def shifted(model: nn.Module, images: Tensor, spec: InputSpec, strength: float) -> Shifted:
     """``model`` shifted by about ``strength`` times the largest logit of these images, on average."""
-    found = Shifted(model, 0.0, spec)
+    moved = Shifted(model, 0.0, spec)
     with torch.no_grad():
-        size = float(found.corner(images).abs().mean())
+        size = float(moved.corner(images).abs().mean())
         largest = float(model(images).amax(1).abs().mean())
-        found._read.clear()
+        moved._read.clear()
     if not size > 0:
-        found.remove()
+        moved.remove()
         raise ModelError("the feature maps are 0 in the upper left quarter of every image: no shift can be read there")
-    found.gain = strength * largest / size
-    return found
+    moved.gain = strength * largest / size
+    return moved
