@@ -113,10 +113,10 @@ def work(study: Study[CdamConfig]) -> None:
             localise(study, scene.arm)
         if scene.figures:
             draw(study, scene)
+    run_peaks(study, config.peaks_size, config.peaks_images)
     for scene in scenes:
         if scene.metrics:
             perturb(study, scene)
-    run_peaks(study, config.peaks_size, config.peaks_images)
     for place in not_run(study):
         study.skip(place, "published", "the paper prints it and nothing here stands beside it in this run")
     study.finish(
