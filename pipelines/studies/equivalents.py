@@ -7,13 +7,25 @@ Sharpened   k·y_c(x): the same predicted class, probabilities nearer to 0 and 1
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from lidc_xai.errors import ModelError
 from lidc_xai.imagenet.photographs import InputSpec
+
+
+class _Reading(nn.Module):
+    """A pooling layer that keeps what it reads: a layer of its own, since a hook would make the model a changed one."""
+
+    def __init__(self, pooling: nn.Module) -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.read: list[Tensor] = []
+
+    def forward(self, maps: Tensor) -> Tensor:
+        self.read.append(maps)
+        pooled: Tensor = self.pooling(maps)
+        return pooled
 
 
 class Shifted(nn.Module):
@@ -23,14 +35,13 @@ class Shifted(nn.Module):
         super().__init__()
         self.model, self.gain = model, gain
         self.pretrained_cfg = {"mean": spec.mean, "std": spec.std}
-        self._read: list[Tensor] = []
-        pooling = [module for module in model.modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
+        pooling = [name for name, module in model.named_modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
         if not pooling:
             raise ModelError(f"{type(model).__name__} has no global pooling whose input the shift could read")
-        self._handle = pooling[-1].register_forward_pre_hook(self._keep)
-
-    def _keep(self, module: nn.Module, inputs: Any) -> None:
-        self._read.append(inputs[0])
+        parent, _, self._name = pooling[-1].rpartition(".")
+        self._parent = (model.get_submodule(parent),)  # in a tuple: no module of its own
+        self._reading = _Reading(getattr(self._parent[0], self._name))
+        setattr(self._parent[0], self._name, self._reading)
 
     def corner(self, images: Tensor) -> Tensor:
         """(B,) mean of the feature maps over their upper left quarter."""
@@ -41,15 +52,15 @@ class Shifted(nn.Module):
         return outputs + self.gain * corner[:, None]
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        self._read.clear()
+        self._reading.read.clear()
         outputs: Tensor = self.model(images)
-        maps = self._read.pop()
+        maps = self._reading.read.pop()
         rows, columns = maps.shape[-2] // 2, maps.shape[-1] // 2
         return outputs, maps[..., :rows, :columns].mean((1, 2, 3))
 
     def remove(self) -> None:
-        """Take the hook off ``model``."""
-        self._handle.remove()
+        """Give ``model`` its own layer back."""
+        setattr(self._parent[0], self._name, self._reading.pooling)
 
 
 class Sharpened(nn.Module):
@@ -70,7 +81,7 @@ def shifted(model: nn.Module, images: Tensor, spec: InputSpec, strength: float) 
     with torch.no_grad():
         size = float(moved.corner(images).abs().mean())
         largest = float(model(images).amax(1).abs().mean())
-        moved._read.clear()
+        moved._reading.read.clear()
     if not size > 0:
         moved.remove()
         raise ModelError("the feature maps are 0 in the upper left quarter of every image: no shift can be read there")
