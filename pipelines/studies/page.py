@@ -1,6 +1,6 @@
 """The page of the four studies: tables that a run writes into a Markdown page, between text that people write.
 
-    <!-- rows cdam; X_multi: MSRC; fidelity/area, box/area -->  a row per method and model, a column per metric
+    <!-- rows cdam; X_multi: MSRC; fidelity/area + box/area -->  a row per method and model, a column per metric
     <!-- claims cdam -->                                        what the paper states, and what was found
     <!-- missing cdam -->                                       what could not run, and what to bring
     <!-- end -->
@@ -51,7 +51,7 @@ def write_page(page: Path, folders: Mapping[str, Path]) -> int:
 
 def rows(folder: Path, parts: list[str]) -> list[str]:
     """``parts``: the data, and the metrics. A cell: mean [95 % interval] (the paper's figure)."""
-    data, wanted = parts[0], [metric.strip() for metric in parts[1].split(",")]
+    data, wanted = parts[0], [metric.strip() for metric in parts[1].split(" + ")]
     table = pd.read_csv(folder / "table.csv", keep_default_na=False, na_values=[""])
     own = table[(table["data"] == data) & table["metric"].isin(wanted) & table["here"].notna()]
     models = list(dict.fromkeys(own["model"]))

@@ -20,7 +20,7 @@ from lidc_xai.files import write_json
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = """# Page
 Written by hand.
-<!-- rows cdam; X_val: s; fidelity/area, box/area -->
+<!-- rows cdam; X_val: s; fidelity/area + box/area -->
 old
 <!-- end -->
 Between.
