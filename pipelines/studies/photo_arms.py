@@ -264,7 +264,7 @@ class PhotoArms:
         """A superclass is called by its synset and the two classes that have most images in it."""
         labels = [self.ilsvrc[place].label or 0 for place in places]
         common = sorted(set(labels), key=lambda label: (-labels.count(label), label))[:2]
-        return f"{synset} ({', '.join(_imagenet().short(label) for label in common)}, …)"
+        return f"{synset} ({' / '.join(_imagenet().short(label) for label in common)} …)"
 
 
 def _by_name(images: Sequence[StudyImage], scores: Floats) -> dict[str, Floats]:
