@@ -32,7 +32,7 @@ from lidc_xai.errors import DataError, UsageError
 from lidc_xai.files import atomic_path, write_json, write_text
 from lidc_xai.imaging import CropStore
 from lidc_xai.models import NoduleModel, build_model, load_model
-from lidc_xai.nodules._predict import known_patients
+from lidc_xai.nodules.known import known_patients
 from lidc_xai.nodules.maps import nodule_images
 from lidc_xai.npz import read_npz
 from lidc_xai.progress import say, track
@@ -88,7 +88,9 @@ def audit(config: Audit, run: Run) -> None:
 def chosen_nodules(config: Audit, store: CropStore, models: dict[str, NoduleModel]) -> list[str]:
     """Ids in a seeded order: of patients that no model knows, with readers' outlines and known HU."""
     table = store.manifest
-    known = set() if config.allow_seen else set().union(*(known_patients(model) for model in models.values()))
+    known = (
+        set() if config.allow_seen else set().union(*(known_patients(model.training_info) for model in models.values()))
+    )
     good = ~table["patient_id"].isin(known) & ~table["larger_than_box"] & (table["n_readers_masked"] > 0)
     if config.calibrated:
         good &= table["hu_calibrated"]
@@ -130,7 +132,11 @@ def write_tables(
     rows, maps = read("outputs"), read("maps")
     once = rows.drop_duplicates("nodule_id")["patient_id"]
     seen = [
-        {"model": name, "nodules": len(once), "of_patients_it_has_seen": int(once.isin(known_patients(model)).sum())}
+        {
+            "model": name,
+            "nodules": len(once),
+            "of_patients_it_has_seen": int(once.isin(known_patients(model.training_info)).sum()),
+        }
         for name, model in models.items()
     ]
     tables = {

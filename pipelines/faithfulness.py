@@ -43,8 +43,8 @@ from lidc_xai.files import atomic_path, write_text
 from lidc_xai.imaging import CropStore
 from lidc_xai.models import load_model
 from lidc_xai.models.weights import load_weights
-from lidc_xai.nodules._predict import known_patients
 from lidc_xai.nodules.cases import store_cases
+from lidc_xai.nodules.known import known_patients
 from lidc_xai.progress import say
 from lidc_xai.run import Run
 
@@ -152,7 +152,7 @@ def nodules(study: Study, store: CropStore, name: str) -> Arm:
     """The middle axial planes of ``limit`` nodules, drawn by the seed; patients are the clusters. They are of
     patients that the model has not seen, as far as there are such."""
     model = load_model(name)
-    unseen = store.manifest[~store.manifest["patient_id"].isin(known_patients(model))]
+    unseen = store.manifest[~store.manifest["patient_id"].isin(known_patients(model.training_info))]
     if len(unseen) < study.limit:
         say(f"{name}: {len(unseen)} nodules of patients that it has not seen; the others stand in the table too")
     chosen = store.manifest if len(unseen) < study.limit else unseen

@@ -41,8 +41,8 @@ def benchmark(config: BenchmarkConfig, run: Run) -> None:
     from lidc_xai.evaluation.benchmark.options import BenchmarkOptions
     from lidc_xai.evaluation.benchmark.report import write_benchmark
     from lidc_xai.imaging import CropStore
-    from lidc_xai.nodules._predict import known_patients
     from lidc_xai.nodules.cases import benchmark_store
+    from lidc_xai.nodules.known import known_patients
     from lidc_xai.reporting import benchmark_report
     from lidc_xai.reporting.values import base_names
 
@@ -68,7 +68,7 @@ def benchmark(config: BenchmarkConfig, run: Run) -> None:
         "edited": bool((store.manifest["edited"] != "").any()),
     }
     info = {"argv": base_names(run.argv), "seed": config.seed, "versions": versions()}
-    seen = known_patients(model) or None
+    seen = known_patients(model.training_info) or None
     page = benchmark_report(out, out / "report", **made, seen=seen, run_info=info, pdf=config.pdf)
     run.skipped += page.skipped
     print(page.index)

@@ -17,12 +17,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lidc_xai.files import atomic_path
+from lidc_xai.palette import levels_of, palette
 
-_NEGATIVE = np.array([0.10, 0.55, 1.00])
-_POSITIVE = np.array([1.00, 0.55, 0.05])
 _CELL_INCHES = 2.3
 _QUANTILE = 0.995
-_OPACITY = 0.85
 
 
 def strength(relevance: np.ndarray, method: str, size: tuple[int, int]) -> tuple[np.ndarray, str]:
@@ -41,9 +39,8 @@ def strength(relevance: np.ndarray, method: str, size: tuple[int, int]) -> tuple
 def overlay(pixels: np.ndarray, strength: np.ndarray) -> np.ndarray:
     """(H, W, 3) in [0, 1]: signed strength (H, W) over the grey photograph (H, W, 3) uint8."""
     grey = pixels.astype(np.float32).mean(-1, keepdims=True) / 255
-    colour = np.where(strength[..., None] < 0, _NEGATIVE, _POSITIVE)
-    share = _OPACITY * np.abs(strength)[..., None] ** 0.8
-    return np.clip(grey * (1 - share) + share * colour, 0, 1)
+    rgba = np.array(palette(), dtype=np.float32)[levels_of(strength)] / 255
+    return np.clip(grey * (1 - rgba[..., 3:]) + rgba[..., 3:] * rgba[..., :3], 0, 1)
 
 
 def draw_panel(

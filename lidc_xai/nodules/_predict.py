@@ -24,6 +24,7 @@ from lidc_xai.models.inference import view_outputs
 from lidc_xai.models.nodule_model import NoduleModel
 from lidc_xai.models.preprocess import Preprocess
 from lidc_xai.models.saved import is_adapter, load_model, member_folders
+from lidc_xai.nodules.known import known_patients
 from lidc_xai.progress import track
 from lidc_xai.ratings import SCALES
 from lidc_xai.training.intervals import add_intervals, malignancy_set
@@ -68,7 +69,7 @@ def predict(
     (7, True)
     """
     models = load_models(model, weights)
-    patients = [known_patients(each) for each in models]
+    patients = [known_patients(each.training_info) for each in models]
     items = list(_planes(crops_or_store, nodule_ids, [each.preprocess for each in models]))
     if not items:
         raise DataError("no crop to predict; the store or the list is empty")
@@ -131,12 +132,6 @@ def loaded_models(model: Models, weights: Path | str | None = None) -> list[Nodu
     if not models:
         raise UsageError("no model given")
     return models
-
-
-def known_patients(model: NoduleModel) -> set[str]:
-    """Patients that the model learned from or that chose its epoch and calibration."""
-    info = model.training_info
-    return {*info.get("train_patients", ()), *info.get("validation_patients", ())}
 
 
 def patient_of(nodule_id: str) -> str:

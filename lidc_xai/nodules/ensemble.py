@@ -180,9 +180,9 @@ def check_different(digests: Sequence[str], names: Sequence[str] | None = None) 
 
 def models_for(models: Sequence[NoduleModel], patient_id: str) -> list[int]:
     """Which of several models never saw a patient; all of them where none records whom it learned from."""
-    from lidc_xai.nodules._predict import known_patients
+    from lidc_xai.nodules.known import known_patients
 
-    known = [known_patients(model) for model in models]
+    known = [known_patients(model.training_info) for model in models]
     if not any(known):
         return list(range(len(models)))
     return [place for place, patients in enumerate(known) if patients and patient_id not in patients]

@@ -18,6 +18,7 @@ import numpy as np
 
 from lidc_xai.errors import ModelError
 from lidc_xai.files import write_json
+from lidc_xai.nodules.known import known_patients
 from lidc_xai.nodules.mean_maps import RECORD as NOISE_RECORD
 from lidc_xai.nodules.mean_maps import Noise
 
@@ -80,9 +81,7 @@ def cohort_anchors(
     ``maps``: method -> nodule id -> maps, as ``explain_out_of_fold`` gives them: of several models, each nodule has
     its maps from one that never saw it.
     """
-    from lidc_xai.nodules._predict import known_patients
-
-    known = known_patients(models[0]) if len(models) == 1 else set()
+    known = known_patients(models[0].training_info) if len(models) == 1 else set()
     patients = dict(zip(store.manifest["nodule_id"], store.manifest["patient_id"].astype(str), strict=True))
     fresh = {
         method: (item for name, item in of_nodules.items() if patients[name] not in known)

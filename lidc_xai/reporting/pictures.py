@@ -1,8 +1,6 @@
-"""Small pictures as data URIs: CT in a named window, and signed maps in one colour-blind-safe palette.
+"""Small pictures as data URIs: CT in a named window, and signed maps in the palette.
 
-The signed palette is blue for negative and orange for positive, transparent at zero; strength shows as opacity, so the
-CT stays visible where the model saw little. A map is divided by a limit, the score of full colour; a patch that is
-stronger than that has full colour too.
+A map is divided by a limit, the score of full colour; a patch that is stronger than that has full colour too.
 """
 
 from __future__ import annotations
@@ -17,6 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import zoom
 
+from lidc_xai.palette import LEVELS, levels_of, palette, signed_colour
+
 WINDOWS: dict[str, tuple[float, float]] = {
     "lung": (-1350.0, 150.0),
     "mediastinum": (-135.0, 215.0),
@@ -29,36 +29,13 @@ READER_DASHES = ("none", "2.2 0.9", "0.7 0.9", "2.6 0.8 0.6 0.8", "1.2 1.6", "4 
 CONSENSUS_COLOUR = "#FFFFFF"
 
 MOST_CELLS = 64
-_LEVELS = 127  # steps on each side of zero
-_NEGATIVE = ((120, 200, 255), (0, 92, 230))  # weak and strong
-_POSITIVE = ((255, 196, 100), (236, 84, 0))
-_MAX_ALPHA = 0.88
 UNSTABLE_GREY = 150
 """Of patches whose sign another training might not draw again; as see-through as their strength."""
 _UNDER_SCALE = ((83, 88, 93), (212, 215, 217))  # greys of tissue and bone in the lung window
 
 
-def signed_colour(strength: float) -> tuple[int, int, int, float]:
-    """Red, green, blue (0 to 255) and opacity (0 to 1) of a signed strength in −1 … 1."""
-    size = min(abs(strength), 1.0)
-    weak, strong = _POSITIVE if strength > 0 else _NEGATIVE
-    red, green, blue = (round(a + (b - a) * size) for a, b in zip(weak, strong, strict=True))
-    return red, green, blue, _MAX_ALPHA * size
-
-
-def _signed_palette() -> tuple[bytes, bytes]:
-    colours = [signed_colour((step - _LEVELS) / _LEVELS) for step in range(2 * _LEVELS + 1)]
-    rgb = bytes(channel for colour in colours for channel in colour[:3])
-    alpha = bytes(round(255 * colour[3]) for colour in colours)
-    return rgb, alpha
-
-
-_PALETTE_RGB, _PALETTE_ALPHA = _signed_palette()
-
-
-def palette() -> list[list[int]]:
-    """Red, green, blue, opacity (0 to 255) of the 255 levels from −1 to +1."""
-    return [[*_PALETTE_RGB[3 * level : 3 * level + 3], _PALETTE_ALPHA[level]] for level in range(2 * _LEVELS + 1)]
+_PALETTE_RGB = bytes(channel for level in palette() for channel in level[:3])
+_PALETTE_ALPHA = bytes(level[3] for level in palette())
 
 
 def data_uri(picture: Image.Image, **options: object) -> str:
@@ -123,12 +100,12 @@ def map_picture(
     token_mm = (size_mm[0] / scores.shape[0], size_mm[1] / scores.shape[1])
     smooth = _resized(scores, token_mm, pixels, order=1)
     strength = smooth / limit if limit > 0 else np.zeros_like(smooth)
-    levels = np.round(strength.clip(-1, 1) * _LEVELS).astype(np.int16) + _LEVELS
+    levels = levels_of(strength)
     if stable is not None:
         rgba = np.array(palette(), dtype=np.uint8)[levels]
         rgba[_resized(pooled(stable), token_mm, pixels, order=0) < 0.5, :3] = UNSTABLE_GREY
         return data_uri(Image.fromarray(rgba))
-    picture = Image.fromarray(levels.astype(np.uint8), mode="P")
+    picture = Image.fromarray(levels, mode="P")
     picture.putpalette(_PALETTE_RGB)
     return data_uri(picture, transparency=_PALETTE_ALPHA)
 
@@ -136,7 +113,7 @@ def map_picture(
 @lru_cache(maxsize=2)
 def scale_picture(first: int = -1) -> str:
     """The palette from ``first`` (−1 or 0, left) to +1 over dark and light grey, as it looks over a CT."""
-    rgba = np.array(palette(), dtype=np.float64)[_LEVELS if first == 0 else 0 :]
+    rgba = np.array(palette(), dtype=np.float64)[LEVELS if first == 0 else 0 :]
     alpha = rgba[:, 3:] / 255
     rows = [np.round(alpha * rgba[:, :3] + (1 - alpha) * grey) for grey in _UNDER_SCALE]
     return data_uri(Image.fromarray(np.repeat(np.stack(rows), 8, axis=0).astype(np.uint8)))

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lidc_xai.palette import palette, signed_colour
 from lidc_xai.reporting.nodule.payload import differences, pack, unpack
-from lidc_xai.reporting.pictures import ct_picture, map_picture, palette, pooled, signed_colour, windowed
+from lidc_xai.reporting.pictures import ct_picture, map_picture, pooled, windowed
 
 
 def decode(uri: str) -> Image.Image:

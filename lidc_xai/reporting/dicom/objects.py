@@ -16,10 +16,10 @@ from pydicom.uid import generate_uid
 from lidc_xai import __version__
 from lidc_xai.ratings import OUTPUTS, READER_RATINGS, SCALES
 from lidc_xai.reporting.dicom import codes as code
+from lidc_xai.reporting.pictures import CONSENSUS_COLOUR, READER_COLOURS
 from lidc_xai.reporting.values import number
 
 _MANUFACTURER = "lidc-xai"
-_READER_COLOURS = ((86, 180, 233), (240, 228, 66), (204, 121, 167), (47, 191, 143), (232, 163, 61), (185, 185, 255))
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,9 @@ def _segment(
         tracking_id=label[:64],
         anatomic_regions=[code.LUNG],
         display_color=hd.color.CIELabColor.from_rgb(
-            *(_READER_COLOURS[(number - 1) % len(_READER_COLOURS)] if number <= readers else (255, 255, 255))
+            *bytes.fromhex(
+                (READER_COLOURS[(number - 1) % len(READER_COLOURS)] if number <= readers else CONSENSUS_COLOUR)[1:]
+            )
         ),
     )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pandas as pd
 
+from lidc_xai.nodules.known import known_patients
 from lidc_xai.nodules.mean_maps import RECORD as NOISE_RECORD
 from lidc_xai.nodules.strength import RECORD
 from lidc_xai.ratings import BIOMARKERS, CALCIFICATION_ABSENT, INDETERMINATE, OUTPUTS, RESEARCH_USE_ONLY, SCALES, Scale
@@ -138,7 +139,7 @@ def independence(
         return {"status": "trained_on", "text": text}
     if fold is not None and out_of_fold is None:
         out_of_fold = True
-    trained = _training_patients(model_info)
+    trained = known_patients(model_info)
     patient = words(row, "patient_id")
     if out_of_fold is False or (out_of_fold is None and patient in trained):
         text = "The model was trained on this patient. Its figures here say nothing about how well it does on new ones."
@@ -167,12 +168,6 @@ def _label_words(median: float | None) -> str:
     if median == INDETERMINATE:
         return "indeterminate, no label"
     return "rated high (above 3)" if median > INDETERMINATE else "rated low (below 3)"
-
-
-def _training_patients(model_info: Mapping[str, Any] | None) -> set[str]:
-    """Patients that a model learned from or was chosen on, as its ``training_info`` records them."""
-    info = model_info or {}
-    return {str(patient) for part in ("train_patients", "validation_patients") for patient in info.get(part) or ()}
 
 
 def _output(name: str, row: Mapping[str, Any], votes: pd.DataFrame, parts: NoduleParts) -> Output:
