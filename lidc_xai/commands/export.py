@@ -34,7 +34,9 @@ class ExportConfig(Config):
     method: list[str] = Field(["cdam"], description="Methods, separated by commas.")
     format: list[str] = Field(["nifti"], description="nifti, nrrd, dicom, separated by commas.")
     grid: Literal["crop", "scanner"] = Field("crop", description="Of nifti and nrrd: crop or scanner.")
-    dicom: Path | None = Field(None, description="The DICOM folder that the store was made from (dicom, grid scanner).")
+    dicom: Path | None = Field(
+        None, description="The DICOM folder or zip that the store was made from (dicom, grid scanner)."
+    )
 
 
 def export(config: ExportConfig, run: Run) -> None:

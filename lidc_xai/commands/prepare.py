@@ -116,6 +116,7 @@ class CheckConfig(Config):
     point: str | None = Field(None, description="x,y,z in --system.")
     points: Path | None = Field(None, description="CSV of points.")
     mask: Path | None = Field(None, description="DICOM SEG, RTSTRUCT or label volume.")
+    roi: list[str] = Field([], description="With --mask: names of the nodules' structures; * and ? allowed, repeat it.")
     nodule: str | None = Field(None, description="A LIDC nodule id.")
     series_uid: str | None = Field(None, description="Which series of the folder.")
     system: Literal["lps", "ras", "voxel"] = Field("lps", description="Of --point: lps, ras (mm) or voxel.")
@@ -127,6 +128,8 @@ def check(config: CheckConfig, run: Run) -> None:
     path = need_path(config.path, "PATH")
     from lidc_xai.imaging import check_ct
 
+    if config.roi and config.mask is None:
+        raise UsageError("--roi chooses structures of --mask, which is not given")
     out = need_out(config) / "check.png" if config.out else Path("check.png")
     result = check_ct(
         path,
@@ -135,6 +138,7 @@ def check(config: CheckConfig, run: Run) -> None:
         out,
         points=config.points,
         mask=config.mask,
+        roi=words(config.roi),
         system=config.system,
         series_uid=config.series_uid,
         size_mm=config.size_mm,

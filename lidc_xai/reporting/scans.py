@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +17,8 @@ from lidc_xai.errors import DataError
 from lidc_xai.imaging.crops.crop import crop_nodule, native_masks
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 from lidc_xai.imaging.crops.scan_nodules import plan_nodules
-from lidc_xai.imaging.ct.dicom_index import FolderIndex, SeriesFiles, index_folder
+from lidc_xai.imaging.ct.dicom_index import FolderIndex, SeriesFiles
+from lidc_xai.imaging.ct.media import indexed
 from lidc_xai.imaging.ct.reading import read_series
 from lidc_xai.imaging.ct.volume import CTVolume
 
@@ -27,10 +30,11 @@ CONTEXT_MM = 72.0
 
 
 class Scans:
-    """CT series under a DICOM folder, by SeriesInstanceUID. The scan that was read last is kept in memory, one at most.
+    """CT series of a DICOM folder, DICOMDIR or zip, by SeriesInstanceUID. The scan that was read last stays in memory.
 
-    Raises UsageError where the folder is missing or holds no DICOM; ``volume`` and ``slices`` raise DataError for a
-    series that is not there or cannot be read.
+    A zip is unpacked into a temporary folder, which is there as long as this object is. Raises UsageError where
+    ``folder`` is missing or holds no DICOM; ``volume`` and ``slices`` raise DataError for a series that is not there or
+    cannot be read.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -39,8 +43,11 @@ class Scans:
 
     @cached_property
     def index(self) -> FolderIndex:
-        """Which series lie under the folder."""
-        return index_folder(self.folder)
+        """Which series lie there."""
+        unpacked = ExitStack()
+        index = unpacked.enter_context(indexed(self.folder))
+        weakref.finalize(self, unpacked.close)
+        return index
 
     @cached_property
     def nodules(self) -> dict[str, Nodule]:

@@ -61,6 +61,10 @@ def test_points_and_masks(write_series, tmp_path):
     assert "label1: centre" in text
     assert "1 outline(s)" in text
     assert len(result.problems) == 1
+    chosen = check_ct(tmp_path / "ct", mask=tmp_path / "mask.nii.gz", roi=["LABEL*"], out=out, size_mm=12)
+    assert chosen.problems == []
+    with pytest.raises(UsageError, match="--roi tumour: no structure is called so; there are: label1"):
+        check_ct(tmp_path / "ct", mask=tmp_path / "mask.nii.gz", roi=["tumour"], out=out)
 
 
 def test_real_series_with_their_nodules(shared, tmp_path):

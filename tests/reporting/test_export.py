@@ -18,6 +18,7 @@ from lidc_xai.nodules.maps import NoduleMaps
 from lidc_xai.ratings import OUTPUTS, RESEARCH_USE_ONLY
 from lidc_xai.reporting.dicom.files import export_dicom
 from lidc_xai.reporting.map_grid import map_on_grid
+from lidc_xai.reporting.scans import Scans
 from lidc_xai.reporting.volume_files import export_nifti
 
 SPACING, STEP = (0.7, 0.7), 2.5
@@ -296,6 +297,17 @@ def test_every_run_writes_the_same_objects(phantom, objects, made, tmp_path):
     assert len({str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID) for path in again.paths}) == len(
         again.paths
     )
+
+
+def test_a_zipped_study_gives_the_same_objects(phantom, tmp_path):
+    shutil.make_archive(str(tmp_path / "study"), "zip", phantom.dicom)
+    scans = Scans(tmp_path / "study.zip")
+    unpacked = scans.index.folder
+    uid = str(phantom.store.row("P-1")["series_uid"])
+    wanted = [header.SOPInstanceUID for header in Scans(phantom.dicom).slices(uid)]
+    assert [header.SOPInstanceUID for header in scans.slices(uid)] == wanted
+    del scans
+    assert not unpacked.exists()
 
 
 def test_export_refuses_and_names(phantom, study, tmp_path):

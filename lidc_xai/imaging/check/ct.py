@@ -43,6 +43,7 @@ def check_ct(
     *,
     points: Path | str | None = None,
     mask: Path | str | None = None,
+    roi: Sequence[str] = (),
     system: str = "lps",
     series_uid: str | None = None,
     size_mm: float = 32.0,
@@ -50,16 +51,17 @@ def check_ct(
     """Read a CT and draw, for every target, the slice with the box in it and three planes through its middle.
 
     Targets: ``point`` (three numbers in ``system``: "lps", "ras" or "voxel"), the points of a CSV file, the structures
-    of a mask file, a LIDC nodule, or without any of these the nodules that LIDC's readers drew on this series (else the
-    middle of the scan). Nothing is refused for a target that cannot be cut: the picture shows what there is, and
-    ``problems`` says why. Raises what ``read_ct`` raises, and UsageError for an unknown system or nodule.
+    of a mask file (those that match ``roi``, names with * and ?), a LIDC nodule, or without any of these the nodules
+    that LIDC's readers drew on this series (else the middle of the scan). Nothing is refused for a target that cannot
+    be cut: the picture shows what there is, and ``problems`` says why. Raises what ``read_ct`` raises, and UsageError
+    for an unknown system, nodule or name of a structure.
 
     >>> found = check_ct(dicom, nodule=nodule.nodule_id, out=folder / "check.png")
     >>> found.problems, found.picture.name
     ([], 'check.png')
     """
     ct = read_ct(path, series_uid or _series_of(path, nodule, mask))
-    targets = [*_from_points(ct, point, points, system, size_mm), *_from_mask(ct, mask, size_mm)]
+    targets = [*_from_points(ct, point, points, system, size_mm), *_from_mask(ct, mask, roi, size_mm)]
     nodules = [_as_nodule(nodule)] if nodule is not None else []
     if not targets and not nodules:
         nodules = [one for one in load_nodules() if ct.series_uid and one.series_uid == ct.series_uid]
@@ -128,10 +130,10 @@ def _from_points(
     return targets + [Target(name, problem=reason) for name, reason in unusable]
 
 
-def _from_mask(ct: CTVolume, mask: Path | str | None, size_mm: float) -> list[Target]:
+def _from_mask(ct: CTVolume, mask: Path | str | None, roi: Sequence[str], size_mm: float) -> list[Target]:
     if mask is None:
         return []
-    chosen, refused = choose_nodules(read_structures(mask, ct))
+    chosen, refused = choose_nodules(read_structures(mask, ct), roi)
     targets = [Target(name, problem=reason) for name, reason in refused]
     for drawn in chosen:
         target = _around(ct, drawn.name, drawn.centre_mm, size_mm)
