@@ -74,7 +74,7 @@ def load_weights(module: nn.Module, weights: str | Path, name: str) -> dict[str,
         tensors, source = _from_hub(name)
         _insert(module, tensors, source, name)
         return {"source": source, "sha256": None, "licence": licence}
-    path = _weights_file(Path(weights))
+    path = weights_file(Path(weights))
     digest = sha256_of(path)
     _refuse_damaged(path, digest, name)
     tensors, part = _file_tensors(path)
@@ -82,7 +82,7 @@ def load_weights(module: nn.Module, weights: str | Path, name: str) -> dict[str,
     return {"source": path.name, "sha256": digest, "licence": licence} | ({"part": part} if part else {})
 
 
-def _weights_file(path: Path) -> Path:
+def weights_file(path: Path) -> Path:
     """The file itself, or the one in a folder that holds the weights (of a large model, the index of its parts)."""
     if path.is_dir():
         folders = (path, path / "model") if (path / "model" / "model.json").is_file() else (path,)
@@ -108,7 +108,7 @@ def _file_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
                 f"{path}: is an adapter without its base, which its adapter_config.json names but is not here; "
                 "put the base's path there, or merge it with PEFT (merge_and_unload) first"
             )
-        base = _file_tensors(_weights_file(where))[0]
+        base = _file_tensors(weights_file(where))[0]
     return merged(tensors, base, path), "merged adapter" if part is None else f"{part}, merged adapter"
 
 

@@ -25,6 +25,7 @@ from lidc_xai.models.nodule_model import NoduleModel
 from lidc_xai.models.saved import load_model, save_model
 from lidc_xai.progress import say
 from lidc_xai.ratings import BIOMARKERS
+from lidc_xai.run import shareable_config
 from lidc_xai.training.assessment import evaluate_predictions
 from lidc_xai.training.baselines import baseline_features, baseline_predictions
 from lidc_xai.training.fitting import FitResult, fit, planes_for
@@ -105,7 +106,8 @@ def cross_validate(
     }
     run |= {"validation_share": splits.validation_share, "permute_labels": permute_labels}
     run |= {"cohort": cohort, "also_train": also_train}
-    write_text(folder / "config.yaml", yaml.safe_dump({**run, "fit": options.model_dump(mode="json")}, sort_keys=False))
+    given = shareable_config({**run, "fit": options.model_dump(mode="json")})
+    write_text(folder / "config.yaml", yaml.safe_dump(given, sort_keys=False))
     data = planes_for(store, (manifest if also_train else tested)["nodule_id"].tolist(), options, manifest)
     features = baseline_features(store, tested["nodule_id"].tolist()) if baselines else None
     tables = []

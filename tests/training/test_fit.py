@@ -2,6 +2,7 @@
 from.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,14 +10,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lidc_xai.data import PlaneDataset
 from lidc_xai.errors import DataError, LidcXaiError, ModelError, UsageError
 from lidc_xai.imaging.store.crop_store import CropStore
-from lidc_xai.models import load_model
+from lidc_xai.models import build_backbone, load_model
 from lidc_xai.models.inference import view_outputs
 from lidc_xai.nodules import predict
 from lidc_xai.training import FitOptions, fit
+from lidc_xai.training.fitting import FitResult
 from lidc_xai.training.loop.module import FitModule
 from lidc_xai.training.metrics import auc
 
@@ -133,6 +136,29 @@ def test_a_large_validation_part_gives_intervals_but_no_coverage(toy_store: Crop
     assert 36 <= held.sum() <= 40  # what it was made from: at least 90 %
     few = fit(toy_store, None, train_ids=ids[:40], validation_ids=ids[40:], options=quick(epochs=1)).model
     assert "intervals" not in few.training_info
+
+
+def test_weights_are_recorded_by_name_and_hash(toy_store: CropStore, quick: Quick, tmp_path: Path) -> None:
+    ids, out = toy_store.nodule_ids, tmp_path / "run"
+
+    def run(place: str, seed: int) -> FitResult:
+        path = tmp_path / place / "start.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        torch.manual_seed(seed)
+        save_file(build_backbone("vit_small64_p8", size=16).state_dict(), path)
+        options = quick(epochs=1, model={"weights": str(path)})
+        return fit(toy_store, out, train_ids=ids[:16], validation_ids=ids[16:24], options=options)
+
+    first = run("here", seed=0)
+    record = json.loads((out / "fit.json").read_text())
+    assert str(tmp_path) not in (out / "fit.json").read_text()
+    assert record["key"]["options"]["model"]["weights"].startswith("start.safetensors (sha256 ")
+    assert run("there", seed=0).history.equals(first.history)  # the same bytes elsewhere: the same run, only loaded
+    with pytest.raises(UsageError, match=r"another model\.weights"):
+        run("there", seed=1)
+    record["key"]["options"]["model"]["weights"] = str(tmp_path / "here" / "start.safetensors")  # as records once were
+    (out / "fit.json").write_text(json.dumps(record))
+    assert run("here", seed=0).best_epoch == first.best_epoch
 
 
 def test_the_callers_random_state_is_left_alone(toy_store: CropStore, quick: Quick) -> None:
