@@ -1,24 +1,17 @@
-"""Do retrained models show the same map? CDAM of out-of-fold nodules by models of several seeds, the key path's share,
-and concept maps of the most spiculated nodules.
+"""Do retrained models draw the same map? Agreement of out-of-fold maps by method, output, number of models and lever.
 
-    python pipelines/maps_across_seeds.py --runs runs/png-seed0,runs/png-seed1,runs/png-seed2 --store runs/png \\
-        --nodules 60 --out runs/png-maps
+    python pipelines/maps_across_seeds.py --runs runs/lora-seed0,runs/lora-seed1,runs/lora-seed2 --store runs/store \\
+        --shuffled runs/dealt0,runs/dealt1 --nodules 100 --method cdam,relevance_propagation --out runs/repeat
 
-Each nodule is explained by the models of the fold that tested its patient. Writes maps.csv (per nodule and output) and
-summary.csv, with intervals by patient:
-
-- seeds: Spearman's correlation of the token scores of two seeds, mean over pairs, for the logit and, for malignancy,
-  the probability (whose gradient only scales the logit's: the ranks must be the same);
-- random: the same against the model with random weights;
-- key share: Σ|key path| / (Σ|key path| + Σ|value path|);
-- concept: the map of the similarity (dot product) to the mean feature of the 20 most spiculated training nodules,
-  correlated with the CDAM of spiculation.
+One nodule of each sampled patient that no training saw. Writes repeatability.csv (``nodules.map_repeatability``, with
+the lever in front: how many slices and turns each map is averaged over, and the noise of Smooth CDAM) and
+faithfulness.csv: on malignancy, with lung as fill, how far a single model's map and the mean map of all separate the
+model's deletion curves, paired by nodule and model. A killed run goes on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -26,106 +19,113 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from lidc_xai.commands.common import need_out, words
 from lidc_xai.commands.script import run_script
 from lidc_xai.config import Config
 from lidc_xai.csv_files import write_csv
-from lidc_xai.evaluation.metrics._parameter_randomisation import randomised
-from lidc_xai.evaluation.statistics import bootstrap_mean, spearman
-from lidc_xai.explain import ConceptSimilarity, Logit, Probability, concept_vector, explain
+from lidc_xai.errors import DataError
+from lidc_xai.evaluation import fidelity
+from lidc_xai.evaluation.statistics import paired_difference
 from lidc_xai.imaging import CropStore
-from lidc_xai.models import NoduleModel, load_model
-from lidc_xai.nodules.maps import nodule_images
-from lidc_xai.progress import track
+from lidc_xai.models import NoduleModel
+from lidc_xai.nodules import load_maps, map_repeatability, nodule_case
+from lidc_xai.nodules._predict import loaded_models
+from lidc_xai.nodules.ensemble import models_for
+from lidc_xai.nodules.mean_maps import joined
+from lidc_xai.progress import say, track
 from lidc_xai.run import Run
-from lidc_xai.training.loop.run_files import read_predictions
 
-CONCEPT, MOST = "spiculation", 20
+LEVERS = {"one slice": (1, 1), "three slices": (3, 1), "eight turns": (1, 8), "three slices and eight turns": (3, 8)}
+"""Lever -> slices and turns that a map is averaged over."""
+POINTS = 11
 
 
 class Options(Config):
     """Runs to compare."""
 
-    runs: list[str] = Field(min_length=1, description="Cross-validated runs on the same splits, separated by commas.")
+    runs: list[str] = Field(min_length=1, description="Trainings of one recipe (runs or models), separated by commas.")
     store: Path = Field(description="The store of those runs.")
-    nodules: int = Field(60, ge=1, description="Patients to sample, one nodule of each.")
+    shuffled: list[str] = Field([], description="Trainings on labels that were dealt out anew.")
+    nodules: int = Field(100, ge=1, description="Patients to sample, one nodule of each.")
+    method: list[str] = Field(["cdam"], description="Methods at the first lever; the first one at all of them.")
+    levers: list[str] = Field(list(LEVERS), description=f"Of: {', '.join(LEVERS)}.")
+    sigmas: list[float] = Field([], description="Noises of smooth_cdam to compare, at the first lever.")
+    faithful: int = Field(0, ge=0, description="Nodules on which the mean map's faithfulness is measured.")
 
 
 def compare(options: Options, run: Run) -> None:
     """Measure, and write both tables."""
-    out = need_out(options)
-    table = pd.DataFrame(measured(options))
-    summary = summarise(table)
-    for name, frame in (("maps", table), ("summary", summary)):
-        write_csv(out / f"{name}.csv", frame)
-    print(summary.to_string(index=False))
+    out, store = need_out(options), CropStore(options.store)
+    runs, dealt = ([loaded_models(name) for name in words(names)] for names in (options.runs, options.shuffled))
+    ids = unseen_nodules(store, [*runs, *dealt], options.nodules, options.seed)
+    tables = []
+    levers = words(options.levers)
+    for name in levers:
+        slices, turns = LEVERS[name]
+        methods = words(options.method) if name == levers[0] else words(options.method)[:1]
+        for method, more in [*((method, {}) for method in methods), *_sigmas(options, name)]:
+            say(f"{name}: {method} {more or ''}")
+            table = map_repeatability(
+                runs, store, method, nodule_ids=ids, shuffled=dealt, folder=out / "maps" / _folder(name, method, more),
+                slices=slices, turns=turns, seed=options.seed, **more,
+            )  # fmt: skip
+            table.insert(0, "lever", name)
+            table.insert(2, "sigma", more.get("sigma"))
+            tables.append(table)
+            write_csv(out / "repeatability.csv", pd.concat(tables, ignore_index=True).round(4))
+    shown = pd.concat(tables, ignore_index=True)
+    shown = shown[shown["output"].isin(["all", "malignancy"])]
+    columns = ["lever", "method", "sigma", "maps", "output", "k", "models", "nodules", "agreement", "low", "high"]
+    print(shown[[*columns, "expected", "absolute"]].round(3).to_string(index=False))
+    if options.faithful:
+        folder = out / "maps" / _folder(levers[0], words(options.method)[0], {})
+        rows = pd.DataFrame(faithfulness(runs, store, ids[: options.faithful], folder, words(options.method)[0]))
+        write_csv(out / "faithfulness.csv", rows.round(5))
+        difference = paired_difference(rows["mean"], rows["single"], rows["patient_id"].tolist())
+        interval = f"[{difference.low:.4f}, {difference.high:.4f}], p {difference.p:.3f}"
+        print(f"area: single {rows['single'].mean():.4f}, mean map {difference.difference:+.4f} {interval}")
 
 
-def measured(options: Options) -> Iterator[dict[str, Any]]:
-    """Rows nodule_id, patient_id, output, figure, value."""
-    store, runs = CropStore(options.store), [Path(name) for name in words(options.runs)]
-    table = read_predictions(runs[0]).sample(frac=1, random_state=options.seed).drop_duplicates("patient_id")
-    for fold, of_fold in table.head(options.nodules).groupby("fold"):
-        models = [load_model(run / f"fold-{fold}" / "model") for run in runs]
-        untrained = randomised(models[0], options.seed)
-        concept = spiculated(models[0], store)
-        for row in track(of_fold.itertuples(), f"fold {fold}", len(of_fold)):
-            images = nodule_images(models[0], store.load(row.nodule_id))
-            for output, figure, value in figures(models, untrained, concept, images):
-                yield {"nodule_id": row.nodule_id, "patient_id": row.patient_id, "output": output,
-                       "figure": figure, "value": value}  # fmt: skip
+def unseen_nodules(store: CropStore, runs: Sequence[Sequence[NoduleModel]], count: int, seed: int) -> list[str]:
+    """One nodule with an outline of each of ``count`` patients that every run has a model for that never saw them."""
+    table = store.manifest[store.manifest["n_readers"] >= 3].sample(frac=1, random_state=seed)
+    table = table.drop_duplicates("patient_id")
+    unseen = [all(models_for(models, str(patient)) for models in runs) for patient in table["patient_id"]]
+    ids = table[unseen]["nodule_id"].tolist()[:count]
+    if not ids:
+        raise DataError(f"{store.path}: holds no patient that all runs left out; give runs on the same splits")
+    return ids
 
 
-def spiculated(model: NoduleModel, store: CropStore) -> Tensor:
-    """(D,) mean feature of the most spiculated nodules that the model learned from."""
-    known = store.manifest[store.manifest["patient_id"].isin(model.training_info["train_patients"])]
-    most = known[known["n_readers"] >= 3].nlargest(MOST, CONCEPT)["nodule_id"]
-    return concept_vector(model, torch.cat([nodule_images(model, store.load(name)) for name in most]))
+def _sigmas(options: Options, lever: str) -> list[tuple[str, dict[str, Any]]]:
+    return [("smooth_cdam", {"sigma": sigma}) for sigma in options.sigmas if lever == words(options.levers)[0]]
 
 
-def figures(
-    models: Sequence[NoduleModel], untrained: NoduleModel, concept: Tensor, images: Tensor
-) -> Iterator[tuple[str, str, float]]:
-    """Output, figure and value of one nodule's planes (V, 3, S, S)."""
-    names = models[0].output_names
-    maps = [explain(model, images).relevance.flatten(2) for model in models]
-    noise = explain(untrained, images).relevance.flatten(2)
-    key, value = (explain(models[0], images, parts=part).relevance.flatten(2) for part in ("key", "value"))
-    for t, name in enumerate(names):
-        pairs = [agreement(a[:, t], b[:, t]) for a, b in combinations(maps, 2)]
-        yield name, "seeds, logit", float(np.mean(pairs)) if pairs else np.nan
-        yield name, "random weights", agreement(maps[0][:, t], noise[:, t])
-        keys, values = float(key[:, t].abs().sum()), float(value[:, t].abs().sum())
-        yield name, "key share", keys / (keys + values)
-    if "malignancy" in names:
-        one = Probability("malignancy")
-        chances = [explain(model, images, one).relevance.flatten(2)[:, 0] for model in models]
-        pairs = [agreement(a, b) for a, b in combinations(chances, 2)]
-        yield "malignancy", "seeds, probability", float(np.mean(pairs)) if pairs else np.nan
-    if CONCEPT in names:
-        similar = explain(models[0], images, ConceptSimilarity(concept)).relevance.flatten(2)[:, 0]
-        relevance = explain(models[0], images, Logit(CONCEPT)).relevance.flatten(2)[:, 0]
-        yield CONCEPT, "concept map", agreement(similar, relevance)
+def _folder(lever: str, method: str, more: dict[str, Any]) -> str:
+    return "-".join([lever.replace(" ", "-"), method, *(f"{value:g}" for value in more.values())])
 
 
-def agreement(a: Tensor, b: Tensor) -> float:
-    """Spearman's correlation of token scores (V, N), mean over planes."""
-    return float(np.mean([float(spearman(x.numpy(), y.numpy())) for x, y in zip(a, b, strict=True)]))
-
-
-def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean and 95 % interval per figure and output, and per figure over all outputs."""
-    rows = []
-    for (figure, output), group in [
-        *table.groupby(["figure", "output"], sort=False),
-        *(((name, "all"), group) for name, group in table.groupby("figure", sort=False)),
-    ]:
-        interval = bootstrap_mean(group["value"], group["patient_id"].tolist())
-        rows.append({"figure": figure, "output": output, "mean": interval.mean, "low": interval.low,
-                     "high": interval.high, "n": interval.n})  # fmt: skip
-    return pd.DataFrame(rows).round(4)
+def faithfulness(
+    runs: Sequence[Sequence[NoduleModel]], store: CropStore, ids: Sequence[str], folder: Path, method: str
+) -> Iterator[dict[str, Any]]:
+    """Rows nodule_id, patient_id, run, single, mean: areas between the deletion curves of each run's malignancy."""
+    for nodule_id in track(ids, "faithfulness", len(ids)):
+        patient = str(store.row(nodule_id)["patient_id"])
+        chosen = [(k, models_for(models, patient)[0]) for k, models in enumerate(runs)]
+        paths = [folder / f"models-{k + 1}{f'-{fold + 1}' if len(runs[k]) > 1 else ''}" / "maps" for k, fold in chosen]
+        maps = joined([load_maps(path, nodule_id, method) for path in paths])
+        column = maps[0].output_names.index("malignancy")
+        mean = np.mean([item.relevance[:, column] for item in maps], axis=0)
+        for (k, fold), item in zip(chosen, maps, strict=True):
+            model = runs[k][fold]
+            case = nodule_case(model, store, nodule_id, item.views, {})
+            kept = {"replacement": "lung", "masks": case.masks, "parenchyma": case.parenchyma, "points": POINTS}
+            areas = {
+                name: float(fidelity(model, case.images, torch.from_numpy(scores), "malignancy", **kept).area.mean())
+                for name, scores in (("single", item.relevance[:, column]), ("mean", mean))
+            }
+            yield {"nodule_id": nodule_id, "patient_id": patient, "run": k, **areas}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

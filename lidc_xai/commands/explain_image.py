@@ -20,8 +20,8 @@ class ExplainImageConfig(Config):
     """
 
     images: list[Path] = Field([], description="Pictures, or folders of them.")
-    model: str | None = Field(None, description="A timm or torchvision name (torchvision:NAME to tell them apart).")
-    weights: str = Field("pretrained", description="pretrained, a file of tensors, or random (then labelled as such).")
+    model: str | None = Field(None, description="A timm or torchvision name (torchvision:NAME); several by commas.")
+    weights: str = Field("pretrained", description="pretrained, random (labelled so), or a file; one per model.")
     target: list[str] = Field([], description="Classes (243, boxer, n02108089); repeat it or separate by commas.")
     method: list[str] = Field([], description="Methods, separated by commas, or all. [default: cdam; gradcam on a CNN]")
     score: str | None = Field(

@@ -27,6 +27,7 @@ from lidc_xai.explain import (
 )
 from lidc_xai.explain.registry import METHODS, find_method, method_options
 from lidc_xai.files import atomic_path, write_json
+from lidc_xai.imagenet import several_models
 from lidc_xai.imagenet.class_names import checked_index
 from lidc_xai.imagenet.classifier import RANDOM, Classifier, load_classifier
 from lidc_xai.imagenet.panel import draw_panel
@@ -74,6 +75,8 @@ def explain_images(
     """Explain every photograph with every method for every class; returns the folders that were written under ``out``.
 
     ``paths``: pictures, or folders of them. ``model``, ``weights``, ``size``, ``labels``: see ``load_classifier``.
+    Several models (names, and files of weights, separated by commas) give their mean map on the coarsest grid among
+    them, its standard error and how far they agree.
     ``targets``: classes by number, name or synset; none: the ``top`` most probable ones of each photograph.
     ``methods``: names of ``list_methods()``, "all" for those that the model can do; none: CDAM on a ViT that can do
     it, else GradCAM. ``score``: what is explained of a class, a key of ``SCORES``; None: each method's own default (the
@@ -95,27 +98,41 @@ def explain_images(
     photos = find_photos(paths)
     given = dict(options or {})
     _check_options([find_method(name).name for name in methods if name != "all"] or list(METHODS), given)
-    classifier = load_classifier(model, weights, size=size, labels=labels, seed=seed)
-    if classifier.random:
-        say(f"{classifier.name}: {RANDOM}")
+    classifiers = [
+        load_classifier(name, file, size=size, labels=labels, seed=seed) for name, file in _each_model(model, weights)
+    ]
+    for one in classifiers:
+        if one.random:
+            say(f"{one.name}: {RANDOM}")
+        one.model.to(device)
+    classifier = classifiers[0]
     wanted = [_find_class(classifier, target) for target in targets]
-    names = _methods_for(classifier.model, methods)
+    names = _methods_for([one.model for one in classifiers], methods)
     given = _with_common(names, given, seed, max_batch)
-    classifier.model.to(device)
     result = ExplainedImages()
+
+    def explained(one: Classifier, image: Tensor, classes: Sequence[int]) -> dict[str, Explanation]:
+        asked = [index if score is None else SCORES[score](index) for index in classes]
+        return explain(one.model, image, asked, names, **given)
+
+    if len(classifiers) > 1:
+        several_models.check_alike(classifiers)
     folders = _folders(photos, Path(out))
     for path in track(photos, "explain photographs", len(photos)):
         try:
-            photo = read_photo(path, classifier.spec, fit)
+            if len(classifiers) > 1:
+                several_models.explain_photo(path, classifiers, fit, wanted, top, device, explained, folders[path])
+            else:
+                photo = read_photo(path, classifier.spec, fit)
+                image = photo.tensor.to(device)
+                logits = _logits(classifier, image, path)
+                classes = wanted or _most_probable(logits, top)
+                _write(
+                    folders[path], photo, classifier, logits, classes, score, fit, explained(classifier, image, classes)
+                )
         except DataError as error:
             result.skipped.append(Skipped(path.name, "read", str(error)))
             continue
-        image = photo.tensor.to(device)
-        logits = _logits(classifier, image, path)
-        classes = wanted or _most_probable(logits, top)
-        asked = [index if score is None else SCORES[score](index) for index in classes]
-        explanations = explain(classifier.model, image, asked, names, **given)
-        _write(folders[path], photo, classifier, logits, classes, score, fit, explanations)
         result.folders.append(folders[path])
     if not result.folders:
         raise DataError(f"none of {len(photos)} pictures could be read; first: {result.skipped[0].reason}")
@@ -156,8 +173,19 @@ def _find_class(classifier: Classifier, target: str | int) -> int:
         ) from None
 
 
-def _methods_for(model: nn.Module, methods: Sequence[str]) -> list[str]:
-    able = list_methods(model)
+def _each_model(model: str, weights: str | Path) -> list[tuple[str, str | Path]]:
+    """Names and weights; one file of weights for each name, or the same word for all."""
+    names = [name.strip() for name in model.split(",") if name.strip()]
+    files = [part.strip() for part in str(weights).split(",")] if len(names) > 1 else [str(weights)]
+    if len(files) not in (1, len(names)):
+        raise UsageError(f"weights: {len(files)} were given for {len(names)} models; give one for each, or one for all")
+    return list(zip(names, files * (len(names) if len(files) == 1 else 1), strict=True))
+
+
+def _methods_for(models: Sequence[nn.Module], methods: Sequence[str]) -> list[str]:
+    """Those asked for; "all": those that every model can do; none: the usual one of the first that all can do."""
+    each = [list_methods(model) for model in models]
+    able = [name for name in each[0] if all(name in others for others in each)]
     if not methods:
         return ["cdam" if "cdam" in able else "gradcam"]
     return list(dict.fromkeys(name for method in methods for name in (able if method == "all" else [method])))
