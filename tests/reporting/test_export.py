@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from dataclasses import replace
 from types import SimpleNamespace
 
 import highdicom as hd
@@ -14,7 +15,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from lidc_xai.errors import UsageError
 from lidc_xai.imaging import crop_nodule, read_ct
 from lidc_xai.imaging.store.crop_store import StoreWriter
-from lidc_xai.nodules.maps import NoduleMaps
+from lidc_xai.nodules import NoduleMaps, Repeatability
 from lidc_xai.ratings import OUTPUTS, RESEARCH_USE_ONLY
 from lidc_xai.reporting.dicom.files import export_dicom
 from lidc_xai.reporting.map_grid import map_on_grid
@@ -195,6 +196,27 @@ def test_parametric_map_reads_back(phantom, objects):
     assert np.isnan(dataset.FloatPixelPaddingValue)
     logit = hd.imread(objects["map_cdam_malignancy"]).SharedFunctionalGroupsSequence[0]
     assert logit.RealWorldValueMappingSequence[0].MeasurementUnitsCodeSequence[0].CodeMeaning == "logit"
+
+
+def test_a_mean_over_models_brings_its_error_and_its_stable_patches(phantom, made, tmp_path):
+    (maps,) = phantom.maps["cdam"]
+    known = Repeatability(
+        ("a", "b", "c"), np.abs(maps.relevance) / 2, maps.relevance > 1,
+        **{name: dict.fromkeys(OUTPUTS, 0.5) for name in ("agreement", "expected", "stable_share")},
+    )  # fmt: skip
+    mean = {"cdam": [replace(maps, repeatability=known)]}
+    written = {path.stem: path for path in export_dicom(phantom.store, tmp_path, phantom.dicom, mean).paths}
+    for layer, largest, unit in (("standard_error", 0.75, "{SD}"), ("stable", 1.0, "1")):
+        dataset = hd.imread(written[f"map_cdam_texture_{layer}"])
+        values = dataset.pixel_array
+        assert np.nanmax(values) == largest
+        assert np.nanmin(values) == 0
+        (mapping,) = dataset.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence
+        assert mapping.MeasurementUnitsCodeSequence[0].CodeValue == unit
+    numbers = {hd.imread(path).SeriesNumber for stem, path in written.items() if stem.startswith("map_")}
+    assert len(numbers) == 3 * len(OUTPUTS)
+    files = export_nifti(phantom.store, tmp_path / "nifti", mean).paths
+    assert {"cdam_texture_standard_error.nii.gz", "cdam_texture_stable.nii.gz"} <= {path.name for path in files}
 
 
 def test_report_reads_back(objects):
