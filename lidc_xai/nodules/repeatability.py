@@ -90,8 +90,8 @@ def map_repeatability(
 
     >>> seeds = [build_model("vit_nodule_p8", ("malignancy",), size=32, seed=seed) for seed in range(3)]
     >>> table = map_repeatability(seeds, store, controls=["random heads"], resamples=50)
-    >>> table[table["output"] == "all"][["maps", "k", "models", "nodules"]].values.tolist()
-    [['models', 1, 3, 7], ['random heads', 1, 3, 7]]
+    >>> table[["maps", "output", "k", "models", "nodules"]].values.tolist()
+    [['models', 'malignancy', 1, 3, 7], ['random heads', 'malignancy', 1, 3, 7]]
     """
     from lidc_xai.nodules._predict import loaded_models
 
