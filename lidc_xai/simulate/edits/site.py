@@ -88,7 +88,7 @@ def site_of(crop: NoduleCrop) -> Site:
 def _measured(crop: NoduleCrop, block: Box, body: NDArray[np.bool_], name: str) -> Site:
     spacing = float(crop.spacing_mm[0])
     ct = crop.ct[block].astype(np.float64)
-    marked = body if crop.reader_masks is None else body | crop.reader_masks.any(axis=0)[block]
+    marked = body if crop.reader_masks is None else body | np.asarray(crop.reader_masks.any(axis=0))[block]
     distance = signed_distance(body, spacing)
     away = ndimage.distance_transform_edt(~marked) * spacing
     lung = (ct < TISSUE_HU) & (away > 2.0)
