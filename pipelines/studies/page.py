@@ -58,7 +58,7 @@ def rows(folder: Path, parts: list[str]) -> list[str]:
     heads = [
         "method",
         *(["model"] if len(models) > 1 else []),
-        *(metric.partition("/")[2] or metric for metric in wanted),
+        *wanted,
         "n",
     ]
     lines = [_row(heads), _row(["---"] * len(heads))]
