@@ -46,7 +46,7 @@ def beside_readers(model: NoduleModel, data: PlaneDataset, rows: Tensor, raw: Te
     if "p_calcified" in manifest:
         table["p_calcified_readers"] = manifest["p_calcified"].astype("float64")
     for name in dict.fromkeys([*model.output_names, "diameter"]):
-        for column, said in ((name, f"{name}_readers"), (f"{name}_sd", f"{name}_readers_sd")):
-            if column in manifest:
-                table[said] = manifest[column].astype("float64")
+        for rated, said in ((name, f"{name}_readers"), (f"{name}_sd", f"{name}_readers_sd")):
+            if rated in manifest:
+                table[said] = manifest[rated].astype("float64")
     return table

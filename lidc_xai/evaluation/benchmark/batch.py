@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lidc_xai.errors import DataError, UsageError
@@ -230,18 +229,6 @@ class Batch:
         """Each case with its own rows of (B, ...)."""
         counts = [len(case.images) for case in self.cases]
         return zip(self.cases, values.split(counts), strict=True)
-
-    def rows_with(self, name: str) -> tuple[NDArray[np.intp], list[Case]]:
-        """Rows of the batch, and the cases, that have ``masks`` or ``readers``."""
-        have: list[Case] = []
-        rows: list[int] = []
-        start = 0
-        for case in self.cases:
-            if getattr(case, name) is not None:
-                have.append(case)
-                rows.extend(range(start, start + len(case.images)))
-            start += len(case.images)
-        return np.asarray(rows, dtype=np.intp), have
 
     def _pixel_mm(self, case: Case) -> tuple[float, float] | None:
         if case.masks is None:

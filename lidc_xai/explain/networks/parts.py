@@ -153,11 +153,6 @@ class Parts:
             return block.attention
         return block.attention.not_plain
 
-    @property
-    def no_attention(self) -> str | None:
-        """Why the attention matrices cannot be read, or None where they can."""
-        return next((block.attention for block in self.blocks if isinstance(block.attention, str)), None)
-
 
 def parts_of(anatomy: Anatomy) -> Parts | str:
     """The composition of a model's parts, or the reason why it is not known, in words that name the model."""
