@@ -61,7 +61,7 @@ def edit(config: EditConfig, run: Run) -> None:
         device, methods = pick_device(config.device), words(config.method)
         predictions = predict(models, edited, device=device)
         found = explain_out_of_fold(
-            models, edited, out / "explained", edited.nodule_ids, methods, device, controls=False, spread=False
+            models, edited, out / "explained", edited.nodule_ids, methods, device, controls=False
         )
         run.skipped += found.skipped
         print(slider_page(edited, predictions, found.maps, out / "doses.html"))

@@ -157,7 +157,7 @@ def _turning(
 ) -> dict[str, dict[str, Any]]:
     """The smallest edit that turns the verdict, for nodules with outlines whose prediction is wrong or borderline."""
     from lidc_xai.errors import DataError
-    from lidc_xai.nodules.explained import own_model
+    from lidc_xai.nodules.explained import explaining_models
     from lidc_xai.nodules.turning import smallest_turn, wants_turning
     from lidc_xai.progress import track
     from lidc_xai.reporting.edited import drawn_turn
@@ -170,9 +170,9 @@ def _turning(
     ]
     found = {}
     for nodule_id in track(asked, "turning edits", len(asked)):
-        crop, place = store.load(nodule_id), own_model(models, str(store.row(nodule_id)["patient_id"]))
+        crop, used = store.load(nodule_id), explaining_models(models, str(store.row(nodule_id)["patient_id"]))
         try:
-            turn = smallest_turn(models if place is None else models[place], crop, seed=config.seed, device=device)
+            turn = smallest_turn([models[k] for k in used] or models, crop, seed=config.seed, device=device)
         except DataError as error:
             found[nodule_id] = {"lines": [f"No edit could be tried: {error}"], "pictures": []}
             continue

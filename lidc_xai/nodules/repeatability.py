@@ -210,7 +210,9 @@ def agreement_rows(
             signed.setdefault(k, []).append(group_correlations(scores, k, seed=seed))
             absolute.setdefault(k, []).append(group_correlations(np.abs(scores), k, seed=seed))
     rows = []
-    for place, output in [*enumerate(outputs), (slice(None), "all")] if len(outputs) > 1 else enumerate(outputs):
+    places: list[tuple[int | slice, str]] = [*enumerate(outputs)]
+    places += [(slice(None), "all")] if len(outputs) > 1 else []
+    for place, output in places:
         single = float("nan")
         for k in signed:
             rho, rho_abs = (_of_output(np.stack(some[k]), place) for some in (signed, absolute))
