@@ -63,13 +63,12 @@ def benchmark(config: BenchmarkConfig, run: Run) -> None:
     run.skipped = measured.skipped
     run.results = {"measured": measured.measured, "already_there": measured.already_there}
     write_benchmark(out)
-    made = {
-        "simulated": bool(store.manifest["simulated"].any()),
-        "edited": bool((store.manifest["edited"] != "").any()),
-    }
+    simulated, edited = bool(store.manifest["simulated"].any()), bool((store.manifest["edited"] != "").any())
     info = {"argv": base_names(run.argv), "seed": config.seed, "versions": versions()}
     seen = known_patients(model.training_info) or None
-    page = benchmark_report(out, out / "report", **made, seen=seen, run_info=info, pdf=config.pdf)
+    page = benchmark_report(
+        out, out / "report", simulated=simulated, edited=edited, seen=seen, run_info=info, pdf=config.pdf
+    )
     run.skipped += page.skipped
     print(page.index)
 

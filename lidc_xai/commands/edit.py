@@ -28,6 +28,9 @@ class EditConfig(Config):
     dose: list[str] = Field(["0", "0.5", "1"], description="Doses, separated by commas.")
     nodule: list[str] = Field([], description="Nodule ids; repeat it or separate by commas. All by default.")
     model: str | None = Field(None, description="A model folder, a cross-validated run, or a shipped model's name.")
+    weights: str | None = Field(
+        None, description="Published weights of a model saved as an adapter: pretrained or a file."
+    )
     method: list[str] = Field(["cdam"], description="Maps on the slider page, separated by commas.")
 
 
@@ -44,7 +47,7 @@ def edit(config: EditConfig, run: Run) -> None:
     for dose in doses:
         check_dose(config.edit, dose)
     store = CropStore(store_path)
-    models = need_models(config.model) if config.model else []
+    models = need_models(config.model, config.weights) if config.model else []
     out = need_out(config)
     wanted = usable_nodules(store, words(config.nodule), run)
     edited = edit_store(store, out, config.edit, doses, nodule_ids=wanted, seed=config.seed)

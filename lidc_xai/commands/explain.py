@@ -76,7 +76,7 @@ def explain(config: ExplainConfig, run: Run) -> None:
     if "png" in formats:
         for nodule_id in ids:
             maps_here = {method: by_id[nodule_id] for method, by_id in maps.items()}
-            draw_nodule_panels(maps_here, store.load(nodule_id), out / "png", made_up(store.row(nodule_id).to_dict()))
+            draw_nodule_panels(maps_here, store.load(nodule_id), out / "png", made_up(store.row(nodule_id)))
     predictions = predict(models, store, nodule_ids=wanted, device=device)
     write_csv(out / "predictions.csv", predictions)
     run.results = {"nodules": len(ids), "methods": methods, "outputs": list(models[0].output_names)}

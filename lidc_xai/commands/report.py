@@ -22,7 +22,7 @@ from lidc_xai.config import Config
 from lidc_xai.run import Run, versions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Hashable, Mapping
 
     import pandas as pd
 
@@ -146,6 +146,10 @@ def _similar(
     return drawn_neighbours(near, reference)
 
 
+def _plain(row: Mapping[Hashable, Any]) -> dict[str, Any]:
+    return {str(key): value for key, value in row.items()}
+
+
 def _turning(
     config: ReportConfig,
     models: list[NoduleModel],
@@ -163,11 +167,10 @@ def _turning(
     from lidc_xai.reporting.edited import drawn_turn
     from lidc_xai.reporting.values import number
 
-    rows = {str(row["nodule_id"]): row for row in predictions.to_dict("records")}
+    rows = {str(row["nodule_id"]): _plain(row) for row in predictions.to_dict("records")}
     shown = maps[words(config.method)[0]]
-    asked = [
-        name for name in ids if name in rows and wants_turning(rows[name], number(store.row(name).to_dict(), "label"))
-    ]
+    labels = {name: number({"label": store.row(name)["label"]}, "label") for name in ids}
+    asked = [name for name in ids if name in rows and wants_turning(rows[name], labels[name])]
     found = {}
     for nodule_id in track(asked, "turning edits", len(asked)):
         crop, used = store.load(nodule_id), explaining_models(models, str(store.row(nodule_id)["patient_id"]))

@@ -36,8 +36,8 @@ def words(row: Mapping[str, Any] | None, name: str) -> str:
     return "" if value is None or _absent(value) or (isinstance(value, float) and math.isnan(value)) else str(value)
 
 
-def made_up(row: Mapping[str, Any] | None) -> str:
-    """What must stand on everything drawn from a row of a manifest: SIMULATED, EDITED, or nothing."""
+def made_up(row: Any) -> str:
+    """What must stand on all that is drawn from a row (mapping or Series) of a manifest: SIMULATED, EDITED, or nothing."""
     return "SIMULATED" if truth(row, "simulated") else "EDITED" if words(row, "edited") else ""
 
 

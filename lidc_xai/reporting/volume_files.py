@@ -107,7 +107,7 @@ def _export_one(
 ) -> list[Path]:
     crop = store.load(nodule_id)
     row = store.row(nodule_id)
-    mark = made_up(row.to_dict())
+    mark = made_up(row)
     grid, volumes = _Grid(crop.ct.shape, crop.affine), {"ct": crop.ct, **_masks(crop)}
     if scans is not None:
         grid, volumes = _scanner_grid(store, nodule_id, crop, scans)

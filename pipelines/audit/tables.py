@@ -61,7 +61,7 @@ def own_measures(rows: pd.DataFrame) -> pd.DataFrame:
     one = rows[rows["model"] == rows["model"].iloc[0]]
     found = []
     for name in EDITS:
-        own = one[(one["edit"] == name) & (one["dose"] > 0)]
+        own = one[(one["edit"] == name) & (one["dose"] != 0)]
         rho = [float(spearman(c["dose"], c["own"])) for _, c in own.groupby("nodule_id") if len(c) > 2]
         found.append({"edit": name, "nodules": own["nodule_id"].nunique(), "rho_of_dose_and_measure": np.nanmean(rho)
                       if np.isfinite(rho).any() else np.nan})  # fmt: skip

@@ -89,7 +89,7 @@ def _objects(
     crop, row = store.load(nodule_id), store.row(nodule_id)
     volume = scans.volume(crop.series_uid)
     slices = [completed(one, volume.spacing_mm[0]) for one in scans.slices(crop.series_uid)]
-    mark, foreign = made_up(row.to_dict()), origin_of(store) == "own"
+    mark, foreign = made_up(row), origin_of(store) == "own"
     near, (rows, columns) = slices_near(crop, volume), _pixels_near(crop, volume)
     source = Source(slices[near], nodule_id, mark)
     points = stored_points(volume, near, rows, columns)

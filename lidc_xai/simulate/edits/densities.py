@@ -127,7 +127,8 @@ def spiculation(site: Site, dose: float, rng: np.random.Generator) -> Floats:
     toward /= np.linalg.norm(toward, axis=1, keepdims=True)
     length, thick = rng.uniform(*STRAND_MM, STRANDS), rng.uniform(*THICK_MM, STRANDS) / 2
     bend = rng.normal(size=(STRANDS, 3)) * 0.15
-    share, shown = np.zeros(site.ct.shape), STRANDS * dose
+    share: Floats = np.zeros(site.ct.shape)
+    shown = STRANDS * dose
     for k in range(int(np.ceil(shown))):
         root = _surface(site, toward[k])
         ahead = (toward[k] + bend[k]) / np.linalg.norm(toward[k] + bend[k])
@@ -143,7 +144,7 @@ def _strand(site: Site, points: Floats, radius: float) -> Floats:
     """(z, y, x) share of each voxel inside a tapering strand through ``points`` (3, zyx in mm from the centre)."""
     depth, rows, columns = site.ct.shape
     grid = Grid(
-        site.spacing_mm, site.spacing_mm, np.arange(depth) * site.spacing_mm, 0, 0, 0, rows, columns,
+        site.spacing_mm, site.spacing_mm, np.arange(depth, dtype=np.float64) * site.spacing_mm, 0, 0, 0, rows, columns,
     )  # fmt: skip
     at = (points + site.centre)[:, ::-1] + (grid.x0_mm, grid.y0_mm, 0.0)
     radii = np.array([radius, 0.8 * radius, 0.5 * radius])

@@ -81,7 +81,9 @@ def _write_one(
 ) -> None:
     crop, changed = edit_nodule(store.load(nodule_id), name, dose, seed)
     crop.nodule_id = new_id
-    row: dict[str, Any] = {**store.row(nodule_id).to_dict(), "edited": f"{name}, dose {dose:g}, seed {seed}"}
-    votes = store.votes[store.votes["nodule_id"] == nodule_id].assign(nodule_id=new_id).to_dict("records")
+    known = {str(key): value for key, value in store.row(nodule_id).items()}
+    row: dict[str, Any] = {**known, "edited": f"{name}, dose {dose:g}, seed {seed}"}
+    own = store.votes[store.votes["nodule_id"] == nodule_id].assign(nodule_id=new_id)
+    votes = [{str(key): value for key, value in vote.items()} for vote in own.to_dict("records")]
     causes = {name: changed} if name in BIOMARKERS and changed.any() else None
     writer.write(crop, row, votes, causes)
