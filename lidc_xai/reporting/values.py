@@ -37,7 +37,7 @@ def words(row: Mapping[str, Any] | None, name: str) -> str:
 
 
 def made_up(row: Any) -> str:
-    """What must stand on all that is drawn from a row (mapping or Series) of a manifest: SIMULATED, EDITED, or nothing."""
+    """What must stand on all that is drawn from a manifest's row (mapping or Series): SIMULATED, EDITED, or nothing."""
     return "SIMULATED" if truth(row, "simulated") else "EDITED" if words(row, "edited") else ""
 
 
