@@ -70,7 +70,7 @@ def test_marks_are_filled_and_text_stays(tmp_path: Path) -> None:
     assert write_page(page, {"cdam": folder, "softmax": tmp_path / "absent"}) == 3
     text = page.read_text()
     assert "| cdam | 12.3 [10, 14] (paper 623) | 0.5 | 12 to 20 |" in text
-    assert "old" not in text
+    assert "\nold\n" not in text
     assert "*X_val: s, m. model: m.*" in text
     assert "| It \\| holds | X_val: s, m | 0.2 [0.1, 0.3] | 12 | **shown** | Table 1 |" in text
     assert "- swin: bring it\n- 1 figures that the paper prints" in text
