@@ -17,7 +17,7 @@ from lidc_xai.models import build_backbone
 from lidc_xai.ratings import BIOMARKERS
 
 
-def write_store(path: Path, patients: int = 14) -> Path:
+def write_store(path: Path, patients: int = 20) -> Path:
     """Two simulated nodules of 16 mm per patient: bright large balls and faint small ones."""
     noise = np.random.default_rng(0)
     writer = StoreWriter(path, size_mm=16, spacing_mm=1.0, rule="simulated")
@@ -45,14 +45,14 @@ def test_the_main_job(tmp_path: Path) -> None:
     out = tmp_path / "out"
     given = ["--store", str(store), "--weights", str(weights), "--out", str(out)]
     given += ["--backbones", "vit_small64_p8,dino_vits8"]
-    given += ["--size", "16", "--epochs", "1", "--folds", "2", "--shown", "1", "--limit", "24", "--quiet"]
+    given += ["--size", "16", "--epochs", "1", "--folds", "2", "--shown", "1", "--limit", "32", "--quiet"]
     given += ["--device", "cpu"]
     assert lidc_paper.main(given) == 3  # done, with rows left out
     table = pd.read_csv(out / "comparison.csv")
     assert len(table) == 8
     done, missing = (table[table["backbone"] == name] for name in ("vit_small64_p8", "dino_vits8"))
     assert (done["status"] == "done").all()
-    assert (done["nodules"] == 24).all()
+    assert (done["nodules"] == 32).all()
     assert done.loc[done["task"] == "malignancy", "accuracy"].between(0, 1).all()
     assert (done.loc[done["task"] == "biomarkers", "mse_z"] > 0).all()
     assert missing["status"].str.contains("dino_vits8.safetensors: no such weights file").all()
