@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lidc_xai.errors import UsageError
@@ -58,7 +59,7 @@ class Explanation:
         """
         grids = self.relevance.flatten(0, 1)
         if self.is_pixel_map or min(grids.shape[-2:]) < 3:
-            return self.relevance.new_zeros(self.relevance.shape[:2], dtype=bool)
+            return self.relevance.new_zeros(self.relevance.shape[:2], dtype=torch.bool)
         around = _neighbourhoods(nn.functional.pad(grids, (1, 1, 1, 1), value=-float("inf")))
         around[:, 4] = -float("inf")
         highest, place = grids.flatten(1).max(1)
