@@ -1,6 +1,6 @@
 """Real and simulated chest CT side by side, in pictures and in numbers.
 
-python pipelines/compare_simulated.py --dicom ../shared/lidc/dicom/LIDC-IDRI-0001 --out runs/compare
+python pipelines/compare_simulated.py --dicom LIDC-IDRI/LIDC-IDRI-0001 --out runs/compare
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the loss of HU costs: the same nodules as true HU and as the PNG edition, read by the fold that saw neither.
 
-    python pipelines/compare_true_hu.py --slices ../shared/lidc/LIDC-IDRI-slices.zip \\
-        --volumes ../shared/lidc/volumes51.npz --store runs/png --runs runs/png-seed0 --out runs/png-true-hu
+    python pipelines/compare_true_hu.py --slices LIDC-IDRI-slices.zip \\
+        --volumes volumes51.npz --store runs/png --runs runs/png-seed0 --out runs/png-true-hu
 
 Cubes of true HU are matched to nodules as in validate_png_hu.py. Writes predictions.csv (both rows of every nodule) and
 summary.json: per output the correlation of the two, and their errors against the readers, with intervals by patient.

@@ -1,7 +1,7 @@
 """Every estimator's faithfulness in one table: fidelity, SaCo and compactness, on nodules and on photographs.
 
     python pipelines/faithfulness.py --store runs/png --model lidc-small --limit 60 --out runs/faithfulness
-    python pipelines/faithfulness.py --photos ../shared/photos/msrc --weights dinov2_vits14.safetensors --limit 20 \\
+    python pipelines/faithfulness.py --photos photos/msrc --weights dinov2_vits14.safetensors --limit 20 \\
         --out runs/faithfulness
 
 An arm is a model with its images: each ``--model`` on ``limit`` nodules of ``--store`` (removed pixels become the mean

@@ -1,7 +1,7 @@
 """Learn HU of the PNG edition's other slices from those whose lines are known, and measure it with patients apart.
 
-    python pipelines/fit_png_hu.py --slices ../shared/lidc/LIDC-IDRI-slices.zip \\
-        --hu ../shared/lidc/hu/png_hu.csv --out runs/png_hu
+    python pipelines/fit_png_hu.py --slices LIDC-IDRI-slices.zip \\
+        --hu png_hu.csv --out runs/png_hu
 
 Prints and writes (errors.json) the error before and after, out of fold by patient: per slice the median difference
 between estimated and true HU over lung (-960 to -700) and over soft tissue (-150 to 250). ``--ship`` also writes the

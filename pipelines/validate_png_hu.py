@@ -1,7 +1,7 @@
 """How good are the estimated HU of the PNG edition? Compared with true HU, where there are any.
 
-    python pipelines/validate_png_hu.py --slices ../shared/lidc/LIDC-IDRI-slices.zip \\
-        --dicom ../shared/lidc/dicom/LIDC-IDRI-0001 --volumes ../shared/lidc/volumes51.npz --out runs/png-hu
+    python pipelines/validate_png_hu.py --slices LIDC-IDRI-slices.zip \\
+        --dicom LIDC-IDRI/LIDC-IDRI-0001 --volumes volumes51.npz --out runs/png-hu
 
 Per nodule: median difference (estimated minus true) over lung (-960 to -700 HU) and over soft tissue (-150 to 250 HU),
 after both were smoothed alike. Beside it the same for one fixed scale for all pictures (-1010 to 1070 HU). The volumes

@@ -33,8 +33,7 @@ from studies.photo_sets import masks_of
 
 PHOTOS, IMAGES = "photographs", "images"
 VIT, CNN = "dinov2_vits14", "tf_efficientnet_lite0"
-"""The two real networks that the photographs are shown to; one command writes the files of both."""
-HOW_TO_GET = "python ../shared/tools/real_weights.py weights"
+"""The two real networks that the photographs are shown to."""
 _ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -197,11 +196,9 @@ def check_weights(models: Sequence[str], given: Sequence[str]) -> None:
 
 def what_to_bring(model: str) -> str:
     """One line: the file with this model's weights, and how to hand it over."""
-    if model in (VIT, CNN):
-        return f"no weights: get them with `{HOW_TO_GET}` and give --weights weights, or --weights {model}=FILE"
     address = _address(model)
     files = _file_names(model)
-    source = f"download {address}" if address else "bring its publisher's file"
+    source = f"get them with `curl -LO {address}`" if address else "bring its publisher's file"
     return (
         f"no weights: {source} and give --weights {model}=FILE, or --weights FOLDER with {' or '.join(files[:2])} in it"
     )

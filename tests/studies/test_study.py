@@ -258,7 +258,10 @@ def test_weights_of_another_model(
 
 
 def test_a_missing_weights_file_names_the_command() -> None:
-    with pytest.raises(UsageError, match=r"absent\.safetensors: no such file; .*real_weights\.py weights"):
+    with pytest.raises(
+        UsageError,
+        match=r"absent\.safetensors: no such file; .*get them with `curl -LO https://.*dinov2_vits14_pretrain\.pth`",
+    ):
         find_weights(VIT, [f"{VIT}=absent.safetensors"])
 
 
@@ -271,7 +274,7 @@ def test_photographs_without_the_network_name_the_command(
     )  # fmt: skip
     assert code == 3
     reasons = {row["nodule_id"]: row["reason"] for row in rows_of(tmp_path / "skipped.csv")}
-    assert "real_weights.py weights" in reasons[VIT]
+    assert "get them with `curl -LO https://" in reasons[VIT]
     assert "--weights dinov2_vits14=FILE" in reasons[VIT]
 
 
