@@ -267,8 +267,8 @@ def need_models(name: str | None, weights: str | None = None) -> list[NoduleMode
 
     ``UsageError`` where two of them are the same weights: a copy is not another training.
     """
+    from lidc_xai.models.digest import check_different, weights_digest
     from lidc_xai.nodules._predict import load_models
-    from lidc_xai.nodules.ensemble import check_different, weights_digest
 
     each = {folder: load_models(folder, weights) for folder in model_names(name)}
     models = load_models([model for some in each.values() for model in some])

@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -271,3 +272,23 @@ def stable_share(mean: ArrayLike, stable: ArrayLike) -> float:
     strength = np.abs(np.asarray(mean, dtype=np.float64))
     total = float(strength.sum())
     return float(strength[np.asarray(stable, dtype=bool)].sum() / total) if total > 0 else math.nan
+
+
+def on_grid(relevance: ArrayLike, grid: tuple[int, int]) -> NDArray[Any]:
+    """(..., h, w) scores on a coarser grid over the same area: a cell's score is divided by area, so that sums stay.
+
+    >>> on_grid(np.ones((2, 3)), (1, 2)).tolist()
+    [[3.0, 3.0]]
+    """
+    scores: NDArray[Any] = np.asarray(relevance)
+    if scores.shape[-2:] == tuple(grid):
+        return scores
+    rows, columns = (_overlap(size, cells) for size, cells in zip(scores.shape[-2:], grid, strict=True))
+    return np.asarray(rows @ scores @ columns.T, dtype=np.float32)
+
+
+def _overlap(size: int, cells: int) -> Floats:
+    """(cells, size): which share of each of ``size`` equal parts of a line lies in each of ``cells`` equal parts."""
+    edges, parts = np.arange(cells + 1) / cells, np.arange(size + 1) / size
+    high, low = np.minimum(edges[1:, None], parts[1:]), np.maximum(edges[:-1, None], parts[:-1])
+    return np.asarray(np.clip(high - low, 0, None) * size)

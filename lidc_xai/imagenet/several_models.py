@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lidc_xai.errors import DataError, UsageError
-from lidc_xai.evaluation.repeatability import group_agreement, spearman_brown
+from lidc_xai.evaluation.repeatability import group_agreement, on_grid, spearman_brown
 from lidc_xai.explain import Explanation
 from lidc_xai.files import atomic_path, write_json
 from lidc_xai.imagenet.classifier import RANDOM, Classifier
 from lidc_xai.imagenet.panel import draw_panel
 from lidc_xai.imagenet.photographs import Photo, read_photo
-from lidc_xai.nodules.ensemble import check_different, weights_digest
-from lidc_xai.nodules.mean_maps import on_grid
+from lidc_xai.models.digest import check_different, weights_digest
 
 Explain = Callable[[Classifier, Tensor, Sequence[int]], Mapping[str, Explanation]]
 

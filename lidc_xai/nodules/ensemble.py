@@ -158,26 +158,6 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def weights_digest(model: torch.nn.Module) -> str:
-    """SHA-256 over the names and values of a model's weights, in hexadecimal."""
-    from lidc_xai.models.digest import tensors_digest
-
-    return tensors_digest(model.state_dict())
-
-
-def check_different(digests: Sequence[str], names: Sequence[str] | None = None) -> None:
-    """``UsageError`` where two models are one: a copy is not another training."""
-    seen: dict[str, int] = {}
-    for place, digest in enumerate(digests):
-        first = seen.setdefault(digest, place)
-        if first != place:
-            a, b = ((names or [f"model {k + 1}" for k in range(len(digests))])[k] for k in (first, place))
-            raise UsageError(
-                f"{a} and {b} have the same weights (SHA-256 {digest[:8]}…): a copy is not another training, and would "
-                "agree with itself; give it once"
-            )
-
-
 def models_for(models: Sequence[NoduleModel], patient_id: str) -> list[int]:
     """Which of several models never saw a patient; all of them where none records whom it learned from."""
     from lidc_xai.nodules.known import known_patients

@@ -16,7 +16,8 @@ import numpy as np
 
 from lidc_xai.csv_files import read_table
 from lidc_xai.files import write_json
-from lidc_xai.nodules.ensemble import Ensemble, check_different, models_for, weights_digest
+from lidc_xai.models.digest import check_different, weights_digest
+from lidc_xai.nodules.ensemble import Ensemble, models_for
 from lidc_xai.nodules.map_record import NoduleMaps, load_maps
 from lidc_xai.nodules.maps import RANDOM_WEIGHTS, check_same, explain_members, explain_store
 from lidc_xai.nodules.mean_maps import Member, Noise, gather, mean_maps, recorded_noise

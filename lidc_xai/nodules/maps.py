@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from lidc_xai.errors import UsageError
 from lidc_xai.files import read_json, write_json
-from lidc_xai.nodules.ensemble import Ensemble, check_different, models_for, nodule_images, weights_digest
+from lidc_xai.models.digest import check_different, weights_digest
+from lidc_xai.nodules.ensemble import Ensemble, models_for, nodule_images
 from lidc_xai.nodules.map_record import NoduleMaps, Repeatability, load_maps
 from lidc_xai.nodules.mean_maps import Member, mean_maps, shared_outputs, shared_views
 from lidc_xai.progress import track

@@ -20,6 +20,7 @@ from lidc_xai.evaluation.repeatability import (
     LogVariances,
     VariancePrior,
     group_agreement,
+    on_grid,
     spearman_brown,
     stable_share,
     stable_tokens,
@@ -112,26 +113,6 @@ def _restricted(
         values=maps.values[np.ix_(rows, columns)],
         token_mm=(maps.token_mm[0] * height / grid[0], maps.token_mm[1] * width / grid[1]),
     )
-
-
-def on_grid(relevance: NDArray[Any], grid: tuple[int, int]) -> NDArray[np.float32]:
-    """(..., h, w) scores on a coarser grid over the same area: a cell's score is divided by area, so that sums stay.
-
-    >>> on_grid(np.ones((2, 3)), (1, 2)).tolist()
-    [[3.0, 3.0]]
-    """
-    scores = np.asarray(relevance)
-    if scores.shape[-2:] == tuple(grid):
-        return scores
-    rows, columns = (_overlap(size, cells) for size, cells in zip(scores.shape[-2:], grid, strict=True))
-    return (rows @ scores @ columns.T).astype(np.float32)
-
-
-def _overlap(size: int, cells: int) -> Floats:
-    """(cells, size): which share of each of ``size`` equal parts of a line lies in each of ``cells`` equal parts."""
-    edges, parts = np.arange(cells + 1) / cells, np.arange(size + 1) / size
-    high, low = np.minimum(edges[1:, None], parts[1:]), np.maximum(edges[:-1, None], parts[:-1])
-    return np.clip(high - low, 0, None) * size
 
 
 @dataclass

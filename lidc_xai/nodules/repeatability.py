@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.evaluation.repeatability import disjoint_groups, group_correlations, spearman_brown
-from lidc_xai.nodules.ensemble import Ensemble, check_different, models_for, weights_digest
+from lidc_xai.models.digest import check_different, weights_digest
+from lidc_xai.nodules.ensemble import Ensemble, models_for
 from lidc_xai.nodules.map_record import load_maps
 from lidc_xai.nodules.maps import explain_members
 from lidc_xai.nodules.mean_maps import joined, shared_outputs

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.evaluation import group_agreement
+from lidc_xai.evaluation.repeatability import on_grid
 from lidc_xai.imagenet import explain_images
-from lidc_xai.nodules.mean_maps import on_grid
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ import pytest
 
 from lidc_xai.errors import ModelError, UsageError
 from lidc_xai.evaluation import LogVariances, group_agreement, spearman_brown, stable_tokens, variance_prior
+from lidc_xai.evaluation.repeatability import on_grid
 from lidc_xai.imaging import NoduleCrop
 from lidc_xai.models import Preprocess, build_model
 from lidc_xai.nodules import NoduleMaps, explain_nodules, load_maps
-from lidc_xai.nodules.mean_maps import Member, Noise, gather, joined, mean_maps, on_grid, recorded_noise
+from lidc_xai.nodules.mean_maps import Member, Noise, gather, joined, mean_maps, recorded_noise
 
 OUTPUTS = ("malignancy", "margin")
 
