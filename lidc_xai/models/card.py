@@ -94,6 +94,9 @@ def _training_words(info: dict[str, Any]) -> str:
         "calibrate on.",
         f"Seed {info.get('seed')}.",
     ]
+    teacher = info.get("options", {}).get("teacher", {})
+    if teacher.get("outputs"):
+        words.append(f"Distilled: a larger model's outputs count {teacher['weight']:g} beside the readers' ratings.")
     if info.get("simulated"):
         words.insert(0, "**SIMULATED CT**: real annotations in computed images; of no value on real scans.")
     else:
