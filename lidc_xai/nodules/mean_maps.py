@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lidc_xai.errors import ModelError, UsageError
+from lidc_xai.errors import UsageError
 from lidc_xai.evaluation.repeatability import (
     LogVariances,
     VariancePrior,
@@ -26,6 +26,7 @@ from lidc_xai.evaluation.repeatability import (
     stable_tokens,
     variance_prior,
 )
+from lidc_xai.nodules.known import by_method_and_output
 from lidc_xai.nodules.map_record import NoduleMaps, Repeatability
 
 if TYPE_CHECKING:
@@ -294,10 +295,4 @@ def _known(value: float) -> float | None:
 
 def recorded_noise(training_info: Mapping[str, Any]) -> dict[str, dict[str, Noise]]:
     """Method -> output -> ``Noise`` that a model's record holds. ``ModelError`` for a damaged record."""
-    try:
-        return {
-            str(method): {str(output): Noise(**values) for output, values in outputs.items()}
-            for method, outputs in (training_info.get(RECORD) or {}).items()
-        }
-    except (AttributeError, TypeError) as error:
-        raise ModelError(f"model.json: training_info.{RECORD} is damaged ({error}); delete that field") from error
+    return by_method_and_output(training_info, RECORD, Noise)

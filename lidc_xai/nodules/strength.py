@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lidc_xai.errors import ModelError
 from lidc_xai.files import write_json
-from lidc_xai.nodules.known import known_patients
+from lidc_xai.nodules.known import by_method_and_output, known_patients
 from lidc_xai.nodules.mean_maps import RECORD as NOISE_RECORD
 from lidc_xai.nodules.mean_maps import Noise
 
@@ -93,13 +92,7 @@ def cohort_anchors(
 
 def recorded_anchors(training_info: Mapping[str, Any]) -> dict[str, dict[str, Anchor]]:
     """The anchors that a model's record holds; empty where it holds none. ``ModelError`` for a damaged record."""
-    try:
-        return {
-            str(method): {str(output): Anchor(**values) for output, values in outputs.items()}
-            for method, outputs in (training_info.get(RECORD) or {}).items()
-        }
-    except (AttributeError, TypeError) as error:
-        raise ModelError(f"model.json: training_info.{RECORD} is damaged ({error}); delete that field") from error
+    return by_method_and_output(training_info, RECORD, Anchor)
 
 
 def save_anchors(run: Path, anchors: Anchors) -> None:

@@ -88,24 +88,18 @@ def cross_validate(
     tested = _of_cohort(manifest, cohort, store)
     if also_train and cohort is None:
         raise UsageError("also_train needs a cohort: without one every nodule of the store is tested")
-    if splits is None and holdout:
-        splits = make_holdout(tested, split_seed, kind, validation_share=options.validation_share)  # type: ignore[arg-type]
     if splits is None:
-        share = options.validation_share if kind == "patient" else 0.0
-        splits = make_splits(tested, n_folds, split_seed, kind, share)  # type: ignore[arg-type]
+        splits = _splits(tested, holdout, n_folds, split_seed, kind, options.validation_share)
     chosen = list(range(len(splits))) if folds is None else list(folds)
     if search is not None and splits.leaks:
         raise UsageError("a search needs a validation part apart from the test part; use splits of kind 'patient'")
     if not chosen:
         raise UsageError("folds: none was asked for; leave it out for all of them")
     run: dict[str, Any] = {
-        "n_folds": len(splits),
-        "split_seed": splits.seed,
-        "split_kind": splits.kind,
-        "leaks": splits.leaks,
-    }
-    run |= {"validation_share": splits.validation_share, "permute_labels": permute_labels}
-    run |= {"cohort": cohort, "also_train": also_train}
+        "n_folds": len(splits), "split_seed": splits.seed, "split_kind": splits.kind, "leaks": splits.leaks,
+        "validation_share": splits.validation_share, "permute_labels": permute_labels, "cohort": cohort,
+        "also_train": also_train,
+    }  # fmt: skip
     given = shareable_config({**run, "fit": options.model_dump(mode="json")})
     write_text(folder / "config.yaml", yaml.safe_dump(given, sort_keys=False))
     data = planes_for(store, (manifest if also_train else tested)["nodule_id"].tolist(), options, manifest)
@@ -122,7 +116,7 @@ def cross_validate(
     covered = {"coverage": {name: figure["all"]["coverage"]["value"] for name, figure in metrics["intervals"].items()}}
     for fold, record in records.items():
         _equip(folder / f"fold-{fold}" / "model", record | covered)
-    last = None
+    last: FitResult | None = None
     if final and folds is None and not holdout and not permute_labels and search is None:
         say("final model on all patients")
         last = fit(store, folder, train_ids=data.nodule_ids, options=options, data=data, info={**run, "fold": None})
@@ -130,6 +124,13 @@ def cross_validate(
             everything = fit_record(predictions, options.calibration)
             last = replace(last, model=_equip(folder / "model", everything | covered))
     return CrossValidation(folder, predictions, metrics, last)
+
+
+def _splits(tested: pd.DataFrame, holdout: bool, n_folds: int, seed: int, kind: str, validation_share: float) -> Splits:
+    if holdout:
+        return make_holdout(tested, seed, kind, validation_share=validation_share)  # type: ignore[arg-type]
+    share = validation_share if kind == "patient" else 0.0
+    return make_splits(tested, n_folds, seed, kind, share)  # type: ignore[arg-type]
 
 
 def _fold(

@@ -42,6 +42,8 @@ def read_teacher(path: Path | str, fold: int | None, train_ids: Sequence[str], o
     if rows["nodule_id"].duplicated().any():
         twice = rows["nodule_id"][rows["nodule_id"].duplicated()].iloc[0]
         raise DataError(f"{path}: fold {place} has nodule {twice!r} twice")
+    if "malignancy" in rows and not rows["malignancy"].dropna().between(0, 1).all():
+        raise DataError(f"{path}: malignancy is a probability, fold {place} has values outside 0 to 1")
     beyond = sorted(set(rows["nodule_id"]) - set(train_ids))
     if beyond and fold is not None:
         raise UsageError(

@@ -66,6 +66,9 @@ def test_a_teacher_of_other_patients_is_refused(teacher: Path, toy_store: CropSt
         read_teacher(teacher, 7, mine, OUTPUTS)
     with pytest.raises(DataError, match="has no column 'margin'"):
         read_teacher(teacher, 0, mine, ("margin",))
+    write_csv(teacher.parent / "logits.csv", table.assign(malignancy=table["malignancy"] * 9))
+    with pytest.raises(DataError, match="malignancy is a probability, fold 0 has values outside 0 to 1"):
+        read_teacher(teacher.parent / "logits.csv", 0, mine, OUTPUTS)
     options = quick(teacher={"outputs": str(teacher.parent / "absent.csv")})
     with pytest.raises(UsageError, match=r"absent\.csv: no such file; make it with pipelines/teacher_outputs\.py"):
         fit(toy_store, None, options=options)
