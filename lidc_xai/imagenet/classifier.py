@@ -13,7 +13,7 @@ import torchvision
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from lidc_xai.errors import UsageError
+from lidc_xai.errors import ModelError, UsageError
 from lidc_xai.files import sha256_of
 from lidc_xai.imagenet.class_names import ClassNames
 from lidc_xai.imagenet.classifier_weights import fetch_published, insert_weights, pretrained_tag, state_dict
@@ -168,3 +168,12 @@ def _data_config(name: str, model: nn.Module) -> dict[str, Any]:
 
 def _kind(interpolation: str) -> str:
     return "bilinear" if interpolation == "bilinear" else "bicubic"
+
+
+def class_logits(classifier: Classifier, image: Tensor, path: Path) -> Tensor:
+    """(classes,) outputs for one photograph (1, 3, H, W), on the CPU; ``ModelError`` where they are no numbers."""
+    with torch.no_grad():
+        logits = classifier.model(image)[0].float().cpu()
+    if not logits.isfinite().all():
+        raise ModelError(f"{classifier.name}: outputs are NaN or infinite for {path}; check the weights")
+    return logits

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from lidc_xai.errors import DataError, ModelError, UsageError
+from lidc_xai.errors import DataError, UsageError
 from lidc_xai.explain import (
     Explanation,
     Logit,
@@ -26,11 +23,10 @@ from lidc_xai.explain import (
     list_methods,
 )
 from lidc_xai.explain.registry import METHODS, find_method, method_options
-from lidc_xai.files import atomic_path, write_json
 from lidc_xai.imagenet import several_models
 from lidc_xai.imagenet.class_names import checked_index
-from lidc_xai.imagenet.classifier import RANDOM, Classifier, load_classifier
-from lidc_xai.imagenet.panel import draw_panel
+from lidc_xai.imagenet.classifier import RANDOM, Classifier, class_logits, load_classifier
+from lidc_xai.imagenet.photo_files import write_photo_files
 from lidc_xai.imagenet.photographs import Photo, find_photos, read_photo
 from lidc_xai.progress import say, track
 from lidc_xai.skipped import Skipped
@@ -115,21 +111,23 @@ def explain_images(
         asked = [index if score is None else SCORES[score](index) for index in classes]
         return explain(one.model, image, asked, names, **given)
 
+    def by_one(path: Path, folder: Path) -> None:
+        photo = read_photo(path, classifier.spec, fit)
+        image = photo.tensor.to(device)
+        logits = class_logits(classifier, image, path)
+        classes = wanted or _most_probable(logits, top)
+        _write(folder, photo, classifier, logits, classes, score, fit, explained(classifier, image, classes))
+
+    def by_several(path: Path, folder: Path) -> None:
+        several_models.explain_photo(path, classifiers, fit, wanted, top, device, explained, folder)
+
     if len(classifiers) > 1:
         several_models.check_alike(classifiers)
+    write = by_several if len(classifiers) > 1 else by_one
     folders = _folders(photos, Path(out))
     for path in track(photos, "explain photographs", len(photos)):
         try:
-            if len(classifiers) > 1:
-                several_models.explain_photo(path, classifiers, fit, wanted, top, device, explained, folders[path])
-            else:
-                photo = read_photo(path, classifier.spec, fit)
-                image = photo.tensor.to(device)
-                logits = _logits(classifier, image, path)
-                classes = wanted or _most_probable(logits, top)
-                _write(
-                    folders[path], photo, classifier, logits, classes, score, fit, explained(classifier, image, classes)
-                )
+            write(path, folders[path])
         except DataError as error:
             result.skipped.append(Skipped(path.name, "read", str(error)))
             continue
@@ -137,14 +135,6 @@ def explain_images(
     if not result.folders:
         raise DataError(f"none of {len(photos)} pictures could be read; first: {result.skipped[0].reason}")
     return result
-
-
-def _logits(classifier: Classifier, image: Tensor, path: Path) -> Tensor:
-    with torch.no_grad():
-        logits = classifier.model(image)[0].float().cpu()
-    if not logits.isfinite().all():
-        raise ModelError(f"{classifier.name}: outputs are NaN or infinite for {path}; check the weights")
-    return logits
 
 
 def _check_options(names: Sequence[str], options: Mapping[str, Any]) -> None:
@@ -218,15 +208,10 @@ def _write(
 ) -> None:
     """The three files of one photograph."""
     values = _values(photo, classifier, logits, classes, score, fit, explanations)
-    maps: dict[str, Any] = {name: result.relevance[0].float().cpu().numpy() for name, result in explanations.items()}
-    warning = RANDOM if classifier.random else None
+    maps = {name: result.relevance[0].float().cpu().numpy() for name, result in explanations.items()}
     rows = [f"{entry['name']}\nlogit {entry['logit']:.3g}, p {entry['probability']:.3f}" for entry in values["targets"]]
     title = f"{photo.path.name}: {classifier.name}, {values['weights']['source']} weights"
-    draw_panel(folder / "panel.png", photo.pixels, maps, rows, title if len(title) < 90 else f"{title[:87]}…", warning)
-    arrays: dict[str, Any] = {"image": photo.pixels, "classes": np.array(classes), "meta": np.array(json.dumps(values))}
-    with atomic_path(folder / "maps.npz") as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, **arrays, **maps)
-    write_json(folder / "values.json", values)
+    write_photo_files(folder, photo, values, maps, rows, title, RANDOM if classifier.random else None)
 
 
 def _values(

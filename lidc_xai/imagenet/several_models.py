@@ -5,7 +5,6 @@ Classifiers differ in the size of their scores, so each map counts as a share of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,8 @@ from torch import Tensor
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.evaluation.repeatability import group_agreement, on_grid, spearman_brown
 from lidc_xai.explain import Explanation
-from lidc_xai.files import atomic_path, write_json
-from lidc_xai.imagenet.classifier import RANDOM, Classifier
-from lidc_xai.imagenet.panel import draw_panel
+from lidc_xai.imagenet.classifier import RANDOM, Classifier, class_logits
+from lidc_xai.imagenet.photo_files import write_photo_files
 from lidc_xai.imagenet.photographs import Photo, read_photo
 from lidc_xai.models.digest import check_different, weights_digest
 
@@ -61,8 +59,7 @@ def explain_photo(
             f"{path}: these models see other parts of the photograph; use --fit whole, which shows them all"
         )
     images = [photo.tensor.to(device) for photo in photos]
-    with torch.no_grad():
-        logits = [one.model(image)[0].float().cpu() for one, image in zip(classifiers, images, strict=True)]
+    logits = [class_logits(one, image, path) for one, image in zip(classifiers, images, strict=True)]
     chances = torch.stack([one.softmax(-1) if len(one) > 1 else one.sigmoid() for one in logits])
     classes = list(wanted) or chances.mean(0).topk(min(top, chances.shape[1])).indices.tolist()
     each = [dict(explain(one, image, classes)) for one, image in zip(classifiers, images, strict=True)]
@@ -117,11 +114,9 @@ def _write(
     classifiers: Sequence[Classifier],
 ) -> None:
     """The three files of one photograph."""
-    classes = [target["class"] for target in values["targets"]]
-    arrays: dict[str, Any] = {"image": photo.pixels, "classes": np.array(classes), "meta": np.array(json.dumps(values))}
-    for name, scores in maps.items():
-        error = scores.std(0, ddof=1) / np.sqrt(len(scores))
-        arrays |= {name: scores.mean(0), f"{name}_standard_error": error, f"{name}_each": scores}
+    means = {name: scores.mean(0) for name, scores in maps.items()}
+    more = {f"{name}_each": scores for name, scores in maps.items()}
+    more |= {f"{name}_standard_error": s.std(0, ddof=1) / np.sqrt(len(s)) for name, s in maps.items()}
     rows = []
     for t, target in enumerate(values["targets"]):
         known = {name: of["agreement"][t] for name, of in values["methods"].items() if of["agreement"][t] is not None}
@@ -130,8 +125,4 @@ def _write(
     names = ", ".join(one.name for one in classifiers)
     title = f"{photo.path.name}: mean of {len(classifiers)} models ({names})"
     warning = RANDOM if any(one.random for one in classifiers) else None
-    shown = {name: arrays[name] for name in maps}
-    draw_panel(folder / "panel.png", photo.pixels, shown, rows, title if len(title) < 90 else f"{title[:87]}…", warning)
-    with atomic_path(folder / "maps.npz") as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)
-    write_json(folder / "values.json", values)
+    write_photo_files(folder, photo, values, means, rows, title, warning, more)

@@ -9,7 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from lidc_xai.errors import DataError, UsageError
+from lidc_xai.errors import DataError, ModelError, UsageError
 from lidc_xai.evaluation import group_agreement
 from lidc_xai.evaluation.repeatability import on_grid
 from lidc_xai.imagenet import explain_images
@@ -76,3 +76,12 @@ def test_what_is_refused(photo: Path, files: list[Path], tmp_path: Path) -> None
         explain_images([photo], "test_vit,test_vit", tmp_path, weights=joined([files[0], other]))
     with pytest.raises(DataError, match="--fit whole"):
         explain_images([photo], "test_vit,vit_tiny_patch16_224", tmp_path, weights="random", targets=[1])
+
+
+def test_a_model_without_numbers_is_named(photo: Path, files: list[Path], tmp_path: Path) -> None:
+    broken = timm.create_model("test_vit", pretrained=False)
+    torch.nn.init.constant_(broken.head.weight, 3e38)  # each weight is a number, no output is
+    save_file(broken.state_dict(), tmp_path / "broken.safetensors")
+    weights = f"{files[0]},{tmp_path / 'broken.safetensors'}"
+    with pytest.raises(ModelError, match=r"outputs are NaN or infinite for .*; check the weights"):
+        explain_images([photo], "test_vit,test_vit", tmp_path / "out", weights=weights)
