@@ -3,10 +3,10 @@
     python pipelines/maps_across_seeds.py --runs runs/lora-seed0,runs/lora-seed1,runs/lora-seed2 --store runs/store \\
         --shuffled runs/dealt0,runs/dealt1 --nodules 100 --method cdam,relevance_propagation --out runs/repeat
 
-One nodule of each sampled patient that no training saw. Writes repeatability.csv (``nodules.map_repeatability``, with
-the lever in front: how many slices and turns each map is averaged over, and the noise of Smooth CDAM) and
-faithfulness.csv: on malignancy, with lung as fill, how far a single model's map and the mean map of all separate the
-model's deletion curves, paired by nodule and model. A killed run goes on.
+One nodule of each sampled patient that no training saw (``--several``: nodules, whoever's). Writes repeatability.csv
+(``nodules.map_repeatability``, with the lever in front: how many slices and turns each map is averaged over, and the
+noise of Smooth CDAM) and faithfulness.csv: on malignancy, with lung as fill, how far a single model's map and the mean
+map of all separate the model's deletion curves, paired by nodule and model. A killed run goes on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from pydantic import Field
 
-from lidc_xai.commands.common import need_out, words
+from lidc_xai.commands.common import need_out, pick_device, words
 from lidc_xai.commands.script import run_script
 from lidc_xai.config import Config
 from lidc_xai.csv_files import write_csv
@@ -48,6 +48,7 @@ class Options(Config):
     store: Path = Field(description="The store of those runs.")
     shuffled: list[str] = Field([], description="Trainings on labels that were dealt out anew.")
     nodules: int = Field(100, ge=1, description="Patients to sample, one nodule of each.")
+    several: bool = Field(False, description="Sample nodules, whether of one patient or not.")
     method: list[str] = Field(["cdam"], description="Methods at the first lever; the first one at all of them.")
     levers: list[str] = Field(list(LEVERS), description=f"Of: {', '.join(LEVERS)}.")
     sigmas: list[float] = Field([], description="Noises of smooth_cdam to compare, at the first lever.")
@@ -58,8 +59,8 @@ def compare(options: Options, run: Run) -> None:
     """Measure, and write both tables."""
     out, store = need_out(options), CropStore(options.store)
     runs, dealt = ([loaded_models(name) for name in words(names)] for names in (options.runs, options.shuffled))
-    ids = unseen_nodules(store, [*runs, *dealt], options.nodules, options.seed)
-    tables = []
+    ids = unseen_nodules(store, [*runs, *dealt], options.nodules, options.seed, options.several)
+    device, tables = pick_device(options.device), []
     levers = words(options.levers)
     for name in levers:
         slices, turns = LEVERS[name]
@@ -68,7 +69,7 @@ def compare(options: Options, run: Run) -> None:
             say(f"{name}: {method} {more or ''}")
             table = map_repeatability(
                 runs, store, method, nodule_ids=ids, shuffled=dealt, folder=out / "maps" / _folder(name, method, more),
-                slices=slices, turns=turns, seed=options.seed, **more,
+                slices=slices, turns=turns, seed=options.seed, device=device, **more,
             )  # fmt: skip
             table.insert(0, "lever", name)
             table.insert(2, "sigma", more.get("sigma"))
@@ -80,17 +81,23 @@ def compare(options: Options, run: Run) -> None:
     print(shown[[*columns, "expected", "absolute"]].round(3).to_string(index=False))
     if options.faithful:
         folder = out / "maps" / _folder(levers[0], words(options.method)[0], {})
-        rows = pd.DataFrame(faithfulness(runs, store, ids[: options.faithful], folder, words(options.method)[0]))
+        rows = pd.DataFrame(
+            faithfulness(runs, store, ids[: options.faithful], folder, words(options.method)[0], device)
+        )
         write_csv(out / "faithfulness.csv", rows.round(5))
         difference = paired_difference(rows["mean"], rows["single"], rows["patient_id"].tolist())
         interval = f"[{difference.low:.4f}, {difference.high:.4f}], p {difference.p:.3f}"
         print(f"area: single {rows['single'].mean():.4f}, mean map {difference.difference:+.4f} {interval}")
 
 
-def unseen_nodules(store: CropStore, runs: Sequence[Sequence[NoduleModel]], count: int, seed: int) -> list[str]:
-    """One nodule with an outline of each of ``count`` patients that every run has a model for that never saw them."""
+def unseen_nodules(
+    store: CropStore, runs: Sequence[Sequence[NoduleModel]], count: int, seed: int, several: bool = False
+) -> list[str]:
+    """``count`` nodules with an outline, one of each patient unless ``several``, of patients whom a model of every run
+    never saw.
+    """
     table = store.manifest[store.manifest["n_readers"] >= 3].sample(frac=1, random_state=seed)
-    table = table.drop_duplicates("patient_id")
+    table = table if several else table.drop_duplicates("patient_id")
     unseen = [all(models_for(models, str(patient)) for models in runs) for patient in table["patient_id"]]
     ids = table[unseen]["nodule_id"].tolist()[:count]
     if not ids:
@@ -107,7 +114,12 @@ def _folder(lever: str, method: str, more: dict[str, Any]) -> str:
 
 
 def faithfulness(
-    runs: Sequence[Sequence[NoduleModel]], store: CropStore, ids: Sequence[str], folder: Path, method: str
+    runs: Sequence[Sequence[NoduleModel]],
+    store: CropStore,
+    ids: Sequence[str],
+    folder: Path,
+    method: str,
+    device: str = "cpu",
 ) -> Iterator[dict[str, Any]]:
     """Rows nodule_id, patient_id, run, single, mean: areas between the deletion curves of each run's malignancy."""
     for nodule_id in track(ids, "faithfulness", len(ids)):
@@ -118,11 +130,12 @@ def faithfulness(
         column = maps[0].output_names.index("malignancy")
         mean = np.mean([item.relevance[:, column] for item in maps], axis=0)
         for (k, fold), item in zip(chosen, maps, strict=True):
-            model = runs[k][fold]
+            model = runs[k][fold].to(device)
             case = nodule_case(model, store, nodule_id, item.views, {})
+            images = case.images.to(device)
             kept = {"replacement": "lung", "masks": case.masks, "parenchyma": case.parenchyma, "points": POINTS}
             areas = {
-                name: float(fidelity(model, case.images, torch.from_numpy(scores), "malignancy", **kept).area.mean())
+                name: float(fidelity(model, images, torch.from_numpy(scores), "malignancy", **kept).area.mean())
                 for name, scores in (("single", item.relevance[:, column]), ("mean", mean))
             }
             yield {"nodule_id": nodule_id, "patient_id": patient, "run": k, **areas}

@@ -30,6 +30,7 @@ from lidc_xai.training.assessment import evaluate_predictions
 from lidc_xai.training.baselines import baseline_features, baseline_predictions
 from lidc_xai.training.fitting import FitResult, fit, planes_for
 from lidc_xai.training.intervals import cross_fitted, fit_record
+from lidc_xai.training.loop.trainer import on_device
 from lidc_xai.training.options import FitOptions
 from lidc_xai.training.predictions import fold_predictions
 from lidc_xai.training.sweeping import SweepOptions, sweep
@@ -156,7 +157,8 @@ def _fold(
         store, folder / f"fold-{fold}", train_ids=train_ids, validation_ids=ids.validation, options=options, data=data,
         patients_apart=not splits.leaks, info={**run, "fold": fold},
     )  # fmt: skip
-    table = fold_predictions(result.model, data, ids.test)
+    with on_device(result.model, options):
+        table = fold_predictions(result.model, data, ids.test)
     for name, sd in _deviations(data, ids.train).items():  # of the tested cohort: other nodules' ratings vary more
         table[f"{name}_train_sd"] = sd
     table.insert(2, "fold", fold)

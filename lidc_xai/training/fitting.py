@@ -27,7 +27,7 @@ from lidc_xai.training.loop.module import FitModule, evaluated
 from lidc_xai.training.loop.optimiser import choose_trainable
 from lidc_xai.training.loop.parts import check_parts, split_off_validation
 from lidc_xai.training.loop.record import read_record, run_key, without_nan
-from lidc_xai.training.loop.trainer import is_first_process, train
+from lidc_xai.training.loop.trainer import is_first_process, on_device, train
 from lidc_xai.training.metrics import CLASSIFICATION, mean_squared
 from lidc_xai.training.options import FitOptions
 from lidc_xai.training.predictions import beside_readers
@@ -104,7 +104,8 @@ def fit(
     history, best_epoch = train(module, options, folder)
     if options.lora.rank:
         model.adapter = merge_lora(model)
-    outputs = evaluated(model, data, validation_rows, cache)
+    with on_device(model, options):
+        outputs = evaluated(model, data, validation_rows, cache)
     _calibrate(model, outputs, data.targets[validation_rows], options)
     figures = validation_figures(model, outputs, data.targets[validation_rows])
     model.training_info = _training_info(store, data, rows, validation_rows, options, best_epoch, figures, info or {})
@@ -150,14 +151,11 @@ def trunk_for(model: NoduleModel, data: PlaneDataset, options: FitOptions) -> Tr
     """The cached trunk that the options ask for, built where it is not there yet."""
     if options.trunk.folder is None or options.trainable_blocks is None:
         return None
-    on_gpu = options.device != "cpu" and torch.cuda.is_available()
-    try:
+    with on_device(model, options):
         return TrunkCache(
-            options.trunk.folder, model.to("cuda" if on_gpu else "cpu"), data, options.trainable_blocks,
-            options.trunk.precision, mixed=options.precision == "bf16-mixed",
+            options.trunk.folder, model, data, options.trainable_blocks, options.trunk.precision,
+            mixed=options.precision == "bf16-mixed",
         )  # fmt: skip
-    finally:
-        model.cpu()
 
 
 def prepare_model(options: FitOptions, data: PlaneDataset, rows: Tensor) -> NoduleModel:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import nn
 
 from lidc_xai.errors import ModelError, StorageError, UsageError
 from lidc_xai.files import remove_half_written
@@ -92,6 +95,17 @@ def _build_trainer(
     except (MisconfigurationException, ValueError) as error:
         machine = f"device {options.device}, devices {options.devices}, precision {options.precision}"
         raise UsageError(f"{machine}: not possible here ({str(error).splitlines()[0]})") from error
+
+
+@contextmanager
+def on_device(model: nn.Module, options: MachineOptions) -> Iterator[None]:
+    """The model on the device that the run learns on; on the CPU again afterwards."""
+    try:
+        if _device(options)[0] == "gpu":
+            model.to(options.device if ":" in options.device else "cuda")
+        yield
+    finally:
+        model.cpu()
 
 
 def is_first_process() -> bool:
