@@ -27,8 +27,8 @@ class LowRank(nn.Module):
     def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
         super().__init__()
         rows, columns = weight.shape
-        self.down = nn.Parameter(torch.randn(rank, columns, dtype=weight.dtype) / columns**0.5)
-        self.up = nn.Parameter(torch.zeros(rows, rank, dtype=weight.dtype))
+        self.down = nn.Parameter(torch.randn(rank, columns, dtype=weight.dtype).to(weight.device) / columns**0.5)
+        self.up = nn.Parameter(weight.new_zeros(rows, rank))
         self.scale = alpha / rank
 
     def forward(self, weight: Tensor) -> Tensor:

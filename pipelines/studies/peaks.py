@@ -42,7 +42,7 @@ def run_peaks(study: Study[Any], size: int, count: int) -> None:
     def measure(images: Sequence[StudyImage], batch: Tensor) -> pd.DataFrame:
         parts = [tidy(images, "patch tokens", {NORM: norm_ratio(arm, batch)})]
         for name, explained in explain(arm.classifier.model, batch, object_classes(images), names).items():
-            alone = explained.lone_peaks.double().mean(1)
+            alone = explained.lone_peaks.double().mean(1).cpu()
             raw = on_objects(arm, images, name, explained.relevance)
             calm = on_objects(arm, images, f"{name}, calmed", explained.calmed().relevance)
             gains = [table.loc[table["metric"] == AUPRC, "value"].to_numpy() for table in (raw, calm)]
@@ -70,4 +70,4 @@ def norm_ratio(arm: Arm, batch: Tensor) -> Tensor:
     finally:
         hook.remove()
     norms = entering[0][:, network.num_prefix_tokens :].norm(dim=-1)
-    return norms.amax(1) / norms.median(1).values
+    return (norms.amax(1) / norms.median(1).values).cpu()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lidc_xai.errors import ModelError, UsageError
+from lidc_xai.evaluation.forward import Forward
 from lidc_xai.evaluation.metrics.similarity import SimilarityResult, map_similarity, mean_similarity
 from lidc_xai.explain.api import explain
 from lidc_xai.explain.networks.manners import borrowed
@@ -81,8 +82,9 @@ def attacked(
     if epsilon <= 0 or steps < 1:
         raise UsageError(f"epsilon is above 0 and steps from 1, not {epsilon} and {steps}")
     size = epsilon if steps == 1 else 2.5 * epsilon / steps
+    images = Forward(model).place(images)
     with borrowed(model):
-        start = images.detach()
+        start = images
 
         def score(x: Tensor) -> Tensor:
             values = model(x)

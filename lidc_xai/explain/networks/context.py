@@ -393,18 +393,18 @@ class Context:
         return self.engine != "autograd" and no_closed_form is None
 
     def generator(self) -> torch.Generator:
-        """A fresh generator for this method's noise, on the images' device."""
-        return torch.Generator(self.images.device).manual_seed(self.seed)
+        """A fresh generator for this method's noise; on the CPU, so that a seed draws the same on every device."""
+        return torch.Generator().manual_seed(self.seed)
 
     def noise(self, count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """(count, *shape) standard normal draws, one after the other: the same in chunks of any size.
 
         Every image meets the same draws, so that a batch gives what its images give one by one.
         """
-        draws = self.images.new_empty((count, *shape))
+        draws = torch.empty((count, *shape), dtype=self.images.dtype)
         for draw in draws:
             draw.normal_(generator=generator)
-        return draws
+        return draws.to(self.images.device)
 
 
 def gradients(scores: Tensor, inputs: Tensor, *, keep: bool = False, unused: bool = False) -> Tensor:

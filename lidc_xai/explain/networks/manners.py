@@ -2,7 +2,8 @@
 
 Inside ``borrowed(model)`` the model is in eval mode, its parameters ask for no gradient (so that differentiating
 towards tokens or pixels never touches ``.grad`` nor pays for weights), gradients are recorded even under the caller's
-``no_grad`` or ``inference_mode``, and autocast is off: a relevance in bfloat16 would mostly be its rounding.
+``no_grad`` or ``inference_mode``, and autocast is off: a relevance in bfloat16 would mostly be its rounding. On a GPU
+TF32, with which convolutions compute by default, is off for the same reason.
 """
 
 from __future__ import annotations
@@ -33,9 +34,29 @@ def borrowed(model: nn.Module) -> Iterator[None]:
             stack.enter_context(torch.autocast(kind, enabled=False))
         cuda = [device.index for device in devices if device.type == "cuda"]
         stack.enter_context(torch.random.fork_rng(devices=cuda))
+        if cuda:
+            stack.enter_context(_whole_float32())
         stack.callback(_set, training, wanting, True)
         _set(training, wanting, False)
         yield
+
+
+@contextmanager
+def _whole_float32() -> Iterator[None]:
+    """CUDA's convolutions and matrix products in float32 as it is named, not in TF32 with its 10 bits."""
+    switches: list[tuple[Any, str, Any]] = [(torch.backends.cuda.matmul, "allow_tf32", False)]
+    switches += [(torch.backends.cudnn, "allow_tf32", False)]
+    if hasattr(torch.backends.cudnn, "conv"):  # the switches since torch 2.9, which do not go with the older ones
+        places = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+        switches = [(place, "fp32_precision", "ieee") for place in places if place.fp32_precision != "none"]
+    before = [getattr(place, name) for place, name, _ in switches]
+    try:
+        for place, name, value in switches:
+            setattr(place, name, value)
+        yield
+    finally:
+        for (place, name, _), value in zip(switches, before, strict=True):
+            setattr(place, name, value)
 
 
 @contextmanager
