@@ -111,7 +111,7 @@ def work(study: Study[CdamConfig]) -> None:
     for scene in scenes:
         if scene.arm.masked:
             localise(study, scene.arm)
-        if scene.figures:
+        if scene.figures and not config.share:
             draw(study, scene)
     run_peaks(study, config.peaks_size, config.peaks_images)
     for scene in scenes:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -78,7 +79,7 @@ def work(study: Study[Reciprocam]) -> None:
             draw_examples(study, arm)
             continue
         run_adcc(study, replace(arm, images=arm.images[: study.config.adcc_images]))
-        if study.config.batches and arm.model not in timed_models:
+        if study.config.batches and arm.model not in timed_models and not study.config.share:
             run_times(study, arm)
             timed_models.add(arm.model)
         draw_examples(study, arm)
@@ -258,30 +259,30 @@ def run_objects(study: Study[Reciprocam], arm: Arm) -> None:
 
 
 def run_times(study: Study[Reciprocam], arm: Arm) -> None:
-    """Milliseconds per image of a call of ``explain`` for one class, by batch and device, beside a plain forward."""
-    config, model = study.config, arm.classifier.model
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    """Milliseconds per image of a call of ``explain`` for one class, by batch and device, beside a plain forward.
 
-    def measure() -> pd.DataFrame:
+    Times of a device that is not here are those of an earlier run on one, where they are kept.
+    """
+    config, model = study.config, arm.classifier.model
+
+    def measure(device: str) -> pd.DataFrame:
+        model.to(device)
         rows = []
-        for device in devices:
-            model.to(device)
-            for size in config.batches:
-                images = torch.zeros(size, 3, *arm.classifier.spec.size, device=device)
-                images += torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(device)
-                for name, call in calls(model, images).items():
-                    rows.append(
-                        {
-                            "method": name,
-                            "device": device,
-                            "batch": size,
-                            "ms": timed(call, config.repeats, device) / size,
-                        }
-                    )
+        for size in config.batches:
+            images = torch.rand((size, 3, *arm.classifier.spec.size), generator=torch.Generator().manual_seed(0))
+            images = images.to(device)
+            for name, call in calls(model, images).items():
+                ms = timed(call, config.repeats, device) / size
+                rows.append({"method": name, "device": device, "batch": size, "ms": ms})
         model.to(study.device)
         return pd.DataFrame(rows)
 
-    table = study.once("times", measure, {"model": arm.model, "devices": devices, "threads": torch.get_num_threads()})
+    tables = []
+    for device in ("cpu", "cuda"):
+        told: dict[str, Any] = {"model": arm.model, "device": device}
+        if device == "cpu" or torch.cuda.is_available() or study.is_kept("times", told):
+            tables.append(study.once("times", partial(measure, device), told))
+    table = pd.concat(tables, ignore_index=True)
     for row in table.to_dict("records"):
         metric = f"ms per image, batch {row['batch']}, {row['device']}"
         study.rows.append(Row(arm.data, arm.model, row["method"], metric, row["ms"], n=config.repeats))
@@ -289,13 +290,11 @@ def run_times(study: Study[Reciprocam], arm: Arm) -> None:
     for place, times in wide.iterrows():
         note = "{}, batch {}: milliseconds of relevance propagation over those of ReciproCAM".format(*place)
         speed = times[RIVAL] / times["reciprocam"]
-        told: dict[str, Any] = {
-            "n": config.repeats,
-            "differs": arm.differs,
-            "note": note,
-            "like": "ImageNet validation",
-        }
-        study.rows.append(Row(arm.data, arm.model, "reciprocam", f"speed against {RIVAL}", speed, **told))
+        row = Row(
+            arm.data, arm.model, "reciprocam", f"speed against {RIVAL}", speed, n=config.repeats, differs=arm.differs,
+            note=note, like="ImageNet validation",
+        )  # fmt: skip
+        study.rows.append(row)
 
 
 def calls(model: torch.nn.Module, images: Tensor) -> Mapping[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -131,9 +130,9 @@ def benchmark_arm(
     for fold, images in arm.by_fold():
         place = folder / f"benchmark-{fold}-{chosen.fingerprint(arm.classifier.model)}"
         reached = 0
-        for start in range(0, len(images), _AT_ONCE):
+        for number, start in enumerate(range(0, len(images), _AT_ONCE)):
             some = replace(arm, images=images[start : start + _AT_ONCE])
-            if time.monotonic() > study.deadline and not _all_measured(place, some.images):
+            if not study.takes(number) and not _all_measured(place, some.images):
                 continue
             run = run_benchmark(arm.classifier.model, cases(some, roles), place, chosen, total=len(some.images))
             study.run.skipped += run.skipped

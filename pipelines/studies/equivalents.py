@@ -85,5 +85,5 @@ def shifted(model: nn.Module, images: Tensor, spec: InputSpec, strength: float) 
     if not size > 0:
         moved.remove()
         raise ModelError("the feature maps are 0 in the upper left quarter of every image: no shift can be read there")
-    moved.gain = strength * largest / size
+    moved.gain = float(f"{strength * largest / size:.2g}")  # two digits: the same function on every device
     return moved

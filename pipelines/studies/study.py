@@ -63,6 +63,10 @@ class StudyConfig(Config):
     minutes: float | None = Field(
         None, gt=0, description="No new batch after so many minutes; the same command goes on."
     )
+    share: str | None = Field(
+        None, pattern=r"^[1-9]\d*/[1-9]\d*$",
+        description="k/n: only every n-th batch, from the k-th (several processes at once, then once without).",
+    )  # fmt: skip
     published: Path | None = Field(None, description="CSV of published figures to stand beside ours.")
     batch: int = Field(8, ge=1, description="Images in one step.")
 
@@ -73,7 +77,8 @@ PerBatch = Callable[[Sequence[StudyImage], Tensor], pd.DataFrame]
 Maker = tuple[str, Callable[[PhotoArms], Arm]]
 """The model that an arm on photographs needs, and how it is made."""
 _NOT_OPTIONS = {
-    "out", "quiet", "device", "images", "photographs", "photos", "weights", "features", "limit", "minutes", "published",
+    "out", "quiet", "device", "images", "photographs", "photos", "weights", "features", "limit", "minutes", "share",
+    "published",
     "batch", "examples", "shown", "x_val", "x_multi", "attention_images", "concept_images", "peaks_images",
     "peaks_size", "adcc_images", "masked_images", "epsilon_images", "probable_images",
 }  # fmt: skip
@@ -108,6 +113,14 @@ class Study(Generic[C]):
         return PhotoArms(
             config.photographs, config.weights, kept, size=config.size, seed=config.seed, device=self.device
         )
+
+    def takes(self, number: int) -> bool:
+        """Whether a batch that is not there yet is to be computed: it is this process's, and there is time."""
+        if self.config.share is not None:
+            k, n = map(int, self.config.share.split("/"))
+            if number % n != (k - 1) % n:
+                return False
+        return time.monotonic() <= self.deadline
 
     def skip(self, item: str, stage: str, reason: str) -> None:
         """Note what is left out, with what to bring."""
@@ -157,11 +170,11 @@ class Study(Generic[C]):
         by_fold = {fold: list(images) for fold, images in groupby(sorted(arm.images, key=_fold), _fold)}
         starts = [(fold, k) for fold, images in by_fold.items() for k in range(0, len(images), self.config.batch)]
         parts, left_out = [], 0
-        for fold, start in track(starts, f"{step}: {arm.data}, {arm.model}", len(starts)):
+        for number, (fold, start) in enumerate(track(starts, f"{step}: {arm.data}, {arm.model}", len(starts))):
             images = by_fold[fold][start : start + self.config.batch]
             part = folder / f"{_digest([str(image.path) for image in images])}.parquet"
             if not part.is_file():
-                if time.monotonic() > self.deadline:
+                if not self.takes(number):
                     left_out += len(images)
                     continue
                 arm.use(fold)
@@ -183,20 +196,26 @@ class Study(Generic[C]):
         return left
 
     def late(self, what: str, left_out: int, count: int) -> None:
-        """Note what the time limit cut off."""
-        reason = (
-            f"{left_out} of {count} images were not reached in {self.config.minutes:g} minutes: run the command again"
-        )
+        """Note what the time limit cut off, or other processes have."""
+        whose = f"by share {self.config.share}" if self.config.share else f"in {self.config.minutes:g} minutes"
+        reason = f"{left_out} of {count} images were not reached {whose}: run the command again"
         self.skip(what, "limit", reason)
 
     def once(self, name: str, compute: Callable[[], pd.DataFrame], options: Mapping[str, Any]) -> pd.DataFrame:
         """A table that is computed once; ``options``: everything that it depends on beside the study's options."""
-        path = self.out / "steps" / name / f"{self._key(options)}.parquet"
+        path = self._once_path(name, options)
         if not path.is_file():
             found = compute()
             with atomic_path(path) as temporary:
                 found.to_parquet(temporary, index=False)
         return pd.read_parquet(path)
+
+    def is_kept(self, name: str, options: Mapping[str, Any]) -> bool:
+        """Whether ``once`` would compute nothing."""
+        return self._once_path(name, options).is_file()
+
+    def _once_path(self, name: str, options: Mapping[str, Any]) -> Path:
+        return self.out / "steps" / name / f"{self._key(options)}.parquet"
 
     def means(self, arm: Arm, table: pd.DataFrame, note: str = "") -> None:
         """A row with an interval for every method and metric of ``table`` (columns image, method, metric, value)."""

@@ -145,7 +145,9 @@ def test_options_and_targets_that_make_tensors_of_their_own() -> None:
         _close(found, expected)
     concepts = [ConceptSimilarity(concept_vector(model, images), "cosine") for model in (there, here)]
     for pair in (concepts, [LogOdds(1, contrast="maps")] * 2, [torch.tensor([1, 2]).to(CUDA), torch.tensor([1, 2])]):
-        found, expected = (explain(model, images, one).relevance for model, one in zip((there, here), pair, strict=True))
+        found, expected = (
+            explain(model, images, one).relevance for model, one in zip((there, here), pair, strict=True)
+        )
         _close(found, expected)
     both = explain_each([there, deepcopy(there)], images, 1)
     assert torch.equal(both[0]["cdam"].relevance, both[1]["cdam"].relevance)
@@ -161,9 +163,9 @@ def test_tf32_is_off_inside_and_as_it_was_afterwards() -> None:
 
 MEASURES: dict[str, Callable[[nn.Module, Tensor, Tensor, Tensor], Any]] = {
     "fidelity": lambda model, x, maps, y: fidelity(model, x, maps, y, points=5).area,
-    "fidelity, lung": lambda model, x, maps, y: fidelity(
-        model, x, maps, y, points=5, replacement="lung", masks=torch.ones(len(x), 8, 8, dtype=torch.bool)
-    ).area,
+    "fidelity, lung": lambda model, x, maps, y: (
+        fidelity(model, x, maps, y, points=5, replacement="lung", masks=torch.ones(len(x), 8, 8, dtype=torch.bool)).area
+    ),
     "box": lambda model, x, maps, y: box_sensitivity(model, x, maps, y, boxes=10).area,
     "discrimination": lambda model, x, maps, y: class_discrimination(model, x, maps, -maps, y, boxes=10, points=5).box,
     "compactness": lambda model, x, maps, y: compactness(maps).value,
@@ -172,9 +174,9 @@ MEASURES: dict[str, Callable[[nn.Module, Tensor, Tensor, Tensor], Any]] = {
     "saco": lambda model, x, maps, y: saco(model, x, maps, y).saco,
     "adcc": lambda model, x, maps, y: adcc(model, x, y).adcc,
     "epsilon": lambda model, x, maps, y: epsilon_perturbation(model, x.clamp(-0.9, 0.9), y, steps=(2,)).delta_logit,
-    "blur/mask": lambda model, x, maps, y: blur_mask_test(
-        model, x, {"a": (maps, -maps)}, torch.stack([y, (y + 1) % 5], 1)
-    ).after,
+    "blur/mask": lambda model, x, maps, y: (
+        blur_mask_test(model, x, {"a": (maps, -maps)}, torch.stack([y, (y + 1) % 5], 1)).after
+    ),
     "noise": lambda model, x, maps, y: noise_stability(model, x, y, draws=1).spearman,
     "attack": lambda model, x, maps, y: attack_stability(model, x, y)[1].cpu().numpy(),
     "shift": lambda model, x, maps, y: shift_invariance(model, x, y).spearman,
