@@ -51,14 +51,14 @@ def told_apart(
 
 
 def realism(
-    rows: pd.DataFrame, kept: dict[str, dict[str, NDArray]], manifest: pd.DataFrame, scaling: dict[str, float],
-    plain_features: Features, doses: tuple[float, ...], seed: int,
+    rows: pd.DataFrame, kept: dict[str, dict[str, NDArray]], manifest: pd.DataFrame, plain_features: Features,
+    doses: tuple[float, ...], seed: int,
 ) -> pd.DataFrame:  # fmt: skip
     """(a) sham against untouched; (b) edited against unedited nodules of other patients with the rating that the edit
     gave (readers' mean and the model's measured change) within 0.5 and the diameter within 2 mm.
 
-    ``rows``: outputs of one model. ``kept``: nodule -> "edit dose" -> features. ``scaling``: SD in units of every
-    regression output. ``plain_features``: nodule id -> features of an untouched nodule of the store.
+    ``rows``: outputs of one model in their units. ``kept``: nodule -> "edit dose" -> features. ``plain_features``:
+    nodule id -> features of an untouched nodule of the store.
     """
     about = manifest.set_index("nodule_id")
     both = [name for name, found in kept.items() if f"{SHAM} 1" in found]
@@ -69,10 +69,10 @@ def realism(
     )  # fmt: skip
     found: list[dict[str, object]] = [{"edit": SHAM, "dose": 1.0} | sham]
     for name in EDITS:
-        if name not in scaling:
+        if name not in rows:
             continue
         for dose in doses:
-            edited, real = _matched(rows, kept, about, name, dose, scaling[name], seed)
+            edited, real = _matched(rows, kept, about, name, dose, seed)
             if edited:
                 x = np.stack([kept[one][f"{name} {dose:g}"] for one in edited])
                 y = np.stack([plain_features(one) for one in real])
@@ -84,8 +84,7 @@ def realism(
 
 
 def _matched(
-    rows: pd.DataFrame, kept: dict[str, dict[str, NDArray]], about: pd.DataFrame, name: str, dose: float, sd: float,
-    seed: int,
+    rows: pd.DataFrame, kept: dict[str, dict[str, NDArray]], about: pd.DataFrame, name: str, dose: float, seed: int
 ) -> tuple[list[str], list[str]]:  # fmt: skip
     """Edited nodules, and for each a real one of another patient, drawn once."""
     rng = np.random.default_rng(seed)
@@ -99,7 +98,7 @@ def _matched(
             continue
         own = about.loc[nodule_id]
         wider = float(after.loc[nodule_id, "size"] - plain.loc[nodule_id, "size"]) if name == "diameter" else 0.0
-        moved = wider if name == "diameter" else sd * float(after.loc[nodule_id, name] - plain.loc[nodule_id, name])
+        moved = wider if name == "diameter" else float(after.loc[nodule_id, name] - plain.loc[nodule_id, name])
         apart = DIAMETER_APART_MM if name == "diameter" else RATING_APART
         like = free[
             ((free[name] - own[name] - moved).abs() <= apart)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from audit.measure import PLAIN, SHAM, doses_of
+from audit.measure import PLAIN, RANDOM, SHAM, Reader, doses_of, measure_nodule
 from audit.realism import realism, told_apart
 from audit.tables import dose_response, map_table, own_measures, selectivity, sham_noise
 from tune_masked import with_patches_removed
 
-from lidc_xai.simulate import EDITS
+from lidc_xai.models import NoduleModel, build_model
+from lidc_xai.nodules import explain_nodules, predict
+from lidc_xai.simulate import EDITS, edit_nodule, simulate_crop
 
 OUTPUTS = ("spiculation", "margin")
+PATIENT = "LIDC-IDRI-0013"
 
 
 @pytest.fixture
@@ -93,7 +98,7 @@ def test_edited_nodules_meet_real_ones_of_the_rating_that_the_edit_gave(rows: pd
         asked.append(nodule_id)
         return features
 
-    table = realism(rows, kept, manifest, {"spiculation": 1.0}, plain, (1.0,), 0).set_index("edit")
+    table = realism(rows, kept, manifest, plain, (1.0,), 0).set_index("edit")
     assert asked == ["like"]  # rated 1 + 2, not the patient's own, not three times the size
     assert table.loc["spiculation", "n"] == 1
 
@@ -106,3 +111,42 @@ def test_at_most_half_of_the_patches_are_removed_and_whole_ones() -> None:
     assert 0.45 < shares.max() <= 0.5
     patches = found.unfold(2, 2, 2).unfold(3, 2, 2).flatten(-2)
     assert (patches.min(-1).values == patches.max(-1).values).all()
+
+
+def tiny(seed: int, patients: list[str]) -> NoduleModel:
+    model = build_model("vit_nodule_p8", ["malignancy", "spiculation"], size=32, seed=seed)
+    model.preprocess = replace(model.preprocess, views=("axial",), turns=8)
+    model.target_scaling = {"spiculation": (2.0, 0.5)}
+    model.training_info = {"train_patients": patients, "validation_patients": []}
+    return model
+
+
+def test_a_reader_is_the_mean_of_the_models_that_never_saw_the_patient(by_id: dict) -> None:
+    crop = simulate_crop(by_id["LIDC-IDRI-0013-s1-n1"], seed=1)[0]
+    first, second, third = (tiny(seed, ["other"] if seed else [PATIENT]) for seed in range(3))
+    reader = Reader("runs", [first, second, third], ["cdam", "attention"])
+    assert reader.of(PATIENT) == [second, third]
+    edited, _ = edit_nodule(crop, "spiculation", 1.0)
+    found = reader.outputs([second, third], [crop, edited])
+    for row, one in zip(found, (crop, edited), strict=True):
+        table = predict([second, third], [one])
+        assert row[1] == pytest.approx(table["spiculation"].iloc[0], abs=1e-5)
+        assert row[0] == pytest.approx(table["malignancy_logit"].iloc[0], abs=1e-5)
+    maps = reader.maps([second, third], [crop, edited], torch.tensor([[1], [0]]))
+    assert set(maps) == {"cdam", "attention", RANDOM}
+    for place, (one, column) in enumerate(((crop, 1), (edited, 0))):
+        wanted = next(explain_nodules([second, third], [one], "cdam"))["cdam"].relevance[0, column]
+        np.testing.assert_allclose(maps["cdam"][place, 0], wanted, atol=1e-6)
+
+
+def test_measuring_a_nodule_says_what_was_refused_and_reads_every_version(by_id: dict) -> None:
+    crop = simulate_crop(by_id["LIDC-IDRI-0013-s1-n1"], seed=1)[0]
+    reader = Reader("small", [tiny(1, ["other"])], ["cdam"], turns=1)
+    found = measure_nodule(crop, PATIENT, [reader], reader.models[0], 0)
+    tried = 2 + sum(len(doses_of(name)) for name in EDITS)
+    assert len(found.outputs) == tried - len(found.refused) == len(found.features)
+    assert {row["members"] for row in found.outputs} == {1}
+    rows = pd.DataFrame(found.maps)
+    assert set(rows["method"]) == {"cdam", RANDOM, "centred disc"}
+    assert set(rows["edit"]) == {"spiculation"}
+    assert rows["auprc"].between(0, 1).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.spatial import ConvexHull
 
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
@@ -61,7 +62,8 @@ def edit_measures(crop: NoduleCrop, site: Site | None = None) -> dict[str, float
 def solidity(mask: NDArray[np.bool_]) -> float:
     """Share of the convex hull of a mask's voxels (with their corners) that is the mask."""
     corners = np.array([(z, y, x) for z in (0, 1) for y in (0, 1) for x in (0, 1)])
-    points = (np.argwhere(mask)[:, None] + corners).reshape(-1, 3)
+    shell = mask & ~ndimage.binary_erosion(mask)  # what lies inside is no corner of the hull
+    points = (np.argwhere(shell)[:, None] + corners).reshape(-1, 3)
     return float(mask.sum() / ConvexHull(np.unique(points, axis=0)).volume)
 
 
