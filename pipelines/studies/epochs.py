@@ -1,27 +1,28 @@
-"""A classifier's training in whole epochs, each kept: the same command goes on after the last one that was finished.
+"""A classifier's training in whole epochs by the package's own loop, each kept: a killed run goes on after the last.
 
-checkpoint.safetensors   parameters, buffers and the optimiser's state; in its header what was trained on what
-                         (another run is refused) and the record of each epoch
+training_run.json      what is trained on what: another run in the same folder is refused
+checkpoints/last.ckpt  Lightning's: weights, the optimiser's state and the record of each epoch
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import lightning
 import torch
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lidc_xai.config import Options
-from lidc_xai.errors import DataError, UsageError
-from lidc_xai.files import atomic_path
-from lidc_xai.progress import track
+from lidc_xai.data.augmentation import mixed_seed
+from lidc_xai.errors import DataError
+from lidc_xai.files import write_json
+from lidc_xai.training.loop.record import read_record
+from lidc_xai.training.loop.trainer import run_epochs
+from lidc_xai.training.options import MachineOptions
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -45,48 +46,96 @@ class EpochOptions(Options):
     seed: int = Field(default=0, ge=0, description="Seed of the new layer, the order and the crops.")
 
 
+class _Batches:
+    """The batches of the epoch that it is told."""
+
+    def __init__(self, batches_of: Callable[[int], Batches], steps: int) -> None:
+        self.batches_of, self.steps, self.epoch = batches_of, steps, 0
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from self.batches_of(self.epoch)  # asked for with the first batch, when a resumed run knows its epoch
+
+
+class _Classifier(lightning.LightningModule):
+    """Cross entropy on the batches of an epoch, then the accuracy on ``test()``."""
+
+    def __init__(
+        self, network: nn.Module, options: EpochOptions, batches: _Batches, test: Callable[[], Batches]
+    ) -> None:
+        super().__init__()
+        self.network, self.options, self.batches, self.test_batches = network, options, batches, test
+        self.record: list[dict[str, float]] = []
+        self.losses: list[tuple[float, int]] = []
+
+    def train_dataloader(self) -> Batches:
+        return self.batches
+
+    def configure_optimizers(self) -> Any:
+        learned = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        given: dict[str, Any] = {"lr": self.options.learning_rate, "weight_decay": self.options.weight_decay}
+        adam = self.options.optimiser == "adam"
+        optimiser = torch.optim.Adam(learned, **given) if adam else torch.optim.SGD(learned, **given, momentum=0.9)
+        if self.options.schedule == "constant":
+            return optimiser
+        return [optimiser], [torch.optim.lr_scheduler.LambdaLR(optimiser, self._share)]
+
+    def _share(self, epoch: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * epoch / self.options.epochs))
+
+    def on_train_epoch_start(self) -> None:
+        self.train()
+        self.batches.epoch, self.losses = self.current_epoch, []
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        torch.manual_seed(mixed_seed(self.options.seed, self.current_epoch, batch_index))  # dropout
+        images, labels = batch
+        loss = nn.functional.cross_entropy(self.network(images), labels)
+        self.losses.append((float(loss.detach()), len(labels)))
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        loss = sum(value * count for value, count in self.losses) / sum(count for _, count in self.losses)
+        if not math.isfinite(loss):
+            raise DataError(f"the loss of epoch {self.current_epoch + 1} is {loss}; lower learning_rate")
+        right = accuracy(self.network, self.test_batches(), str(self.device))
+        self.record.append({"epoch": self.current_epoch + 1, "loss": loss, "accuracy": right})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["record"] = self.record
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.record = list(checkpoint["record"])
+
+
 def train_epochs(
-    module: nn.Module,
+    network: nn.Module,
     options: EpochOptions,
-    checkpoint: Path,
+    folder: Path,
     fingerprint: str,
     train: Callable[[int], Batches],
     test: Callable[[], Batches],
     *,
-    steps: int | None,
+    steps: int,
     device: str = "cpu",
-    title: str = "train",
 ) -> list[dict[str, float]]:
-    """Train ``module`` in place; returns loss and test accuracy of every epoch.
+    """Train ``network`` in place, continuing what ``folder`` holds; returns loss and test accuracy of every epoch.
 
-    ``train(epoch)`` gives the batches of an epoch, ``steps`` of them (None: few, one bar shows all epochs);
-    ``fingerprint`` says what is trained on what.
-    ``UsageError`` where ``checkpoint`` is of another run, ``DataError`` where the loss is not finite.
+    ``train(epoch)`` gives the batches of an epoch, ``steps`` of them; ``fingerprint`` says what is trained on what.
+    ``UsageError`` where ``folder`` holds another run, ``DataError`` where the loss is not finite.
     """
-    module.to(device)
-    learned = list(module.parameters())
-    optimiser: torch.optim.Optimizer
-    if options.optimiser == "adam":
-        optimiser = torch.optim.Adam(learned, lr=options.learning_rate, weight_decay=options.weight_decay)
-    else:
-        optimiser = torch.optim.SGD(
-            learned, lr=options.learning_rate, momentum=0.9, weight_decay=options.weight_decay
-        )  # fmt: skip
-    record = _resume(module, optimiser, checkpoint, fingerprint)
-    left = range(len(record), options.epochs)
-    for epoch in left if steps else track(left, title, len(left)):
-        for group in optimiser.param_groups:
-            group["lr"] = options.learning_rate * _share(options, epoch)
-        batches = train(epoch)
-        loss = _one_epoch(
-            module, optimiser, track(batches, f"{title}, epoch {epoch + 1}", steps) if steps else batches, device
-        )
-        if not math.isfinite(loss):
-            raise DataError(f"{title}: the loss of epoch {epoch + 1} is {loss}; lower learning_rate")
-        record.append({"epoch": epoch + 1, "loss": loss, "accuracy": accuracy(module, test(), device)})
-        _keep(module, optimiser, checkpoint, fingerprint, record)
-    module.eval()
-    return record
+    key = {"fingerprint": fingerprint}
+    if read_record(folder / "training_run.json", key) is None:
+        write_json(folder / "training_run.json", {"key": key})
+    machine = MachineOptions(
+        epochs=options.epochs, batch_size=options.batch, device=device, seed=options.seed, logs=False
+    )
+    module = _Classifier(network, options, _Batches(train, steps), test)
+    run_epochs(module, machine, folder, [], clip=None)
+    network.eval()
+    return module.record
 
 
 def accuracy(module: nn.Module, batches: Batches, device: str = "cpu") -> float:
@@ -100,62 +149,3 @@ def accuracy(module: nn.Module, batches: Batches, device: str = "cpu") -> float:
             count += len(labels)
     module.train(was_training)
     return right / count
-
-
-def _share(options: EpochOptions, epoch: int) -> float:
-    return 0.5 * (1 + math.cos(math.pi * epoch / options.epochs)) if options.schedule == "cosine" else 1.0
-
-
-def _one_epoch(module: nn.Module, optimiser: torch.optim.Optimizer, batches: Batches, device: str) -> float:
-    """Mean loss of the epoch."""
-    module.train()
-    total, count = 0.0, 0
-    for images, labels in batches:
-        optimiser.zero_grad()
-        loss = nn.functional.cross_entropy(module(images.to(device)), labels.to(device))
-        loss.backward()
-        optimiser.step()
-        total += float(loss.detach()) * len(labels)
-        count += len(labels)
-    return total / count
-
-
-def _keep(
-    module: nn.Module, optimiser: torch.optim.Optimizer, path: Path, fingerprint: str, record: list[dict[str, float]]
-) -> None:
-    """State and record in one file, so that a kill cannot part them."""
-    tensors = {f"model.{name}": value for name, value in module.state_dict().items()}
-    for place, state in optimiser.state_dict()["state"].items():
-        tensors |= {
-            f"optimiser.{place}.{name}": torch.as_tensor(value) for name, value in state.items() if value is not None
-        }
-    about = json.dumps({"fingerprint": fingerprint, "record": record})
-    with atomic_path(path) as temporary:
-        plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        save_file(plain, temporary, metadata={"about": about})
-
-
-def _resume(
-    module: nn.Module, optimiser: torch.optim.Optimizer, path: Path, fingerprint: str
-) -> list[dict[str, float]]:
-    if not path.is_file():
-        return []
-    try:
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})["about"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise DataError(f"{path}: this checkpoint cannot be read ({error}); delete it to start again") from None
-    if about["fingerprint"] != fingerprint:
-        raise UsageError(f"{path}: is the checkpoint of another run; choose another --out, or delete it")
-    module.load_state_dict(
-        {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-    )
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimiser."):
-            _, place, short = name.split(".", 2)
-            state.setdefault(int(place), {})[short] = value
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-    record: list[dict[str, float]] = about["record"]
-    return record

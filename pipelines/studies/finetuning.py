@@ -52,9 +52,8 @@ def finetune(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         record = train_epochs(
-            network, options, folder / "checkpoint.safetensors",
-            fingerprint_of(model, origin, size, options, images.train, images.names), train, test,
-            steps=-(-len(images.train) // options.batch), device=device, title=f"fine-tune {model}",
+            network, options, folder, fingerprint_of(model, origin, size, options, images.train, images.names),
+            train, test, steps=-(-len(images.train) // options.batch), device=device,
         )  # fmt: skip
     library, short = find_architecture(model)
     about = {"model": f"{library}:{short}", "kind": "fine-tuned", "start": origin, "size": size}

@@ -93,10 +93,8 @@ def train_probe(
 
     head = _new_head(test[0].shape[1], len(images.names), options.seed)
     record = train_epochs(
-        head, options, folder / "checkpoint.safetensors", fingerprint_of(of, options, images.train, images.names),
-        epoch_of, lambda: test_batches,
-        steps=-(-len(images.train) // options.batch) if options.augment else None, device=device,
-        title=f"linear probe on {backbone}",
+        head, options, folder, fingerprint_of(of, options, images.train, images.names),
+        epoch_of, lambda: test_batches, steps=-(-len(images.train) // options.batch), device=device,
     )  # fmt: skip
     head = _folded(head.cpu(), mean, scale)
     with atomic_path(folder / "head.safetensors") as temporary:
