@@ -11,20 +11,24 @@ processor time. The file is written here with random numbers under the publisher
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from lidc_xai.commands.common import words
+from lidc_xai.commands.script import run_script
+from lidc_xai.config import Config
 from lidc_xai.data.augmentation import Augmentation
 from lidc_xai.data.transforms import MovePlanes
 from lidc_xai.explain import explain
 from lidc_xai.models import BACKBONES, Backbone, build_backbone, build_model, list_backbones
 from lidc_xai.ratings import OUTPUTS
+from lidc_xai.run import Run
 from lidc_xai.training.loop.losses import masked_loss
 from lidc_xai.training.loop.optimiser import build_optimiser
 from lidc_xai.training.options import LossOptions, OptimiserOptions
@@ -32,17 +36,21 @@ from lidc_xai.training.options import LossOptions, OptimiserOptions
 KEYS = Path(__file__).resolve().parents[1] / "tests" / "models" / "official_keys"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--names", default=",".join(list_backbones()))
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
-    print(f"threads {torch.get_num_threads()}, batch {arguments.batch}, best of {arguments.repeats}\n")
+class Options(Config):
+    """Which backbones, in what portions."""
+
+    names: list[str] = Field([], description="Separated by commas (none: all).")
+    batch: int = Field(2, ge=1, description="Planes per step.")
+    repeats: int = Field(3, ge=1, description="Steps of which the fastest counts.")
+
+
+def table(options: Options, run: Run) -> None:
+    """Try each backbone and print its row."""
+    print(f"threads {torch.get_num_threads()}, batch {options.batch}, best of {options.repeats}\n")
     print("| backbone | tokens | builds | official file | one step | explains | step | plain | ratio |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for name in arguments.names.split(","):
-        print(row(BACKBONES[name], arguments.batch, arguments.repeats), flush=True)
+    for name in words(options.names) or list_backbones():
+        print(row(BACKBONES[name], options.batch, options.repeats), flush=True)
 
 
 def row(entry: Backbone, batch: int, repeats: int) -> str:
@@ -116,5 +124,10 @@ def best_of(functions: Sequence[Callable[[], None]], repeats: int) -> list[float
     return [min(found[1:]) for found in times]
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return run_script("backbones", Options, table, __doc__ or "", arguments)
+
+
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

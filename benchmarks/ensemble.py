@@ -10,20 +10,23 @@ busy machine does not change.
 
 from __future__ import annotations
 
-import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from statistics import median
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch.utils.flop_counter import FlopCounterMode
 
+from lidc_xai.commands.script import run_script
+from lidc_xai.config import Config
 from lidc_xai.imaging import NoduleCrop
 from lidc_xai.models import NoduleModel, Preprocess, build_model
 from lidc_xai.nodules.ensemble import Ensemble
 from lidc_xai.ratings import OUTPUTS
+from lidc_xai.run import Run
 
 
 def tuned(base: NoduleModel, learned: int, seed: int) -> NoduleModel:
@@ -39,15 +42,18 @@ def tuned(base: NoduleModel, learned: int, seed: int) -> NoduleModel:
     return copied
 
 
-def main() -> None:
+class Options(Config):
+    """The models that are explained."""
+
+    backbone: str = Field("dinov2_vits14", description="Backbone of every model.")
+    size: int = Field(112, ge=16, description="Side of the input in pixels.")
+    learned: int = Field(4, ge=1, description="Last blocks that are each model's own.")
+    models: int = Field(5, ge=1, description="How many.")
+    rounds: int = Field(5, ge=1, description="Of which the medians are taken.")
+
+
+def measure(options: Options, run: Run) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--backbone", default="dinov2_vits14")
-    parser.add_argument("--size", type=int, default=112)
-    parser.add_argument("--learned", type=int, default=4)
-    parser.add_argument("--models", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
     base = build_model(
         options.backbone, OUTPUTS, size=options.size, seed=0, preprocess=Preprocess(views=("axial",), turns=8)
     )
@@ -83,5 +89,10 @@ def main() -> None:
         print(f"{name:16} {median(times):7.3f} s of a processor  {timed:5.2f} x   operations {operations:5.2f} x")
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return run_script("ensemble", Options, measure, __doc__ or "", arguments)
+
+
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -7,41 +7,48 @@ Three figures for each model, in the same process and on the same images:
 
 On a CPU the clock counts processor seconds of this process, so that other work on the machine does not count.
 
-    OMP_NUM_THREADS=1 python benchmarks/evaluation.py --models demo,dino_vits16 --images 4
+    OMP_NUM_THREADS=1 python benchmarks/evaluation.py --models demo,dino_vits16 --images 4 --out runs/speed
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
+from collections.abc import Sequence
 from statistics import median
 from time import perf_counter, process_time
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from lidc_xai.commands.common import need_out, words
+from lidc_xai.commands.script import run_script
+from lidc_xai.config import Config
 from lidc_xai.evaluation import box_sensitivity, fidelity
 from lidc_xai.evaluation.replacement import Replacement
-from lidc_xai.files import write_text
 from lidc_xai.models import build_model
+from lidc_xai.run import Run
 
 MODELS = {"demo": ("vit_small64_p8", 64), "dino_vits16": ("dino_vits16", 224), "dino_vits8": ("dino_vits8", 224)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default="demo,dino_vits16", help=f"of {', '.join(MODELS)}")
-    parser.add_argument("--images", type=int, default=4, help="images whose maps are measured")
-    parser.add_argument("--batch", type=int, default=32, help="images per forward pass")
-    parser.add_argument("--boxes", type=int, default=100, help="boxes of each of the ten sizes")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each; the median counts")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
-    options = parser.parse_args()
+class Options(Config):
+    """What is timed, and how often."""
+
+    models: list[str] = Field(["demo", "dino_vits16"], min_length=1, description=f"Of {', '.join(MODELS)}.")
+    images: int = Field(4, ge=1, description="Images whose maps are measured.")
+    batch: int = Field(32, ge=1, description="Images per forward pass.")
+    boxes: int = Field(100, ge=3, description="Boxes of each of the ten sizes.")
+    repeats: int = Field(3, ge=1, description="Runs of each; the median counts.")
+    device: str = Field("cpu", description="cpu, cuda or cuda:N.")
+
+
+def compare(options: Options, run: Run) -> None:
+    """Measure each model and print its row."""
+    if options.out:
+        need_out(options)
     print("model         forward/s  fidelity/s  of ceiling  boxes/s  of ceiling  straightforward/s  faster by")
     rows = []
-    for name in options.models.split(","):
+    for name in words(options.models):
         row = measure(name, options)
         rows.append(row)
         print(
@@ -49,11 +56,10 @@ def main() -> None:
             f"{row['boxes']:7.1f}  {row['boxes'] / row['ceiling']:10.0%}  {row['straightforward']:17.1f}  "
             f"{row['fidelity'] / row['straightforward']:8.1f}x"
         )
-    if options.json:
-        write_text(options.json, json.dumps(rows, indent=1) + "\n")
+    run.results = {"rows": rows}
 
 
-def measure(name: str, options: argparse.Namespace) -> dict[str, float | str]:
+def measure(name: str, options: Options) -> dict[str, float | str]:
     """Images per second of one model, each way; the ways take turns, so that a busy machine hurts all alike."""
     backbone, size = MODELS[name]
     model = build_model(backbone, ["malignancy"], seed=0).to(options.device).eval()
@@ -114,5 +120,10 @@ def straightforward(model: nn.Module, images: Tensor, maps: Tensor) -> list[list
     return curves
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return run_script("evaluation", Options, compare, __doc__ or "", arguments)
+
+
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

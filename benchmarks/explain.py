@@ -11,25 +11,30 @@ of resident pages, on a GPU of the allocator.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import timm
 import torch
+from pydantic import Field
 from torch import Tensor
 from usual_ways import REPEATED, WAYS
 
+from lidc_xai.commands.common import need_out
+from lidc_xai.commands.script import run_script
+from lidc_xai.config import Config
+from lidc_xai.errors import UsageError
 from lidc_xai.explain import explain
+from lidc_xai.files import write_text
+from lidc_xai.run import Run
 
 MODELS = {"s16": "vit_small_patch16_224", "s8": "vit_small_patch8_224", "b16": "vit_base_patch16_224"}
 LAST_BLOCK = ["cdam", "smooth_cdam", "integrated_cdam", "gradcam", "reciprocam", "attention"]
@@ -140,7 +145,7 @@ def plain_forward(model: Any, x: Tensor) -> None:
         model(x)
 
 
-def times(args: argparse.Namespace, name: str, targets: int) -> list[dict[str, Any]]:
+def times(args: Options, name: str, targets: int) -> list[dict[str, Any]]:
     model, x = build(name, args.device)
     classes = list(range(targets))
     clock = time.process_time if args.clock == "cpu" else time.perf_counter
@@ -190,13 +195,16 @@ def _status(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def memory(args: argparse.Namespace, name: str, targets: int) -> dict[str, int]:
+def memory(args: Options, name: str, targets: int) -> dict[str, int]:
     """Each label in a process of its own, whose malloc gives pages back at once."""
     found = {}
     for label in ["forward", *(args.methods or [label for label in OURS if label not in SLOW])]:
-        command = [sys.executable, __file__, "--peak", name, str(targets), label, "--device", args.device]
+        call = f"from explain import peak_bytes; print(peak_bytes({name!r}, {targets}, {label!r}, {args.device!r}))"
         environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-        ran = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        ran = subprocess.run(
+            [sys.executable, "-c", call], cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
+            env=environment,
+        )  # fmt: skip
         found[label] = int(ran.stdout.split()[-1])
         print(f"{name} {targets} targets  {label:24s} {found[label] / 2**20:9.1f} MiB", flush=True)
     return found
@@ -219,47 +227,65 @@ def markdown(rows: list[dict[str, Any]], peaks: dict[str, dict[str, int]], title
     return "\n".join(lines) + "\n"
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["s16", "s8"])
-    parser.add_argument("--targets", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--methods", nargs="+", choices=list(OURS))
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="cpu: for a machine that others use")
-    parser.add_argument("--only-ours", action="store_true")
-    parser.add_argument("--no-memory", action="store_true")
-    parser.add_argument("--out", type=Path, help="folder for explain.json and explain.md")
-    parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
-    return parser.parse_args()
+class Options(Config):
+    """What is timed, on what."""
+
+    models: list[Literal["s16", "s8", "b16"]] = Field(["s16", "s8"], description="Repeat for several.")
+    targets: list[int] = Field([1, 8], description="Classes that are explained at once; repeat for several.")
+    methods: list[str] = Field([], description="Repeat for several (none: all).")
+    repeats: int = Field(15, ge=1, description="Pairs of which the median counts.")
+    threads: int = Field(1, ge=1, description="Processor threads.")
+    device: Literal["cpu", "cuda"] = "cpu"
+    clock: Literal["wall", "cpu"] = Field("wall", description="cpu: for a machine that others use.")
+    only_ours: bool = Field(False, description="No other library's methods.")
+    no_memory: bool = Field(False, description="Times alone.")
 
 
-def main() -> None:
-    args = arguments()
+class Timed(Protocol):
+    """What a table tells of its machine."""
+
+    device: str
+    threads: int
+    clock: str
+
+
+def title_of(args: Timed) -> str:
+    """What the figures are, and of which machine."""
+    cpu = f"CPU, {args.threads} thread(s), {args.clock} clock"
+    machine = torch.cuda.get_device_name() if args.device == "cuda" else cpu
+    libraries = f"torch {torch.__version__}, timm {timm.__version__}"
+    return f"In plain forward passes; {machine}; {libraries}; 224 px, 1 image"
+
+
+def keep(args: Config, name: str, text: str) -> None:
+    """Write the table beside run.json, where a folder was given."""
+    if args.out:
+        write_text(need_out(args) / name, text)
+
+
+def compare(args: Options, run: Run) -> None:
+    """Time every method beside the others' and print the table."""
+    for label in args.methods:
+        if label not in OURS:
+            raise UsageError(f"--methods {label}: wanted {', '.join(OURS)}")
     warnings.filterwarnings("ignore")
     torch.set_num_threads(args.threads)
-    if args.peak:
-        print(peak_bytes(args.peak[0], int(args.peak[1]), args.peak[2], args.device))
-        return
     rows, peaks = [], {}
     for name in args.models:
         for targets in args.targets:
             rows += times(args, name, targets)
             if not args.no_memory:
                 peaks[f"{name} {targets}"] = memory(args, name, targets)
-    where = (
-        torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {args.threads} thread(s), {args.clock} clock"
-    )
-    title = f"In plain forward passes; {where}; torch {torch.__version__}, timm {timm.__version__}; 224 px, 1 image"
+    title = title_of(args)
     print(markdown(rows, peaks, title))
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "explain.json").write_text(
-            json.dumps({"title": title, "times": rows, "peak_bytes": peaks}, indent=1)
-        )
-        (args.out / "explain.md").write_text(markdown(rows, peaks, title))
+    run.results = {"title": title, "times": rows, "peak_bytes": peaks}
+    keep(args, "explain.md", markdown(rows, peaks, title))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return run_script("explain", Options, compare, __doc__ or "", arguments)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,6 +1,6 @@
 """What pixel and CAM methods cost on a CNN, in plain forward passes of the same model, beside captum and grad-cam.
 
-    python benchmarks/explain_cnn.py --models resnet50 --targets 1 8 --clock cpu --out runs/benchmark-explain-cnn
+    python benchmarks/explain_cnn.py --models resnet50 --targets 1 --targets 8 --clock cpu --out runs/speed-cnn
 
 Figures are made as in ``explain.py``. Methods along a path or over noise run with 5 of 50 points and are extrapolated
 (×10), ours and theirs alike.
@@ -8,22 +8,24 @@ Figures are made as in ``explain.py``. Methods along a path or over noise run wi
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 import warnings
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import captum.attr as captum
 import pytorch_grad_cam as grad_cam
 import timm
 import torch
-from explain import Call, in_forwards, markdown, plain_forward
+from explain import Call, in_forwards, keep, markdown, plain_forward, title_of
+from pydantic import Field
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor
 
+from lidc_xai.commands.script import run_script
+from lidc_xai.config import Config
 from lidc_xai.explain import explain
+from lidc_xai.run import Run
 
 LAYERS = {"resnet50": "layer4", "vgg16": "features.29", "convnext_tiny": "stages.3"}
 GRAD_CAM = {
@@ -68,7 +70,7 @@ def calls(method: str, name: str, model: Any, x: Tensor, classes: list[int]) -> 
     return found
 
 
-def times(args: argparse.Namespace, name: str, targets: int) -> list[dict[str, Any]]:
+def times(args: Options, name: str, targets: int) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=8).eval().to(args.device)
     x = torch.randn(1, 3, 224, 224, device=args.device)
@@ -90,29 +92,32 @@ def times(args: argparse.Namespace, name: str, targets: int) -> list[dict[str, A
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=list(LAYERS), default=["resnet50"])
-    parser.add_argument("--targets", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="cpu: for a machine that others use")
-    parser.add_argument("--out", type=Path, help="folder for explain_cnn.json and explain_cnn.md")
-    args = parser.parse_args()
+class Options(Config):
+    """What is timed, on what."""
+
+    models: list[Literal["resnet50", "vgg16", "convnext_tiny"]] = Field(["resnet50"], description="Repeat for several.")
+    targets: list[int] = Field([1, 8], description="Classes that are explained at once; repeat for several.")
+    repeats: int = Field(9, ge=1, description="Pairs of which the median counts.")
+    threads: int = Field(1, ge=1, description="Processor threads.")
+    device: Literal["cpu", "cuda"] = "cpu"
+    clock: Literal["wall", "cpu"] = Field("wall", description="cpu: for a machine that others use.")
+
+
+def compare(args: Options, run: Run) -> None:
+    """Time every method beside the others' and print the table."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(args.threads)
     rows = [row for name in args.models for targets in args.targets for row in times(args, name, targets)]
-    where = (
-        torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {args.threads} thread(s), {args.clock} clock"
-    )
-    title = f"In plain forward passes; {where}; torch {torch.__version__}, timm {timm.__version__}; 224 px, 1 image"
+    title = title_of(args)
     print(markdown(rows, {}, title))
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "explain_cnn.json").write_text(json.dumps({"title": title, "times": rows}, indent=1))
-        (args.out / "explain_cnn.md").write_text(markdown(rows, {}, title))
+    run.results = {"title": title, "times": rows}
+    keep(args, "explain_cnn.md", markdown(rows, {}, title))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return run_script("explain_cnn", Options, compare, __doc__ or "", arguments)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,6 +1,6 @@
 """What every method does on every family of networks: tried, and compared with a reference by hooks, in float64.
 
-    python benchmarks/families.py --out docs/families.md [--only eva02_tiny_patch14_224 …]
+    python benchmarks/families.py --out runs/families [--only eva02_tiny_patch14_224,…]
 
 Each architecture is built at its smallest width, two blocks, 32 to 64 pixels, with random weights in which nothing is
 zero or one (layer scales, positions and biases shaken). The reference shares no code with the package: hooks on the
@@ -11,17 +11,22 @@ that the notes below the table explain. transformers' models are tried where tha
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
+
+from lidc_xai.commands.common import need_out, words
+from lidc_xai.commands.script import run_script
+from lidc_xai.config import Config
+from lidc_xai.files import write_text
+from lidc_xai.run import Run
 
 CLASSES, TARGET = 5, 2
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -462,17 +467,20 @@ def markdown(results: dict[str, dict[str, float | str]], head: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", help="architectures (part of the name)")
-    parser.add_argument("--out", type=Path, help="a Markdown file")
-    args = parser.parse_args()
+class Options(Config):
+    """Which architectures are tried."""
+
+    only: list[str] = Field([], description="Parts of their names, separated by commas (none: all).")
+
+
+def try_all(args: Options, run: Run) -> None:
+    """Try every method on each architecture; the table is written into --out."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     sys.path.append(os.environ.get("CASE_SITE", ""))
     results = {}
     for entry in ENTRIES:
-        if args.only and not any(part in entry.name for part in args.only):
+        if args.only and not any(part in entry.name for part in words(args.only)):
             continue
         label = f"{entry.name}{' (windows)' if 'window_size' in entry.options and 'samvit' in entry.name else ''}"
         label += f" ({entry.source})" if entry.source == "transformers" else ""
@@ -484,11 +492,12 @@ def main() -> None:
         worst = max((value for value in results[label].values() if isinstance(value, float)), default=0.0)
         faults = {name: value for name, value in results[label].items() if is_fault(value)}
         print(f"{label}: worst {worst:.1e}, {faults or 'no fault'}", flush=True)
+    run.results = {"found": results}
     if args.out:
         import timm
 
         head = HEAD.format(count=len(results), torch=torch.__version__, timm=timm.__version__)
-        args.out.write_text(markdown(results, head), encoding="utf-8")
+        write_text(need_out(args) / "families.md", markdown(results, head))
 
 
 def is_fault(value: float | str) -> bool:
@@ -504,5 +513,10 @@ it; "ran": finite, without such a reference here (the suite has others); a numbe
 that stands below the table with that number."""
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return run_script("families", Options, try_all, __doc__ or "", arguments)
+
+
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

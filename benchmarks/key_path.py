@@ -9,25 +9,33 @@ the value path alone gets wrong.
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from pydantic import Field
 from scipy.stats import spearmanr
 
+from lidc_xai.commands.common import need_model, need_path
+from lidc_xai.commands.script import run_script
+from lidc_xai.config import Config
 from lidc_xai.explain import explain
 from lidc_xai.imaging import CropStore
 from lidc_xai.imaging.planes import VIEWS
-from lidc_xai.models import load_model
 from lidc_xai.nodules.maps import nodule_images
+from lidc_xai.run import Run
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--store", type=Path, required=True)
-    args = parser.parse_args()
-    model, store = load_model(args.model), CropStore(args.store)
+class Options(Config):
+    """The model and the nodules."""
+
+    model: str = Field(description="Folder of a model, or the name of one that is shipped.")
+    store: Path = Field(description="Store of crops.")
+
+
+def measure(options: Options, run: Run) -> None:
+    """Explain every plane by either path and print a row per output."""
+    model, store = need_model(options.model), CropStore(need_path(options.store, "--store"))
     images = torch.cat([nodule_images(model, store.load(name), VIEWS) for name in store.nodule_ids])
     value, key = (explain(model, images, parts=part).relevance.flatten(2) for part in ("value", "key"))
     whole = value + key
@@ -41,5 +49,10 @@ def main() -> None:
     print(f"| mean | {share.mean():.2f} | | {wrong.mean():.2f} |")
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return run_script("key_path", Options, measure, __doc__ or "", arguments)
+
+
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

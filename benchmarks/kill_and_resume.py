@@ -12,7 +12,6 @@ product by how many other products the process has computed before.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib
 import json
@@ -30,12 +29,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pydicom
+from pydantic import Field
 
 from lidc_xai import cli
 from lidc_xai.annotations import load_nodules, select_cohort
 from lidc_xai.annotations.nodule import Nodule
-from lidc_xai.errors import LidcXaiError
+from lidc_xai.commands.common import need_out, words
+from lidc_xai.commands.script import run_script
+from lidc_xai.config import Config
+from lidc_xai.errors import LidcXaiError, UsageError
 from lidc_xai.files import write_json
+from lidc_xai.run import Run
 from lidc_xai.simulate import simulate_ct, simulate_store, write_dicom
 
 VERBS = ("prepare", "train", "cross-validate", "benchmark", "explain", "report", "export")
@@ -224,19 +228,22 @@ def _near(one: np.ndarray, other: np.ndarray) -> bool:
     return one.shape == other.shape and bool(np.allclose(one, other, rtol=0, atol=1e-5 * scale, equal_nan=True))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; 1 where any file differs."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--kills", type=int, default=21, help="kills in all, dealt out evenly")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default=",".join(VERBS), help="verbs to kill, separated by commas")
-    options = parser.parse_args(arguments)
-    chosen = options.only.split(",")
+class Options(Config):
+    """What is killed, and how often."""
+
+    kills: int = Field(21, ge=1, description="Kills in all, dealt out evenly.")
+    only: list[str] = Field(list(VERBS), min_length=1, description="Verbs to kill, separated by commas.")
+
+
+def kill_all(options: Options, run: Run) -> None:
+    """Each verb in peace and with its share of the kills; an error where any file differs."""
+    chosen = words(options.only)
+    for verb in chosen:
+        if verb not in VERBS:
+            raise UsageError(f"--only {verb}: wanted {', '.join(VERBS)}")
     if set(chosen) - {"prepare"}:
         preload()
-    study = options.out.resolve()
-    study.mkdir(parents=True, exist_ok=True)
+    study = need_out(options).resolve()
     make_study(study, crops=24 if set(chosen) - {"prepare"} else 0)
     random, outcomes = Random(options.seed), list[dict[str, Any]]()
     for place, verb in enumerate(VERBS):
@@ -254,8 +261,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             flush=True,
         )
         write_json(study / "kills.json", outcomes)
-    return int(any(row["differing"] for row in outcomes))
+    run.results = {"outcomes": outcomes}
+    if any(row["differing"] for row in outcomes):
+        raise LidcXaiError(f"files differ after a kill, see {study / 'kills.json'}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return run_script("kill_and_resume", Options, kill_all, __doc__ or "", arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

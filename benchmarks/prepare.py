@@ -8,40 +8,49 @@ Writes series of 512 x 512 pixels with the slices, nodules and UIDs of real LIDC
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import resource
 import tempfile
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
 from joblib.externals.loky import get_reusable_executor
+from pydantic import Field
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from lidc_xai.annotations import Nodule, load_nodules
-from lidc_xai.files import write_json
+from lidc_xai.commands.common import need_out
+from lidc_xai.commands.script import run_script
+from lidc_xai.config import Config
 from lidc_xai.imaging import prepare_dicom
+from lidc_xai.run import Run
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scans", type=int, default=4, help="number of series")
-    parser.add_argument("--slices", type=int, default=250, help="take scans with about so many slices")
-    parser.add_argument("--jobs", type=int, action="append", help="worker processes; repeat to compare (default: 1)")
-    parser.add_argument("--simulated", action="store_true", help="simulated chests instead of noise (slower to write)")
-    parser.add_argument("--keep", type=Path, help="folder for the series, used again when it has them")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
-    options = parser.parse_args()
+class Options(Config):
+    """Which series are prepared, and by how many processes."""
+
+    scans: int = Field(4, ge=1, description="Number of series.")
+    slices: int = Field(250, ge=1, description="Take scans with about so many slices.")
+    jobs: list[int] = Field([1], min_length=1, description="Worker processes; repeat to compare.")
+    simulated: bool = Field(False, description="Simulated chests instead of noise (slower to write).")
+    keep: Path | None = Field(None, description="Folder for the series, used again when it has them.")
+
+
+def compare(options: Options, run: Run) -> None:
+    """Prepare the same series with each number of processes and print a row."""
+    if options.out:
+        need_out(options)
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.keep or Path(scratch) / "dicom"
         scans = choose_scans(options.scans, options.slices)
         for nodules in scans:
             write_scan(folder, nodules, options.simulated)
-        rows = [measure(folder, Path(scratch) / f"store-{jobs}", jobs) for jobs in options.jobs or [1]]
+        rows = [measure(folder, Path(scratch) / f"store-{jobs}", jobs) for jobs in options.jobs]
     slices = [len(np.unique(nodules[0].slice_positions_mm)) for nodules in scans]
     print(f"{len(scans)} scans of 512 x 512 x {min(slices)} to {max(slices)}, {rows[0]['nodules']} nodules")
     print("jobs  s/scan  CPU s/scan  read  resample  write  scans/min  peak MiB per process")
@@ -52,8 +61,7 @@ def main() -> None:
             f"{row['jobs']:4}  {row['wall'] / len(scans):6.2f}  {row['cpu']:10.2f}  {parts}  {rate:9.1f}  "
             f"{row['peak_mib']:.0f}"
         )
-    if options.json:
-        write_json(options.json, {"slices": slices, "runs": rows})
+    run.results = {"slices": slices, "runs": rows}
 
 
 def choose_scans(count: int, slices: int) -> list[list[Nodule]]:
@@ -144,5 +152,10 @@ def _run(folder: Path, store: Path, jobs: int, send: Any) -> None:
     )
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return run_script("prepare", Options, compare, __doc__ or "", arguments)
+
+
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""Scripts of pipelines/ are declared like verbs: the same flags, --config, --set, checks, exit codes and run.json."""
+"""Scripts of pipelines/ and benchmarks/ are declared like verbs: flags, --config, --set, checks, exit codes, run.json."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from lidc_xai.errors import DataError
 from lidc_xai.run import Run
 from lidc_xai.skipped import Skipped
 
-PIPELINES = Path(__file__).resolve().parents[1] / "pipelines"
-SCRIPTS = sorted(path.stem for path in PIPELINES.glob("*.py"))
+ROOT = Path(__file__).resolve().parents[1]
+PIPELINES = ROOT / "pipelines"
+SCRIPTS = sorted(path for folder in (PIPELINES, ROOT / "benchmarks") for path in folder.glob("*.py"))
 
 
 class Options(Config):
@@ -86,11 +87,11 @@ def test_help_is_the_text_as_written(capsys: pytest.CaptureFixture[str]) -> None
     assert "--groups" not in shown
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_no_script_parses_by_itself(name: str) -> None:
-    text = (PIPELINES / f"{name}.py").read_text(encoding="utf-8")
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_no_script_parses_by_itself(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
     assert "argparse" not in text
-    assert "run_script(" in text or "studies.study import" in text
+    assert "run_script(" in text or "studies.study import" in text or "__main__" not in text
 
 
 def load(name: str) -> ModuleType:
