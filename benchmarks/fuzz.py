@@ -13,7 +13,6 @@ from time import perf_counter
 from typing import Any
 
 from fuzzing.kinds import KINDS
-from fuzzing.results import RESULTS
 from fuzzing.watch import run as try_cases
 from pydantic import Field
 
@@ -22,8 +21,6 @@ from lidc_xai.commands.script import run_script
 from lidc_xai.config import Config
 from lidc_xai.errors import LidcXaiError, UsageError
 from lidc_xai.run import Run
-
-KINDS.update(RESULTS)
 
 
 class Options(Config):

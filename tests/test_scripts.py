@@ -1,4 +1,4 @@
-"""Scripts of pipelines/ and benchmarks/ are declared like verbs: flags, --config, --set, checks, exit codes, run.json."""
+"""Scripts of pipelines/ and benchmarks/ are declared like verbs: flags, --config, --set, checks, codes, run.json."""
 
 from __future__ import annotations
 

@@ -6,32 +6,18 @@ package is installed and look-alikes of their layout where it is not.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
+import families
 import pytest
 import torch
+from family_check.architectures import shake
 from torch import Tensor, nn
 
 from lidc_xai.errors import ModelError, UsageError
 from lidc_xai.explain import describe_vit, explain, list_methods, refusals
 
-
-def _script() -> ModuleType:
-    path = Path(__file__).resolve().parents[3] / "benchmarks" / "families.py"
-    spec = importlib.util.spec_from_file_location("families_script", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["families_script"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-families = _script()
 HERE = (
     "eva02_tiny_patch14_224", "vit_small_patch16_dinov3", "vit_small_patch16_rope_mixed_224", "beitv2_base_patch16_224",
     "naflexvit_base_patch16_gap", "vit_relpos_base_patch16_cls_224", "vit_pwee_patch16_reg1_gap_256",
@@ -122,7 +108,7 @@ class Classifier(nn.Module):
 
 @pytest.fixture
 def lookalike() -> Any:
-    return families.shake(Classifier())
+    return shake(Classifier())
 
 
 @pytest.fixture
@@ -165,7 +151,7 @@ def test_a_model_without_a_head_is_told_so(images: Tensor) -> None:
             return SimpleNamespace(last_hidden_state=self.vit(x))
 
     with pytest.raises(ModelError, match="it returned SimpleNamespace; take the class with a classification head"):
-        explain(families.shake(Body()), images, 0)
+        explain(shake(Body()), images, 0)
 
 
 # --- a class of one's own ---------------------------------------------------------------------------------------------
@@ -200,7 +186,7 @@ class Simple(nn.Module):
 
 
 def test_a_vit_of_ones_own_is_described(images: Tensor) -> None:
-    model: Any = families.shake(Simple())
+    model: Any = shake(Simple())
     with pytest.raises(ModelError, match="Simple is not a Vision Transformer that is known here"):
         explain(model, images, 2)
     seen = describe_vit(model, blocks="layers", norm1="0.norm", prefix_tokens=0, grid=(4, 4))
@@ -248,6 +234,6 @@ def test_a_description_that_does_not_fit_is_one_line(options: dict[str, Any], wo
 
 
 def test_a_grid_that_does_not_fit_is_said_with_the_tokens(images: Tensor) -> None:
-    seen = describe_vit(families.shake(Simple()), blocks="layers", norm1="0.norm", grid=(5, 5))
+    seen = describe_vit(shake(Simple()), blocks="layers", norm1="0.norm", grid=(5, 5))
     with pytest.raises(ModelError, match=r"gives \(2, 16, 24\); wanted 25 tokens for each of 2 images"):
         explain(seen, images, 2)

@@ -1,0 +1,1 @@
+"""The parts of ``families.py``: the architectures, the reference by hooks."""
