@@ -4,8 +4,9 @@
         --page docs/studies.md
 
 CDAM (arXiv 2312.02364), contrast (2501.11096), ViT-ReciproCAM (2310.02588), softmax (2306.13197): each with its own
-configuration in configs/, in OUT/<study>, features in OUT/features. ``--limit``: minutes for all of them, what is left
-divided evenly; the same command goes on where the last one stopped. ``--page``: a page with marks (studies/page.py).
+configuration in ``--configs``, in OUT/<study>, features in OUT/features. ``--limit``: minutes for all of them, what is
+left divided evenly; the same command goes on where the last one stopped. ``--page``: a page with marks
+(studies/page.py).
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class FourPapers(Config):
     weights: list[str] = Field([], description="MODEL=FILE, or a folder of weights files.")
     images: Path | None = Field(None, description="ImageNet's validation images, for the papers' own models.")
     limit: float | None = Field(None, gt=0, description="Minutes for all studies.")
+    configs: Path = Field(CONFIGS, description="Folder with study_<name>.yaml (configs/gpu: 224 px, larger samples).")
     only: list[str] = Field([], description="Of cdam, contrastive, reciprocam, softmax; empty: all.")
     page: Path | None = Field(None, description="Markdown page whose marks are filled.")
 
@@ -77,11 +79,13 @@ def work(config: FourPapers, run: Run) -> None:
     for number, name in enumerate(chosen):
         arguments = [
             "--config",
-            str(CONFIGS / f"study_{name}.yaml"),
+            str(config.configs / f"study_{name}.yaml"),
             "--out",
             str(out / name),
             "--seed",
             str(config.seed),
+            "--device",
+            config.device,
         ]
         arguments += ["--features", str(out / "features"), *(["--quiet"] if config.quiet else [])]
         for option in ("photographs", "images"):

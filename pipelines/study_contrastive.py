@@ -83,6 +83,7 @@ def work(study: Study[Contrastive]) -> None:
     makers: list[Maker] = [
         (CNN, lambda arms: arms.thousand()),
         (VIT, lambda arms: arms.superclasses(VIT)),
+        (VIT, lambda arms: arms.distilled(VIT)),
         (VIT, lambda arms: arms.masked(VIT)),
     ]
     for arm in study.each_arm(models(config), makers):

@@ -71,7 +71,11 @@ class Reciprocam(StudyConfig):
 def work(study: Study[Reciprocam]) -> None:
     """ADCC and ablations on every arm, then times, then the table."""
     timed_models: set[str] = set()
-    makers: list[Maker] = [(VIT, lambda arms: arms.masked(VIT)), (VIT, lambda arms: arms.superclasses(VIT))]
+    makers: list[Maker] = [
+        (VIT, lambda arms: arms.masked(VIT)),
+        (VIT, lambda arms: arms.superclasses(VIT)),
+        (VIT, lambda arms: arms.distilled(VIT)),
+    ]
     for arm in study.each_arm(study.config.vits, makers):
         if arm.masked:
             run_objects(study, replace(arm, images=arm.images[: study.config.masked_images]))

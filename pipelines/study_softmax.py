@@ -78,6 +78,7 @@ def work(study: Study[Softmax]) -> None:
     makers: list[Maker] = [
         (CNN, lambda arms: arms.thousand()),
         (VIT, lambda arms: arms.superclasses(VIT)),
+        (VIT, lambda arms: arms.distilled(VIT)),
         (VIT, lambda arms: arms.masked(VIT)),
     ]
     for arm in study.each_arm(config.cnns, makers):

@@ -39,7 +39,6 @@ from lidc_xai.evaluation.cases import Case
 from lidc_xai.explain import ConceptSimilarity, LogOdds, concept_vector, explain, explain_each, list_methods
 from lidc_xai.imaging import NoduleCrop
 from lidc_xai.models import build_model
-from lidc_xai.nodules import explain_nodules, predict
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -227,6 +226,9 @@ def test_the_benchmark_gives_the_table_of_the_cpu(tmp_path: Any) -> None:
 
 
 def test_nodules_are_read_and_explained_as_on_the_cpu() -> None:
+    pytest.importorskip("SimpleITK")
+    from lidc_xai.nodules import explain_nodules, predict
+
     ct = np.random.default_rng(0).normal(-700, 200, (32, 32, 32)).astype(np.float32)
     crop = NoduleCrop(ct, np.eye(4), nodule_id="LIDC-IDRI-0001-s1-n0", series_uid="1.2.3")
     models = [build_model("vit_small64_p8", ["malignancy", "margin"], seed=seed) for seed in range(2)]
