@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,7 @@ def read_table(
     """A CSV table; DataError where it is no CSV, lacks a column of ``needed`` or names a nodule twice.
 
     ``nodule_id`` and ``patient_id`` are text, whatever they look like; columns for which ``numbers`` is true are
-    numbers, else DataError says which cell is none.
+    finite numbers, else DataError says which cell is none.
     """
     import pandas as pd
 
@@ -76,11 +77,12 @@ def read_table(
         twice = table["nodule_id"][table["nodule_id"].duplicated()]
         raise DataError(f"{path}: nodule {twice.iloc[0]!r} is there twice")
     for name in table:
-        if numbers is not None and numbers(str(name)) and not pd.api.types.is_numeric_dtype(table[name]):
-            bad = table[name][pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()]
+        if numbers is not None and numbers(str(name)):
+            values = pd.to_numeric(table[name], errors="coerce")
+            bad = table[name][(values.isna() & table[name].notna()) | values.isin([math.inf, -math.inf])]
             if len(bad):
-                raise DataError(f"{path}: column {name!r} has {bad.iloc[0]!r}, which is no number")
-            table[name] = pd.to_numeric(table[name])
+                raise DataError(f"{path}: column {name!r} has {str(bad.iloc[0])!r}, which is no finite number")
+            table[name] = values
     return table
 
 

@@ -81,7 +81,8 @@ def test_a_table_is_read_back_as_it_was_meant(tmp_path):
     assert table["patient_id"].tolist() == ["0012", "0013"]
     for text, words in (
         ("nodule_id,value\na,1\na,2\n", "nodule 'a' is there twice"),
-        ("nodule_id,value\na,1.5x\n", "column 'value' has '1.5x', which is no number"),
+        ("nodule_id,value\na,1.5x\n", "column 'value' has '1.5x', which is no finite number"),
+        ("nodule_id,value\na,inf\n", "column 'value' has 'inf', which is no finite number"),
         ("nodule_id,value\n,1\n", "row 1 has no nodule_id"),
         ("id,value\na,1\n", "has no column 'nodule_id'"),
         ("", "cannot be read as CSV"),

@@ -20,6 +20,7 @@ from lidc_xai.files import write_json
 from lidc_xai.imaging import CropStore, NoduleCrop, StoreWriter
 from lidc_xai.models import build_model, load_model, save_model
 from lidc_xai.nodules.maps import NoduleMaps, load_maps
+from lidc_xai.reporting.map_grid import map_on_grid
 from lidc_xai.training import evaluate_predictions
 from lidc_xai.training.loop.run_files import read_metrics, read_predictions
 
@@ -95,7 +96,7 @@ def _damage_store(folder: Path, rng: Rng) -> str:
     paths = [path for path in sorted((folder / "store").rglob("*")) if path.is_file()]
     path = pick(tuple(paths), rng)
     if rng.random() < 0.15:
-        other = pick(tuple(paths), rng)
+        other = pick(tuple(other for other in paths if other != path), rng)
         shutil.copy(other, path)
         return f"{path.name} is a copy of {other.parent.name}/{other.name}"
     if rng.random() < 0.1:
@@ -154,11 +155,41 @@ def _write_maps(folder: Path) -> None:
     ).save(folder)  # fmt: skip
 
 
-RESULTS["maps"] = Kind(
-    _write_maps,
-    lambda folder, rng: damage_bytes(folder / "one" / "cdam.npz", rng),
-    lambda folder: load_maps(folder, "one", "cdam"),
-)
+def _damage_maps(folder: Path, rng: Rng) -> str:
+    """Bytes, which the zip's sums tell; or an array or a field of another kind in a zip that is whole."""
+    path = folder / "one" / "cdam.npz"
+    if rng.random() < 0.3:
+        return damage_bytes(path, rng)
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    name = pick(tuple(arrays), rng)
+    if name == "meta":
+        described = path.with_name("meta.json")
+        described.write_text(str(arrays["meta"]))
+        words = damage_json(described, rng)
+        arrays["meta"] = np.array(described.read_text(errors="replace"))
+        described.unlink()
+    else:
+        held = arrays.pop(name)
+        others = {
+            "lost": None, "of texts": held.astype(str), "flat": held.ravel(), "longer": np.repeat(held, 2, axis=0),
+            "NaN": np.full_like(held, np.nan), "empty": held[:0], "whole numbers": held.astype(int),
+        }  # fmt: skip
+        how = pick(tuple(others), rng)
+        words = f"{name} {how}"
+        if others[how] is not None:
+            arrays[name] = others[how]
+    np.savez_compressed(path, **arrays)
+    return words
+
+
+def _read_maps(folder: Path) -> None:
+    """Read, and what every page and file does with them."""
+    maps = load_maps(folder, "one", "cdam")
+    map_on_grid(maps, "malignancy", (_SIDE,) * 3, np.eye(4), np.zeros((2, 2, 2, 3)), np.eye(3))
+
+
+RESULTS["maps"] = Kind(_write_maps, _damage_maps, _read_maps)
 
 
 def _table() -> pd.DataFrame:

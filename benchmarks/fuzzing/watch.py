@@ -112,7 +112,11 @@ def _work(
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for number in numbers:
         _copy(good, case)
-        done = kind.damage(case, np.random.default_rng([seed, number]))
+        try:
+            done = kind.damage(case, np.random.default_rng([seed, number]))
+        except Exception as error:  # a fault of the damage, not of the package: said as such
+            send.send(f"not damaged: {type(error).__name__}: {error}")
+            continue
         signal.setitimer(signal.ITIMER_PROF, seconds)
         words = _outcome(kind, case)
         signal.setitimer(signal.ITIMER_PROF, 0)

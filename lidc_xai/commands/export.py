@@ -34,6 +34,7 @@ class ExportConfig(Config):
     method: list[str] = Field(["cdam"], description="Methods, separated by commas.")
     format: list[str] = Field(["nifti"], description="nifti, nrrd, dicom, separated by commas.")
     grid: Literal["crop", "scanner"] = Field("crop", description="Of nifti and nrrd: crop or scanner.")
+    every_slice: bool = Field(False, description="Evaluate every scanned slice of the planes that the model reads.")
     dicom: Path | None = Field(
         None, description="The DICOM folder or zip that the store was made from (dicom, grid scanner)."
     )
@@ -62,8 +63,9 @@ def export(config: ExportConfig, run: Run) -> None:
 
         models, device = need_models(config.model, config.weights), pick_device(config.device)
         explained = explain_out_of_fold(
-            models, store, config.maps or out, ids, words(config.method), device, controls=False
-        )
+            models, store, config.maps or out, ids, words(config.method), device, controls=False,
+            every_slice=config.every_slice,
+        )  # fmt: skip
         maps = explained.maps
         run.skipped += explained.skipped
         predictions = predict(models, store, nodule_ids=ids, device=device)

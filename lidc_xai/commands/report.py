@@ -57,6 +57,7 @@ class ReportConfig(Config):
         False,
         description="Of wrong or borderline nodules, the smallest edit that turns the verdict; by --set.",
     )
+    every_slice: bool = Field(False, description="In the viewer, maps evaluated on every scanned slice.")
     maps: Path | None = Field(None, description="The folder that explain wrote to.")
     nodule: list[str] = Field([], description="Nodule ids; repeat it or separate by commas. All by default.")
     limit: int | None = Field(None, ge=1, description="Only the first so many of them.")
@@ -91,6 +92,9 @@ def report(config: ReportConfig, run: Run) -> None:
         models, store, folder, ids, words(config.method), device,
         controls=config.controls, curves=words(config.curves), seed=config.seed,
     )  # fmt: skip
+    dense: Mapping[str, Mapping[str, NoduleMaps]] = {}
+    if config.every_slice:
+        dense = explain_out_of_fold(models, store, folder, ids, words(config.method), device, every_slice=True).maps
     anchors = {**recorded_anchors(models[0].training_info), **cohort_anchors(models, store, explained.maps)}
     runs = [Path(name) for name in model_names(config.model)]
     if config.predictions:  # a nodule of one's own has no cohort to be held against
@@ -106,6 +110,7 @@ def report(config: ReportConfig, run: Run) -> None:
         "summary": config.format == "summary",
         "keep_ids": config.keep_ids,
         "maps": explained.maps,
+        "dense": dense,
         "curves": explained.curves,
         "model_info": shared_info(models),
         "run_info": {"argv": base_names(run.argv), "seed": config.seed, "versions": versions()},

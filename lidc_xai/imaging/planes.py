@@ -15,8 +15,9 @@ from lidc_xai.imaging.crops.plane import Plane
 
 VIEWS = ("axial", "coronal", "sagittal")
 
-# Per view: the array axis that is cut; the columns of the affine that a plane's column, row and index follow.
-_CUT_AXIS = {"axial": 0, "coronal": 1, "sagittal": 2}
+CUT_AXIS = {"axial": 0, "coronal": 1, "sagittal": 2}
+"""Axis of a (z, y, x) array that a view cuts."""
+# Per view: the columns of the affine that a plane's column, row and index follow.
 _AFFINE_COLUMNS = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
 
 
@@ -30,7 +31,7 @@ def extract_plane(array: np.ndarray, affine: np.ndarray, view: str, index: int |
     """
     if view not in VIEWS:
         raise UsageError(f"view {view!r} is not known; choose one of {', '.join(VIEWS)}")
-    axis = _CUT_AXIS[view]
+    axis = CUT_AXIS[view]
     count = array.shape[axis]
     if index is None:
         index = count // 2
@@ -54,11 +55,21 @@ def crop_plane(crop: NoduleCrop, view: str, index: int | None = None, of: str | 
     ``of``: "ct", "consensus", or the number of a reader, whose masks lie on the same grid.
     """
     source, volume = _volume(crop, of)
-    key = (of, view, crop.ct.shape[_CUT_AXIS.get(view, 0)] // 2 if index is None else int(index))
+    key = (of, view, crop.ct.shape[CUT_AXIS.get(view, 0)] // 2 if index is None else int(index))
     kept = crop.cut.get(key)
     if kept is None or kept[0] is not source:  # another array was put into the crop since
         kept = crop.cut[key] = (source, extract_plane(volume, crop.affine, view, key[2]))
     return kept[1]
+
+
+def middle_slices(shape: Sequence[int], view: str, slices: int) -> range:
+    """Indices of the ``slices`` (odd) planes about the middle n // 2 of a view; empty where it has fewer.
+
+    >>> middle_slices((16, 16, 16), "axial", 3)
+    range(7, 10)
+    """
+    count = shape[CUT_AXIS.get(view, 0)]
+    return range(count // 2 - slices // 2, count // 2 + slices // 2 + 1) if slices <= count else range(0)
 
 
 def planes_of(crop: NoduleCrop, views: Sequence[str] = VIEWS, slices: int = 1, of: str | int = "ct") -> np.ndarray:
@@ -75,8 +86,7 @@ def planes_of(crop: NoduleCrop, views: Sequence[str] = VIEWS, slices: int = 1, o
     shape = crop.ct.shape
     cut: list[np.ndarray] = []
     for view in views:
-        count = shape[_CUT_AXIS.get(view, 0)]
-        around = range(count // 2 - slices // 2, count // 2 + slices // 2 + 1) if slices <= count else ()
+        around = middle_slices(shape, view, slices)
         cut += [np.stack([crop_plane(crop, view, index, of).image for index in around])] if around else []
     if len(cut) < len(views) or len({each.shape for each in cut}) > 1:
         least = f"a cube of at least {slices} voxels a side"

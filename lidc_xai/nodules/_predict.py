@@ -18,6 +18,7 @@ from torch import Tensor
 from lidc_xai.errors import DataError, ModelError, UsageError
 from lidc_xai.imaging.crops.checks import check_crop
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+from lidc_xai.imaging.crops.padding import padding_read
 from lidc_xai.imaging.planes import VIEWS, planes_of
 from lidc_xai.imaging.store.crop_store import CropStore
 from lidc_xai.models.inference import view_outputs
@@ -31,7 +32,7 @@ from lidc_xai.training.intervals import add_intervals, malignancy_set
 
 Models = NoduleModel | Path | str | Sequence["NoduleModel | Path | str"]
 MUCH_PADDING = 0.25
-"""Share of the box outside the scan from which a prediction is in doubt."""
+"""Share of what the model reads outside the scan from which a prediction is in doubt."""
 Crops = CropStore | Path | str | NoduleCrop | Iterable[NoduleCrop]
 
 
@@ -59,8 +60,8 @@ def predict(
     p_calcified, the probability of any calcification; n_models; out_of_fold: the
     patient was in no training or validation part of the models used. Where every model knows the patient, all are used
     and out_of_fold is False; where no model records whom it learned from, it is unknown (NA, an empty cell). flag: why
-    the prediction is in doubt (the nodule is larger than the box; a large part of the box lies outside the scan), which
-    the words repeat; issues: everything that was found when the crop was cut.
+    the prediction is in doubt (the nodule is larger than the box; a large part of what is read lies outside the scan),
+    which the words repeat; issues: everything that was found when the crop was cut.
 
     Raises DataError for a crop that no model could read, ModelError where a model's outputs are no numbers.
 
@@ -98,11 +99,14 @@ def doubted(words: str, flag: str) -> str:
     return f"in doubt ({flag}): {words}" if flag else words
 
 
-def doubt_of(larger_than_box: bool, padded_share: float) -> str:
-    """Why a prediction from such a crop is in doubt, or nothing. A large part of padding: from a quarter of the box."""
-    reasons = ["the nodule is larger than the box"] if larger_than_box else []
-    if padded_share >= MUCH_PADDING:
-        reasons.append(f"{padded_share:.0%} of the box lies outside the scan")
+def doubt_of(crop: NoduleCrop, reads: Sequence[Preprocess]) -> str:
+    """Why a prediction from such a crop is in doubt, or nothing. A large part of padding: from a quarter of the planes
+    that are read; what lies above and below them no model is shown.
+    """
+    reasons = ["the nodule is larger than the box"] if crop.larger_than_box else []
+    padded = max(padding_read(crop, each.views, each.planes_read) for each in reads)
+    if padded >= MUCH_PADDING:
+        reasons.append(f"{padded:.0%} of the planes that are read lies outside the scan")
     return ", ".join(reasons)
 
 
@@ -222,9 +226,7 @@ def _planes(
             for each in reads:
                 each.check(crop)
             patient = str(row["patient_id"]) or patient_of(nodule_id)
-            # estimated HU: such crops are padded above and below the nodule, as those were that the models learned from
-            padded = crop.padded_share if row["hu_calibrated"] else 0.0
-            facts = _Facts(nodule_id, patient, doubt_of(crop.larger_than_box, padded), "; ".join(crop.issues))
+            facts = _Facts(nodule_id, patient, doubt_of(crop, reads), "; ".join(crop.issues))
             yield facts, torch.from_numpy(planes_of(crop, VIEWS, slices))
         return
     if nodule_ids is not None:
@@ -233,6 +235,6 @@ def _planes(
         check_crop(crop)
         for each in reads:
             each.check(crop)
-        flag = doubt_of(crop.larger_than_box, crop.padded_share)
-        facts = _Facts(crop.nodule_id, patient_of(crop.nodule_id), flag, "; ".join(crop.issues))
+        patient = patient_of(crop.nodule_id)
+        facts = _Facts(crop.nodule_id, patient, doubt_of(crop, reads), "; ".join(crop.issues))
         yield facts, torch.from_numpy(planes_of(crop, VIEWS, slices))

@@ -25,7 +25,8 @@ FIGURES = ("positive_mass", "absolute_mass", "rank_accuracy", "iou", "auprc", "p
 def overlap_figures(
     crop: NoduleCrop, maps: Mapping[str, NoduleMaps], class_blind: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Rows of ``method``, ``output`` (``None``: every output) and ``FIGURES`` (``None`` where undefined).
+    """Rows of ``method``, ``output`` (``None``: every output), ``FIGURES`` (``None`` where undefined) and ``area``, the
+    share of a plane that the outline covers: what a map without a reason would have inside it.
 
     After the maps: a centred disc of the same area, and each reader against the consensus of the others. Empty without
     a consensus or maps.
@@ -53,7 +54,8 @@ def overlap_figures(
         planes = [(np.stack([mask for mask, _ in group]), group[0][1]) for group in zip(*readers, strict=True)]
         agreement = [reader_agreement(masks[None], spacing) for masks, spacing in planes]
         rows.append({"method": "readers", "output": None, **_mean(agreement, 0)})
-    return rows
+    area = float(np.mean([mask.mean() for mask, _ in evaluated_masks(crop, first)]))
+    return [{**row, "area": area} for row in rows]
 
 
 def evaluated_masks(

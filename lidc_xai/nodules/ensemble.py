@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lidc_xai.errors import UsageError
-from lidc_xai.imaging.planes import crop_plane, planes_of
+from lidc_xai.imaging.crops.padding import scanned_box
+from lidc_xai.imaging.planes import CUT_AXIS, crop_plane, planes_of
 from lidc_xai.nodules.map_record import NoduleMaps
 
 if TYPE_CHECKING:
@@ -46,20 +47,65 @@ def nodule_images(
     return torch.cat([read.apply(turned(read.inputs(each), turn)) for each in planes])
 
 
+def scanned_planes(model: NoduleModel, crop: NoduleCrop, views: Sequence[str]) -> list[tuple[str, int]]:
+    """View and index of every plane that can be evaluated: slices that were scanned, with the neighbours that the model
+    reads beside them.
+
+    >>> len(scanned_planes(model, crop, ("axial",)))
+    32
+    """
+    beside, box = model.preprocess.planes_per_input // 2, scanned_box(crop.ct)
+    return [
+        (view, index)
+        for view in views
+        for index in range(
+            max(box[CUT_AXIS[view]].start, beside),
+            min(box[CUT_AXIS[view]].stop, crop.ct.shape[CUT_AXIS[view]] - beside),
+        )
+    ]
+
+
+def plane_images(
+    model: NoduleModel, crop: NoduleCrop, planes: Sequence[tuple[str, int]], turn: int = 0
+) -> torch.Tensor:
+    """Model input of any planes of a crop, (planes,3,S,S); ``turn`` as for ``nodule_images``."""
+    import torch
+
+    from lidc_xai.models.turns import turned
+
+    read = replace(model.preprocess, slices=1)
+    read.check(crop)
+    beside = read.planes_per_input // 2
+    cut = [
+        np.stack([crop_plane(crop, view, at).image for at in range(index - beside, index + beside + 1)])
+        for view, index in planes
+    ]
+    inputs = read.inputs(torch.from_numpy(np.stack(cut).astype(np.float32, copy=False)))
+    return read.apply(turned(inputs, turn))
+
+
 class Ensemble:
     """Models that explain the same crops, on ``device`` and in evaluation mode.
 
     ``slices``: planes about the middle of each view whose maps are averaged. ``turns``: 8 averages over the turns and
-    mirrors of the input, 1 does not; None: as each model averages its outputs.
+    mirrors of the input, 1 does not; None: as each model averages its outputs. ``every_slice``: a map of every slice
+    that was scanned, instead of the middle one.
     """
 
     def __init__(
-        self, models: Sequence[NoduleModel], device: str = "cpu", slices: int = 1, turns: int | None = None
+        self,
+        models: Sequence[NoduleModel],
+        device: str = "cpu",
+        slices: int = 1,
+        turns: int | None = None,
+        every_slice: bool = False,
     ) -> None:
         if slices < 1 or slices % 2 == 0 or turns not in (None, 1, 8):
             raise UsageError(f"slices is odd and turns 1 or 8, not {slices} and {turns}")
+        if every_slice and slices > 1:
+            raise UsageError("maps of every slice are of one slice each; leave slices at 1")
         self.models = [model.to(device).eval() for model in models]
-        self.device, self.slices, self.turns = device, slices, turns
+        self.device, self.slices, self.turns, self.every_slice = device, slices, turns, every_slice
         self._common: dict[tuple[int, ...], list[int]] = {}
 
     def maps(
@@ -104,28 +150,32 @@ class Ensemble:
         if group not in self._common:
             self._common[group] = common_blocks(models)
         turns = self.turns or models[0].preprocess.turns
-        images = torch.cat([nodule_images(models[0], crop, views, turn, self.slices) for turn in range(turns)])
+        planes = [(view, crop_plane(crop, view).index) for view in views]
+        if self.every_slice:
+            planes = scanned_planes(models[0], crop, views)
+            images = torch.cat([plane_images(models[0], crop, planes, turn) for turn in range(turns)])
+        else:
+            images = torch.cat([nodule_images(models[0], crop, views, turn, self.slices) for turn in range(turns)])
         chunks = [
             explain_each(models, chunk.to(self.device), method=methods, common=self._common[group], **options)
             for chunk in images.split(MOST_IMAGES)
         ]
-        planes = [crop_plane(crop, view) for view in views]
-        shape, spacing = planes[0].image.shape, planes[0].spacing_mm
+        first = crop_plane(crop, views[0])
         by_model = []
         for number, model in enumerate(models):
             maps = {}
             for name in methods:
                 parts = [chunk[number][name] for chunk in chunks]
-                relevance = _mean_of(torch.cat([part.relevance for part in parts]), turns, len(views), turn_back=True)
+                relevance = _mean_of(torch.cat([part.relevance for part in parts]), turns, len(planes), turn_back=True)
                 maps[name] = NoduleMaps(
                     nodule_id=crop.nodule_id,
                     method=name,
-                    views=views,
-                    indices=tuple(plane.index for plane in planes),
+                    views=tuple(view for view, _ in planes),
+                    indices=tuple(index for _, index in planes),
                     output_names=tuple(model.output_names),
                     relevance=relevance,
-                    values=_mean_of(torch.cat([part.values for part in parts]), turns, len(views)),
-                    token_mm=_cell_mm(shape, spacing, relevance.shape[-2:]),
+                    values=_mean_of(torch.cat([part.values for part in parts]), turns, len(planes)),
+                    token_mm=_cell_mm(first.image.shape, first.spacing_mm, relevance.shape[-2:]),
                     engine=parts[0].engine,
                     options={key: value for key, value in parts[0].options.items() if _is_plain(value)} | self.averaged,
                 )
@@ -134,17 +184,18 @@ class Ensemble:
 
     @property
     def averaged(self) -> dict[str, int]:
-        """What the maps are means over, where it was asked for."""
-        return {**({"slices": self.slices} if self.slices > 1 else {}), **({"turns": self.turns} if self.turns else {})}
+        """What the maps are means over or of, where it was asked for."""
+        asked = {"slices": self.slices if self.slices > 1 else 0, "turns": self.turns or 0}
+        return {name: count for name, count in {**asked, "every_slice": int(self.every_slice)}.items() if count}
 
 
-def _mean_of(values: torch.Tensor, turns: int, views: int, turn_back: bool = False) -> np.ndarray:
-    """(turns·views·slices, ...) -> means over turns, each turned back where it is a map, and slices: (views, ...)."""
+def _mean_of(values: torch.Tensor, turns: int, planes: int, turn_back: bool = False) -> np.ndarray:
+    """(turns·planes·slices, ...) -> means over turns, each turned back where it is a map, and slices: (planes, ...)."""
     import torch
 
     from lidc_xai.models.turns import turned_back
 
-    each = values.float().cpu().unflatten(0, (turns, views, -1))
+    each = values.float().cpu().unflatten(0, (turns, planes, -1))
     if turn_back:
         each = torch.stack([turned_back(one, turn) for turn, one in enumerate(each)])
     return each.mean((0, 2)).numpy()

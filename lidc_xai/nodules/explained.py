@@ -81,6 +81,7 @@ def explain_out_of_fold(
     curves: Sequence[str] = (),
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
+    every_slice: bool = False,
 ) -> Explained:
     """Explain nodules by ``methods`` (the first is shown in full) into ``folder``; what lies there is kept.
 
@@ -88,7 +89,8 @@ def explain_out_of_fold(
     by a fold of each of several runs, by all folds where the patient is new. Their maps lie in folders of their own
     (``fold-k``, or ``model-`` and the start of the weights' digest), the mean of two or more in ``folder/maps``.
     ``options``: of the methods. controls: also the first method on random weights. curves: outputs whose score (mean
-    over the models) is followed while pixels are replaced, in the order of the first method's map.
+    over the models) is followed while pixels are replaced, in the order of the first method's map. every_slice: maps of
+    every slice that was scanned, in ``folder/every-slice``; without controls and curves.
 
     >>> explained = explain_out_of_fold([model], store, folder / "explained", store.nodule_ids[:1], ["cdam"])
     >>> sorted(explained.maps)
@@ -96,6 +98,8 @@ def explain_out_of_fold(
     """
     from lidc_xai.evaluation.metrics._parameter_randomisation import randomised
 
+    if every_slice:
+        folder, controls, curves = folder / "every-slice", False, ()
     patients = {nodule_id: str(store.row(nodule_id)["patient_id"]) for nodule_id in nodule_ids}
     places = {name: explaining_models(models, patient) for name, patient in patients.items()}
     skipped = [Skipped(nodule_id, "explain", _SEEN) for nodule_id, used in places.items() if not used]
@@ -105,11 +109,12 @@ def explain_out_of_fold(
     digests = [weights_digest(model) for model in models]
     check_different(digests)
     folders = [folder / name for name in _folder_names(models, digests)]
-    explain_members(Ensemble(models, device), store, folders, digests, places, methods, dict(options or {}))
+    ensemble = Ensemble(models, device, every_slice=every_slice)
+    explain_members(ensemble, store, folders, digests, places, methods, dict(options or {}))
     together = [name for name, used in places.items() if len(used) > 1]
     noise: dict[str, dict[int, dict[str, Noise]]] = {}
     if together:
-        made_with = {"models": sorted(digests), "store": store.path.name, **(options or {})}
+        made_with = {"models": sorted(digests), "store": store.path.name, **(options or {}), **ensemble.averaged}
         check_same(folder / "maps" / "explained.json", made_with)
         for method in methods:
             nodules = [StoredMembers(method, {digests[k]: folders[k] for k in places[name]}, name) for name in together]

@@ -6,6 +6,7 @@ A mean over models also knows how far these draw it alike (``Repeatability``).
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from lidc_xai.errors import DataError
 from lidc_xai.files import atomic_path
+from lidc_xai.imaging.planes import VIEWS
 from lidc_xai.npz import read_npz
 
 
@@ -134,12 +136,56 @@ def load_maps(folder: Path | str, nodule_id: str, method: str) -> NoduleMaps:
             meta[name] = tuple(meta[name])
         if "repeatability" in meta:
             meta["repeatability"] = _repeatability(path, meta["repeatability"])
-        return NoduleMaps(relevance=arrays["relevance"], values=arrays["values"], **meta)
+        maps = NoduleMaps(relevance=arrays["relevance"], values=arrays["values"], **meta)
+        _check(maps, nodule_id, method)
+        return maps
     except FileNotFoundError:
         raise DataError(f"{path}: no such map; run lidc-xai explain --method {method} first") from None
-    except (DataError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (DataError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise DataError(f"{path}: is not a map of lidc-xai explain ({reason}); delete it and explain again") from None
+
+
+def _check(maps: NoduleMaps, nodule_id: str, method: str) -> None:
+    """``ValueError`` where what every reader takes for granted does not hold: names, planes, shapes, numbers."""
+    if (maps.nodule_id, maps.method) != (nodule_id, method):
+        raise ValueError(f"it is of {maps.nodule_id!r} by {maps.method!r}")
+    planes, outputs = len(maps.views), len(maps.output_names)
+    if not planes or not set(maps.views) <= set(VIEWS) or not all(type(index) is int for index in maps.indices):
+        raise ValueError(f"views {maps.views} and indices {maps.indices} are no planes")
+    if len(maps.indices) != planes or min(maps.indices) < 0:
+        raise ValueError(f"{planes} views have {len(maps.indices)} indices, or some below 0")
+    if not outputs or not all(isinstance(name, str) for name in maps.output_names):
+        raise ValueError("its outputs have no names")
+    _check_array("relevance", maps.relevance, (planes, outputs, *maps.relevance.shape[2:]), dimensions=4)
+    _check_array("values", maps.values, (planes, outputs), dimensions=2)
+    if len(maps.token_mm) != 2 or not all(isinstance(mm, float) and 0 < mm < math.inf for mm in maps.token_mm):
+        raise ValueError(f"token_mm {maps.token_mm} is no size of a cell")
+    if not isinstance(maps.engine, str) or not isinstance(maps.options, dict):
+        raise ValueError("engine or options are of another kind")
+    if maps.repeatability is not None:
+        _check_repeatability(maps.repeatability, maps)
+
+
+def _check_array(name: str, array: NDArray[Any], shape: tuple[int, ...], dimensions: int, kind: str = "f") -> None:
+    if array.dtype.kind != kind or array.ndim != dimensions or array.shape != shape or not array.size:
+        raise ValueError(f"{name} is {array.dtype} of shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds values that are no numbers")
+
+
+def _check_repeatability(held: Repeatability, maps: NoduleMaps) -> None:
+    _check_array("standard_error", held.standard_error, maps.relevance.shape, dimensions=4)
+    if held.stable is not None:
+        _check_array("stable", held.stable, maps.relevance.shape, dimensions=4, kind="b")
+    for name in ("agreement", "expected", "stable_share"):
+        figures = getattr(held, name)
+        if set(figures) != set(maps.output_names) or not all(
+            value is None or isinstance(value, int | float) for value in figures.values()
+        ):
+            raise ValueError(f"{name} has no figure for every output")
+    if not isinstance(held.note, str) or not all(isinstance(name, str) for name in held.models):
+        raise ValueError("note or models are of another kind")
 
 
 def _repeatability(path: Path, described: dict[str, Any]) -> Repeatability:

@@ -45,6 +45,7 @@ def explain_nodules(
     nodule_ids: Sequence[str] | None = None,
     slices: int = 1,
     turns: int | None = None,
+    every_slice: bool = False,
     **options: Any,
 ) -> Iterator[dict[str, NoduleMaps]]:
     """Maps of every output for each crop in turn: method -> ``NoduleMaps``. All methods share one pass of the trunk.
@@ -57,7 +58,8 @@ def explain_nodules(
 
     ``views``: None for those that the models read. ``slices``: planes about the middle of each view whose maps are
     averaged. ``turns``: 8 averages over the turns and mirrors of the input, each map turned back; None: as the model
-    averages its outputs. ``options``: of the methods.
+    averages its outputs. ``every_slice``: a map of every slice that was scanned instead of the middle one, so that
+    ``views`` and ``indices`` of a result name each plane. ``options``: of the methods.
 
     Raises ``UsageError`` for models that share no output or no plane, and for two copies of one model.
 
@@ -74,7 +76,7 @@ def explain_nodules(
     each = loaded_models(models)
     methods = [method] if isinstance(method, str) else list(method)
     crops = _crops(crops_or_store, nodule_ids)
-    ensemble = Ensemble(each, device, slices, turns)
+    ensemble = Ensemble(each, device, slices, turns, every_slice)
     if len(each) == 1:
         return (ensemble.maps(crop, [0], methods, views, options)[0] for crop, _ in crops)
     return _explain_together(ensemble, crops, methods, views, options)

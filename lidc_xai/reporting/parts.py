@@ -50,6 +50,7 @@ class NoduleParts:
     keep_ids: bool = False
     percentiles: dict[str, float] = field(default_factory=dict)
     maps: dict[str, NoduleMaps] = field(default_factory=dict)
+    dense: dict[str, NoduleMaps] = field(default_factory=dict)
     overlap: list[dict[str, Any]] = field(default_factory=list)
     curves: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     anchors: Anchors = field(default_factory=dict)
@@ -69,6 +70,7 @@ class ReportParts:
 
     predictions: table of ``predict`` or of a cross-validation.
     maps: method -> maps by nodule id, or a list of them; a mean over models brings its ``repeatability``.
+    dense: the same of every slice, for the viewer; figures and words are of ``maps``.
     curves: nodule id -> output -> ``percent``, ``mif``, ``lif`` (and ``removed``, the loss when all is replaced), as
         ``evaluation.fidelity`` gives them.
     anchors: method -> output -> ``nodules.strength.Anchor``, so that a weak map looks weak; else a nodule's own scale.
@@ -82,6 +84,7 @@ class ReportParts:
 
     predictions: pd.DataFrame | None = None
     maps: MapsByMethod = field(default_factory=dict)
+    dense: MapsByMethod = field(default_factory=dict)
     curves: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     anchors: Anchors = field(default_factory=dict)
     similar: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
@@ -104,6 +107,7 @@ class ReportParts:
             keep_ids=self.keep_ids,
             percentiles=percentiles(self.predictions, nodule_id),
             maps=maps,
+            dense=self.maps_of(nodule_id, self.dense),
             overlap=overlap_figures(crop, maps, CLASS_BLIND),
             curves=self.curves.get(nodule_id, {}),
             anchors=self.anchors,
@@ -117,21 +121,11 @@ class ReportParts:
             summary=self.summary,
         )
 
-    def maps_of(self, nodule_id: str) -> dict[str, NoduleMaps]:
-        """Method -> a nodule's maps, controls last."""
-        by_method = {}
-        for method in sorted(self.maps, key=is_control):
-            item = self.map_of(method, nodule_id)
-            if item is not None:
-                by_method[method] = item
-        return by_method
-
-    def map_of(self, method: str, nodule_id: str) -> NoduleMaps | None:
-        """One method's maps of a nodule; ``None`` where there are none."""
-        given = self.maps[method]
-        if isinstance(given, Mapping):
-            return given.get(nodule_id)
-        return next((entry for entry in given if entry.nodule_id == nodule_id), None)
+    def maps_of(self, nodule_id: str, of: MapsByMethod | None = None) -> dict[str, NoduleMaps]:
+        """Method -> a nodule's maps, controls last; ``of``: other maps than ``maps``."""
+        given = self.maps if of is None else of
+        found = {method: map_of(given[method], nodule_id) for method in sorted(given, key=is_control)}
+        return {method: item for method, item in found.items() if item is not None}
 
     def prediction(self, nodule_id: str) -> Mapping[str, Any] | None:
         """A nodule's row of the predictions; ``None`` where there is none."""
@@ -139,6 +133,13 @@ class ReportParts:
             return None
         rows = self.predictions[self.predictions["nodule_id"] == nodule_id]
         return None if rows.empty else {str(key): value for key, value in rows.iloc[0].items()}
+
+
+def map_of(given: Mapping[str, NoduleMaps] | Sequence[NoduleMaps], nodule_id: str) -> NoduleMaps | None:
+    """One method's maps of a nodule; ``None`` where there are none."""
+    if isinstance(given, Mapping):
+        return given.get(nodule_id)
+    return next((entry for entry in given if entry.nodule_id == nodule_id), None)
 
 
 def percentiles(predictions: pd.DataFrame | None, nodule_id: str) -> dict[str, float]:

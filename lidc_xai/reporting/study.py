@@ -59,6 +59,7 @@ def study_report(
     paper: str = "A4",
     jobs: int = 1,
     light: bool | None = None,
+    dense: MapsByMethod | None = None,
     anchors: Anchors | None = None,
     similar: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     turning: Mapping[str, Mapping[str, Any]] | None = None,
@@ -67,8 +68,8 @@ def study_report(
 ) -> ReportResult:
     """Write ``out/index.html`` and ``out/nodules/<id>.{html,json,pdf}``.
 
-    predictions, maps, model_info, run_info, curves, anchors, similar, turning, summary, keep_ids: see ``ReportParts``;
-    all optional, and what is missing is said on the pages.
+    predictions, maps, model_info, run_info, curves, dense, anchors, similar, turning, summary, keep_ids: see
+    ``ReportParts``; all optional, and what is missing is said on the pages.
     performance: output -> figure -> value or ``{"value", "low", "high"}``, for the study page.
     dicom: the folder with the scans, for a context of 72 mm around each crop. nodule_ids: those to show (all by
     default). jobs: processes. paper: of the PDF, A4 or Letter. light: smaller pages (by default from ``MANY`` nodules).
@@ -83,6 +84,7 @@ def study_report(
         predictions=predictions,
         maps=maps or {},
         curves=curves or {},
+        dense=dense or {},
         anchors=anchors or {},
         similar=similar or {},
         turning=turning or {},

@@ -36,6 +36,7 @@ from lidc_xai.training.metrics import (
 from lidc_xai.training.noise_floor import reader_noise
 
 _NEEDED = ("nodule_id", "patient_id", "label", "n_readers", "diameter_readers")
+_TOGETHER = (("_readers", "_readers_sd"), ("_low", "_high"), ("_low", "_readers"))
 _COMPARED: dict[str, Metric] = {"auc": auc, "accuracy": accuracy, "brier": brier}
 
 
@@ -93,6 +94,10 @@ def _read(predictions: pd.DataFrame | Path | str) -> pd.DataFrame:
     missing = [name for name in _NEEDED if name not in table]
     if missing:
         raise DataError(f"{where}: has no column {missing[0]!r}; it is not the predictions.csv of a cross-validation")
+    for name in ("malignancy", *BIOMARKERS):
+        for has, needs in _TOGETHER:
+            if f"{name}{has}" in table and f"{name}{needs}" not in table:
+                raise DataError(f"{where}: has a column '{name}{has}', but no '{name}{needs}' beside it")
     if not len(table):
         raise DataError(f"{where}: has no row")
     return table.assign(label=pd.to_numeric(table["label"]).astype("Float64").to_numpy(np.float64, na_value=np.nan))

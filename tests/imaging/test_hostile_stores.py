@@ -115,6 +115,9 @@ def test_a_store_of_an_earlier_version_still_opens_and_is_checked_by_its_sums(st
         (lambda r: r["affine"][0].__setitem__(0, 2.0), "lies elsewhere than nodule.json says"),
         (lambda r: r["affine"][0].__setitem__(3, 1e9), "lies elsewhere than nodule.json says"),
         (lambda r: r["affine"][0].__setitem__(3, float("nan")), "lies elsewhere than nodule.json says"),
+        (lambda r: r["affine"][0].__setitem__(3, "../../etc/passwd"), "affine is not 4 x 4"),
+        (lambda r: r["affine"][0].__setitem__(3, {"a": []}), "affine is not 4 x 4"),
+        (lambda r: r["row"].update(padded_share="half"), "padded_share is no number"),
     ],
 )
 def test_a_changed_record_is_refused_and_written_anew(store, change, words):

@@ -1,5 +1,6 @@
 """One row per nodule in clinical units, from stores and from crops without reader or patient."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,26 +130,29 @@ def test_wrong_calls_are_one_line(model: NoduleModel, store: CropStore) -> None:
 
 
 def test_a_prediction_in_doubt_has_no_plain_words(model: NoduleModel, tmp_path: Path) -> None:
-    """A nodule larger than the box, and a box mostly outside the scan; estimated HU are padded as they were learned."""
-    large, edge, png = crop("large"), crop("edge", seed=1), crop("png", seed=2)
+    """A nodule larger than the box, and planes that are half padding. What no model reads is no reason for doubt."""
+    large, edge, short = crop("large"), crop("edge", seed=1), crop("short", seed=2)
     large.larger_than_box, large.issues = True, ["the mask reaches over 34.0 mm"]
-    edge.padded, edge.padded_share = True, 0.4
-    png.padded, png.padded_share = True, 0.6
+    edge.padded, edge.padded_share = True, 0.5
+    edge.ct[:, :, :8] = -1000
+    short.padded, short.padded_share = True, 0.75
+    short.ct[:6] = short.ct[10:] = -1000  # the scan ends above and below the planes that are read
     writer = StoreWriter(tmp_path / "s", size_mm=16, spacing_mm=1.0, rule="test")
-    for one in (large, edge, png):
-        writer.write(one, {"patient_id": "P", "hu_calibrated": one is not png}, [])
+    for one in (large, edge, short):
+        writer.write(one, {"patient_id": "P"}, [])
     store = writer.finish()
+    model.preprocess = replace(model.preprocess, views=("axial",))
     rows = predict(model, store).set_index("nodule_id")
     assert rows["flag"].to_dict() == {
         "large": "the nodule is larger than the box",
-        "edge": "40% of the box lies outside the scan",
-        "png": "",
+        "edge": "50% of the planes that are read lies outside the scan",
+        "short": "",
     }
     for column in ("malignancy_words", "margin_words", "diameter_words"):
         assert rows[column]["large"].startswith("in doubt (the nodule is larger than the box): ")
-        assert not rows[column]["png"].startswith("in doubt")
+        assert not rows[column]["short"].startswith("in doubt")
     assert rows["issues"]["large"] == "the mask reaches over 34.0 mm"
-    np.testing.assert_array_equal(rows["margin"], predict(model, [edge, large, png])["margin"])
+    np.testing.assert_array_equal(rows["margin"], predict(model, [edge, large, short])["margin"])
 
 
 @pytest.mark.parametrize(

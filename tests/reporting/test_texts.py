@@ -186,7 +186,44 @@ def test_colour_and_words_of_a_map_are_the_cohorts(made, tmp_path):
     assert re.search(r"its map points (both ways alike|mostly (up|down)) \(strength ", text)
     assert "would raise" not in text
     assert "95 % of the cohort’s maps" in text
-    assert facts["trust"]["map"]["level"] == "limited"
+    assert "it is weak: the lowest quarter of the cohort" in facts["trust"]["map"]["reasons"]
+
+
+def test_a_map_is_held_against_the_area_of_the_outline(made, tmp_path):
+    store = made.store(tmp_path / "store", n=1)
+    (nodule_id,), crop = store.nodule_ids, store.load(store.nodule_ids[0])
+    maps = made.maps(nodule_id, grid=32)
+    planes = [crop.consensus[16], crop.consensus[:, 16], crop.consensus[:, :, 16]]
+    predictions, against = made.predictions([nodule_id]), "less of it lies inside the outline than of a map without"
+    for weight, wanted in ((2.0, False), (0.1, True)):
+        relevance = np.ones_like(maps.relevance)
+        for place, mask in enumerate(planes):
+            relevance[place, :, mask] = weight
+        item = type(maps)(**{**vars(maps), "relevance": relevance})
+        text, facts = written(store, tmp_path, predictions=predictions, maps={"cdam": [item]})
+        inside = np.mean([weight * mask.sum() / (weight * mask.sum() + (~mask).sum()) for mask in planes])
+        area = np.mean([mask.mean() for mask in planes])
+        words = f"{inside:.0%} of the map’s strength inside the outline, which covers {area:.0%} of the plane"
+        assert words in text
+        assert any(against in reason for reason in facts["trust"]["map"]["reasons"]) == wanted
+
+
+@pytest.mark.parametrize(("views", "level"), [(("axial",), "note"), (("axial", "coronal"), "warning")])
+def test_padding_that_no_model_reads_is_no_warning(made, tmp_path, views, level):
+    crop = made.crop("n")
+    crop.padded, crop.padded_share = True, 0.5
+    crop.ct[:8] = crop.ct[24:] = -1000
+    crop.issues.append("50.0% of the box lies outside the scan: padded with -1000 HU")
+    writer = StoreWriter(tmp_path / "store", size_mm=32, spacing_mm=1, rule="test")
+    writer.write(crop, {"patient_id": "p", "n_readers": 4}, [])
+    model = build_model("vit_nodule_p8", ["malignancy"], size=32, preprocess=Preprocess(views=views))
+    parts = {"predictions": made.predictions(["n"]), "model_info": shared_info([model])}
+    _, facts = written(writer.finish(), tmp_path, **parts)
+    (flag,) = (flag for flag in facts["flags"] if flag["title"] == "Padded")
+    assert flag["level"] == level
+    assert flag["text"].startswith("50.0% of the box lies outside the scan")
+    assert ("Padded" in facts["trust"]["rating"]["reasons"]) == (level == "warning")
+    assert level == "note" or "25% of the planes that the model reads" in flag["text"]
 
 
 def test_the_plane_of_the_largest_outline_is_shown(made, tmp_path):

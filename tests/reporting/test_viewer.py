@@ -4,12 +4,14 @@ import base64
 import io
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+from lidc_xai.nodules.maps import NoduleMaps
 from lidc_xai.ratings import OUTPUTS
 from lidc_xai.reporting import nodule_report, study_report
 
@@ -40,7 +42,18 @@ def report(study, made, tmp_path_factory):
     reads = {"views": ["axial", "coronal", "sagittal"], "slices": 1, "window": [-1000.0, 400.0]}
     parts = {"predictions": study.predictions, "maps": maps, "context": context, "model_info": {"reads": reads}}
     nodule_report(study.store, study.ids[0], out / "nodules", pdf=False, **parts)
+    dense = {"cdam": {study.ids[0]: every_axial_slice(made.maps(study.ids[0], seed=3))}}
+    nodule_report(study.store, study.ids[0], out / "dense", pdf=False, dense=dense, **parts)
     return result
+
+
+def every_axial_slice(maps: NoduleMaps) -> NoduleMaps:
+    """Maps of slices 4 to 27, those of slice k all of the sign of k % 2."""
+    signs = np.where(np.arange(4, 28) % 2, 1.0, -1.0).astype(np.float32)
+    relevance = np.abs(np.repeat(maps.relevance[:1], 24, axis=0)) * signs[:, None, None, None]
+    values = np.repeat(maps.values[:1], 24, axis=0)
+    planes = {"views": ("axial",) * 24, "indices": tuple(range(4, 28))}
+    return replace(maps, relevance=relevance, values=values, **planes)
 
 
 @pytest.fixture
@@ -134,6 +147,28 @@ def test_slices_move_and_the_map_stays_on_its_own(page):
     assert page.get_attribute("#viewer figure[data-view=axial] [data-reader='0']", "d") == outline
 
 
+def test_maps_of_every_slice_follow_the_slice(browser, report, study):
+    tab = browser.new_page(viewport={"width": 1240, "height": 1400})
+    tab.goto((report.index.parent / "dense" / f"{study.ids[0]}.html").as_uri())
+    tab.wait_for_selector("#viewer.ready")
+    assert "Every slice that was scanned has a map of its own" in tab.inner_text("#viewer")
+    tab.keyboard.press("1")
+    slider = tab.locator("#viewer figure[data-view=axial] input[type=range]")
+    for index, raised in ((9, True), (16, False), (27, True)):
+        slider.fill(str(index))
+        shown = pixels(tab, "axial", "map")[20::40, 20::40]
+        assert np.array_equal(shown[..., 0] > shown[..., 2], np.full((8, 8), raised))
+        assert "map of" not in caption(tab, "axial")
+    slider.fill("2")  # not evaluated: the explained plane's, and it is said
+    assert "map of z = −294.0 mm" in caption(tab, "axial")
+    tab.select_option('[data-tool="volume"]', "context")
+    slider.fill(str(16 + 9))  # the context begins 16 slices below
+    assert "map of" not in caption(tab, "axial")
+    shown = pixels(tab, "axial", "map")[20::40, 20::40]
+    assert (shown[..., 0] > shown[..., 2]).all()
+    tab.close()
+
+
 def test_drag_and_click_move_the_planes(page):
     frame = page.locator("#viewer figure[data-view=axial] .frame").bounding_box()
     x, y = frame["x"] + frame["width"] / 2, frame["y"] + frame["height"] / 2
@@ -195,7 +230,11 @@ def test_context_has_its_own_extent(page):
     page.select_option('[data-tool="output"]', "margin")
     page.select_option('[data-tool="volume"]', "context")
     assert page.get_attribute("#viewer figure[data-view=axial] svg.outlines", "viewBox") == "0 0 64 64"
+    assert "map of z" not in caption(page, "axial")  # the context's middle is the plane that was explained
+    page.focus("#viewer figure[data-view=axial] .frame")
+    page.keyboard.press("ArrowUp")
     assert "map of z = −294.0 mm" in caption(page, "axial")
+    page.keyboard.press("ArrowDown")
     style = (
         "const s = document.querySelector('#viewer figure[data-view=axial] canvas.map').style; [s.left, s.top, s.width]"
     )

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from lidc_xai.errors import DataError, UsageError
+from lidc_xai.training import evaluate_predictions
 from lidc_xai.training.loop.run_files import read_metrics, read_predictions
 
 
@@ -35,3 +37,10 @@ def test_no_run(tmp_path: Path) -> None:
     for read in (read_metrics, read_predictions):
         with pytest.raises(UsageError, match="no such file; give a folder that cross-validate has finished"):
             read(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(("column", "needs"), [("margin_readers", "margin_readers_sd"), ("margin_low", "margin_high")])
+def test_columns_that_belong_together(column: str, needs: str) -> None:
+    table = pd.DataFrame({"nodule_id": ["a"], "patient_id": "p", "label": 1, "n_readers": 4, "diameter_readers": 9.0})
+    with pytest.raises(DataError, match=f"has a column '{column}', but no '{needs}' beside it"):
+        evaluate_predictions(table.assign(diameter_readers_sd=1.0, **{column: 3.0}))

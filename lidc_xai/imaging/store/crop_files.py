@@ -77,12 +77,19 @@ def _check_record(record: dict[str, Any], name: str) -> None:
         raise ValueError("holds a field of another kind than prepare writes")
     if not all(isinstance(row[flag], bool) for flag in ("padded", "larger_than_box")):
         raise ValueError("padded and larger_than_box are not true or false")
-    if np.shape(record["affine"]) != (4, 4):
+    if not _is_affine(record["affine"]):
         raise ValueError("its affine is not 4 x 4 numbers")
+    if not isinstance(row.get("padded_share") or 0.0, int | float):
+        raise ValueError("padded_share is no number")
     for sum_name in _SUMS:
         float(record["hu"][sum_name])
     if not isinstance(record.get("arrays", {}), dict):
         raise ValueError("its hashes are no group of fields")
+
+
+def _is_affine(value: Any) -> bool:
+    rows = value if isinstance(value, list) and all(isinstance(row, list) for row in value) else []
+    return [len(row) for row in rows] == [4] * 4 and all(type(cell) in (int, float) for row in rows for cell in row)
 
 
 def read_crop_files(folder: Path, voxels: int | None = None) -> NoduleCrop:

@@ -26,7 +26,7 @@ from lidc_xai.reporting.cohort.claim import claim_checklist, tripod_checklist
 from lidc_xai.reporting.cohort.figures import cohort_overlap, flow, galleries, radial_curves, size_of
 from lidc_xai.reporting.nodule.words import reads_words
 from lidc_xai.reporting.pages import render
-from lidc_xai.reporting.parts import MapsByMethod, ReportParts, is_control
+from lidc_xai.reporting.parts import MapsByMethod, ReportParts, is_control, map_of
 from lidc_xai.reporting.pdf import check_paper, write_pdf
 from lidc_xai.reporting.scans import Scans
 from lidc_xai.reporting.study import MANY, Pages, ReportResult, study_page, wanted_ids, write_pages
@@ -64,6 +64,7 @@ def cohort_report(
     paper: str = "A4",
     nodule_pdf: bool = False,
     jobs: int = 1,
+    dense: MapsByMethod | None = None,
     anchors: Anchors | None = None,
     similar: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     turning: Mapping[str, Mapping[str, Any]] | None = None,
@@ -75,7 +76,7 @@ def cohort_report(
 
     predictions: ``predictions.csv`` of a cross-validation, or the table of ``predict``. metrics: as
     ``evaluate_predictions`` returns them. exclusions: ``cohort_exclusions(name)``, for the flow from the database on.
-    maps: method -> maps by nodule id; curves, anchors, similar, turning, summary, keep_ids: see ``ReportParts``.
+    maps: method -> maps by nodule id; curves, dense, anchors, similar, turning, summary, keep_ids: see ``ReportParts``.
     benchmark: folder of a finished benchmark,
     whose tables are linked. pdf: of the cohort's page; nodule_pdf: of every nodule too. All is optional; what is
     missing is said on the page.
@@ -88,6 +89,7 @@ def cohort_report(
         predictions=predictions,
         maps=maps or {},
         curves=curves or {},
+        dense=dense or {},
         anchors=anchors or {},
         similar=similar or {},
         turning=turning or {},
@@ -180,7 +182,7 @@ def _drawn(
     explaining = [name for name in parts.maps if not is_control(name)]
     profiles = {}
     if explaining:
-        curves = radial_curves(store, lambda nodule_id: parts.map_of(explaining[0], nodule_id), ids)
+        curves = radial_curves(store, lambda nodule_id: map_of(parts.maps[explaining[0]], nodule_id), ids)
         profiles = {name: profile_chart(name, curves[name]) for name in OUTPUTS if name in curves}
     shown = {row["nodule_id"]: row for row in pages.rows}
     return {

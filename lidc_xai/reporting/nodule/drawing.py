@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lidc_xai.imaging.planes import VIEWS, crop_plane
+from lidc_xai.imaging.planes import CUT_AXIS, VIEWS, crop_plane
 from lidc_xai.reporting.nodule.facts import UNITS
-from lidc_xai.reporting.nodule.flags import AXES
 from lidc_xai.reporting.nodule.geometry import DisplayPlane, turned_for_display
 from lidc_xai.reporting.nodule.outlines import outline_path
 from lidc_xai.reporting.pictures import ct_picture, map_picture
@@ -143,7 +142,7 @@ def largest_indices(crop: NoduleCrop) -> dict[str, int]:
     if crop.consensus is None or not crop.consensus.any():
         return {}
     indices = {}
-    for view, axis in AXES.items():
+    for view, axis in CUT_AXIS.items():
         area = np.moveaxis(np.asarray(crop.consensus, bool), axis, 0).sum(axis=(1, 2))
         best = np.flatnonzero(area == area.max())
         indices[view] = int(best[np.abs(best - len(area) // 2).argmin()])
@@ -169,8 +168,8 @@ def _outline(crop: NoduleCrop, plane: DisplayPlane, of: str | int) -> str:
 def _index_at(crop: NoduleCrop, view: str, point_mm: np.ndarray) -> int:
     """Index of the plane of ``view`` that holds a point, clipped to the crop."""
     ijk = np.linalg.solve(crop.affine, [*point_mm, 1.0])[:3]
-    axis = {"axial": 2, "coronal": 1, "sagittal": 0}[view]
-    return int(np.clip(np.floor(ijk[axis] + 0.5), 0, crop.ct.shape[2 - axis] - 1))
+    axis = CUT_AXIS[view]
+    return int(np.clip(np.floor(ijk[2 - axis] + 0.5), 0, crop.ct.shape[axis] - 1))
 
 
 def _box(inner: NoduleCrop, plane: DisplayPlane) -> str:

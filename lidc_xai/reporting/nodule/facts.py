@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pandas as pd
 
+from lidc_xai.imaging.crops.padding import padding_read
 from lidc_xai.nodules.known import known_patients
 from lidc_xai.nodules.mean_maps import RECORD as NOISE_RECORD
 from lidc_xai.nodules.strength import RECORD
@@ -90,7 +91,10 @@ def nodule_facts(row: Mapping[str, Any], votes: pd.DataFrame, crop: NoduleCrop, 
         "maps": maps,
         "overlap": [one for one in parts.overlap if parts.origin == "lidc" or one["method"] != "readers"],
         "curves": dict(parts.curves),
-        "flags": [*quality_flags(row, readings, prediction, parts.origin), *grazing_flags(crop, parts.maps)],
+        "flags": [
+            *quality_flags(row, readings, prediction, parts.origin, _padding_read(crop, parts)),
+            *grazing_flags(crop, parts.maps),
+        ],
         "missing": _missing(row, crop, parts),
         "summary": [],
         "trust": {},
@@ -102,6 +106,13 @@ def nodule_facts(row: Mapping[str, Any], votes: pd.DataFrame, crop: NoduleCrop, 
     facts["trust"] = {"rating": trust_in_rating(facts), "map": trust_in_map(facts)}
     facts["summary"] = summary_sentences(facts)
     return cast("NoduleFacts", plain(facts))
+
+
+def _padding_read(crop: NoduleCrop, parts: NoduleParts) -> float | None:
+    reads = (parts.model_info or {}).get("reads")
+    if not isinstance(reads, Mapping):
+        return None
+    return padding_read(crop, reads["views"], int(reads.get("slices", 1)))
 
 
 def _identifiers(row: Mapping[str, Any], parts: NoduleParts) -> dict[str, Any]:

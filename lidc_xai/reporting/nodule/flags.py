@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lidc_xai.imaging.planes import CUT_AXIS
 from lidc_xai.ratings import INDETERMINATE
 from lidc_xai.reporting.nodule.fact_types import Flag, Readings
 from lidc_xai.reporting.values import number, truth, words
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
     from lidc_xai.nodules.maps import NoduleMaps
 
-AXES = {"axial": 0, "coronal": 1, "sagittal": 2}
-"""Axis of a (z, y, x) array that a view cuts."""
 GRAZED = 0.5
 """Share of the largest outline's area below which a plane only grazes the nodule."""
 THICK_SLICES_MM = 2.5
@@ -33,17 +32,19 @@ def quality_flags(
     readings: Mapping[str, Readings],
     prediction: Mapping[str, Any] | None = None,
     origin: str = "lidc",
+    padding_read: float | None = None,
 ) -> list[Flag]:
     """Flags of one nodule: dicts of ``level`` (``warning`` or ``note``), ``title`` and ``text``.
 
     ``row`` is its row of the store's manifest; ``readings`` maps a rating to ``mean``, ``sd`` and ``n`` over readers;
-    ``prediction`` is its row of the predictions; ``origin`` "own": nobody's readings belong to it.
+    ``prediction`` is its row of the predictions; ``origin`` "own": nobody's readings belong to it. ``padding_read``:
+    share of the planes that the model reads which was never scanned (``imaging.crops.padding``); None: not known.
     """
     readers = _reader_flags(row, readings) if origin == "lidc" else []
-    return [*_image_flags(row), *readers, *_model_flags(row, prediction)]
+    return [*_image_flags(row, padding_read), *readers, *_model_flags(row, prediction)]
 
 
-def _image_flags(row: Mapping[str, Any]) -> list[Flag]:
+def _image_flags(row: Mapping[str, Any], padding_read: float | None) -> list[Flag]:
     flags = []
     if truth(row, "simulated"):
         flags.append(_flag("warning", "SIMULATED", "The CT is computer-generated; only contours and ratings are real."))
@@ -56,7 +57,7 @@ def _image_flags(row: Mapping[str, Any]) -> list[Flag]:
         flags.append(_flag("warning", "HU not calibrated", f"{how}: windows and model input are approximate."))
     if truth(row, "padded"):
         what = _taken(issues, "of the box lies outside") or "A part of the box lies outside the scan"
-        flags.append(_flag("warning", "Padded", f"{what} and was never scanned; the model saw filling there."))
+        flags.append(_padding_flag(what, padding_read))
     if truth(row, "larger_than_box"):
         extent = _taken(issues, "larger than the")
         cut = f"The crop cuts the nodule ({extent})" if extent else "The crop cuts the nodule"
@@ -69,6 +70,17 @@ def _image_flags(row: Mapping[str, Any]) -> list[Flag]:
     if issues:
         flags.append(_flag("note", "Found while reading the scan", "; ".join(issues)))
     return flags
+
+
+def _padding_flag(what: str, padding_read: float | None) -> Flag:
+    """Padding that the model is not shown is no reason to doubt what it says."""
+    if padding_read is None:
+        return _flag("warning", "Padded", f"{what} and was never scanned; the model saw filling there.")
+    if padding_read == 0:
+        return _flag("note", "Padded", f"{what} and was never scanned, but none of the planes that the model reads.")
+    return _flag(
+        "warning", "Padded", f"{what}, {padding_read:.0%} of the planes that the model reads; it saw filling there."
+    )
 
 
 def _taken(issues: list[str], phrase: str) -> str:
@@ -130,7 +142,7 @@ def grazing_flags(crop: NoduleCrop, maps: Mapping[str, NoduleMaps]) -> list[Flag
     flags = {}
     for item in maps.values():
         for view, index in zip(item.views, item.indices, strict=True):
-            area = np.moveaxis(crop.consensus, AXES[view], 0).sum(axis=(1, 2))
+            area = np.moveaxis(crop.consensus, CUT_AXIS[view], 0).sum(axis=(1, 2))
             flags[view] = float(area[int(index)] / area.max())
     low = [f"{view} {share:.0%}" for view, share in flags.items() if share < GRAZED]
     if not low:

@@ -66,7 +66,7 @@ def write_nodule(
     values = _page_values(crop, parts, facts)
     limits = {entry["method"]: entry["limits"] for entry in facts["maps"]}
     context = None if parts.light else parts.context
-    payload = viewer_payload(crop, parts.maps, limits, context, largest_indices(crop), values["windows"])
+    payload = viewer_payload(crop, parts.maps, limits, context, largest_indices(crop), values["windows"], parts.dense)
     html = render("nodule.html.j2", **values, links=dict(links), interactive=True, payload=payload)
     paths, skipped = [folder / f"{nodule_id}.html", folder / f"{nodule_id}.json"], []
     write_text(paths[0], html)
@@ -123,6 +123,7 @@ def _page_values(crop: NoduleCrop, parts: NoduleParts, facts: NoduleFacts) -> di
         "has_context": parts.context is not None and not parts.light,
         "unit_of": SHORT_UNITS,
         "windows": WINDOWS | _input_window(parts),
+        "dense": bool(parts.dense),
         "views_read": (parts.model_info or {}).get("reads", {}).get("views", []),
     }
 

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lidc_xai.imaging.planes import VIEWS, crop_plane
+from lidc_xai.imaging.planes import CUT_AXIS, VIEWS, crop_plane
 from lidc_xai.palette import palette
 from lidc_xai.ratings import SCALES
 from lidc_xai.reporting.nodule.facts import SHORT_UNITS, UNITS, method_title
-from lidc_xai.reporting.nodule.flags import AXES
 from lidc_xai.reporting.nodule.geometry import DisplayPlane, turned_for_display
 from lidc_xai.reporting.nodule.outlines import outline_path
 from lidc_xai.reporting.nodule.payload import differences, pack
@@ -36,9 +35,11 @@ def viewer_payload(
     context: NoduleCrop | None,
     home: Mapping[str, int],
     windows: Mapping[str, tuple[float, float]],
+    dense: Mapping[str, NoduleMaps] = {},
 ) -> str:
     """Everything for the script, packed. ``limits``: method -> output -> the score of full colour; ``home``: view ->
-    slice that is shown first; ``windows``: name -> HU.
+    slice that is shown first; ``windows``: name -> HU; ``dense``: maps of every slice, shown in place of ``maps`` where
+    their slice is.
     """
     arrays: dict[str, NDArray] = {"crop": differences(crop.ct)}
     volumes = {"crop": _volume(crop, 1.0, readers=True)}
@@ -48,9 +49,11 @@ def viewer_payload(
     methods = {}
     for name, item in maps.items():
         methods[name] = _method(name, item, limits[name])
-        arrays[f"map:{name}"] = pooled(item.relevance)
-        if item.repeatability is not None and item.repeatability.stable is not None:
-            arrays[f"stable:{name}"] = (pooled(item.repeatability.stable) >= 0.5).astype(np.uint8)
+        arrays |= _scores(name, item)
+        every = dense.get(name)
+        if every is not None and every.output_names == item.output_names:
+            methods[name]["every"] = [[view, int(k)] for view, k in zip(every.views, every.indices, strict=True)]
+            arrays |= _scores(name, every, "every-")
     header = {
         "volumes": volumes,
         "methods": methods,
@@ -63,6 +66,14 @@ def viewer_payload(
         "grey": UNSTABLE_GREY,
     }
     return pack(header, arrays)
+
+
+def _scores(name: str, maps: NoduleMaps, kind: str = "") -> dict[str, NDArray]:
+    """A method's scores, and which of them are stable, by the names that the script knows."""
+    arrays: dict[str, NDArray] = {f"{kind}map:{name}": pooled(maps.relevance)}
+    if maps.repeatability is not None and maps.repeatability.stable is not None:
+        arrays[f"{kind}stable:{name}"] = (pooled(maps.repeatability.stable) >= 0.5).astype(np.uint8)
+    return arrays
 
 
 def _method(name: str, maps: NoduleMaps, limits: Mapping[str, float]) -> dict[str, Any]:
@@ -97,7 +108,7 @@ def _view(crop: NoduleCrop, view: str, readers: bool) -> dict[str, Any]:
 
 def _outlines(crop: NoduleCrop, plane: DisplayPlane, readers: bool) -> dict[str, dict[str, Any]]:
     """Slice index -> ``consensus`` and ``readers`` paths, where anything is marked."""
-    axis = AXES[plane.view]
+    axis = CUT_AXIS[plane.view]
     masks = (
         [] if crop.reader_masks is None or not readers else [np.moveaxis(mask, axis, 0) for mask in crop.reader_masks]
     )

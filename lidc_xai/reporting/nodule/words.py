@@ -110,16 +110,22 @@ def _drove(malignancy: Output, facts: NoduleFacts) -> str:
     # "strength", but for methods whose scores add up to the output (METHODS 15)
     sums = f"{strength['word']} {show(raised, 2, True)} and {show(-lowered, 2, True)} logits"
     text = f"{head}; its map points {pull} ({sums})"
-    inside = next(
-        (row["absolute_mass"] for row in facts["overlap"]
-         if row["method"] == shown["method"] and row["output"] == "malignancy"), None,
-    )  # fmt: skip
-    if inside is not None:
-        text += f", {inside:.0%} of the map’s strength inside the outline"
+    inside, area = strength_inside(facts)
+    if inside is not None and area is not None:
+        text += f", {inside:.0%} of the map’s strength inside the outline, which covers {area:.0%} of the plane"
     if strength["rank"]:
         rank = {"strong": "top quarter", "usual": "middle half", "weak": "lowest quarter"}[strength["rank"]]
         text += f"; the map is {strength['rank']} ({rank} of the cohort)"
     return text + "."
+
+
+def strength_inside(facts: NoduleFacts) -> tuple[float | None, float | None]:
+    """Share of the malignancy map's absolute strength inside the outline, and of the explained planes' area."""
+    shown = explaining(facts)
+    for row in facts["overlap"]:
+        if shown is not None and row["method"] == shown["method"] and row["output"] == "malignancy":
+            return row["absolute_mass"], row["area"]
+    return None, None
 
 
 def _alike(a: float, b: float) -> bool:
@@ -249,7 +255,7 @@ def trust_in_rating(facts: NoduleFacts) -> Trust:
 
 
 def trust_in_map(facts: NoduleFacts) -> Trust:
-    """A verdict on the malignancy map, from repeatability, deletion and strength."""
+    """A verdict on the malignancy map, from repeatability, deletion, strength and where it lies."""
     shown = explaining(facts)
     if shown is None:
         return {"level": "none", "text": "There is no map.", "reasons": [], "unmeasured": []}
@@ -274,6 +280,9 @@ def trust_in_map(facts: NoduleFacts) -> Trust:
         (supporting if order == "follows" else against).append(text)
     if rank == "weak":
         against.append("it is weak: the lowest quarter of the cohort")
+    inside, area = strength_inside(facts)
+    if inside is not None and area is not None and inside < area:
+        against.append("less of it lies inside the outline than of a map without a reason")
     if against:
         reasons = [*against, *supporting]
         if len(against) > 1:

@@ -18,7 +18,22 @@
   const explained = (view) => {
     const method = header.methods[state.method];
     const place = method ? method.views.indexOf(view) : -1;
-    return place < 0 ? null : { place, index: method.indices[place] };
+    return place < 0 ? null : { place, index: method.indices[place], kind: "" };
+  };
+  // The crop's slice at the one that is shown, which may be of the context; it need not be inside the crop.
+  const cropSlice = (view) => {
+    if (state.volume === "crop") return state.slices[view];
+    const [inner, outer] = [header.volumes.crop.affine, header.volumes[state.volume].affine];
+    const column = 2 - AXES[view][0];
+    const along = inner.slice(0, 3).map((row) => Math.abs(row[column]));
+    const mm = along.indexOf(Math.max(...along));
+    return Math.round((outer[mm][3] + outer[mm][column] * state.slices[view] - inner[mm][3]) / inner[mm][column]);
+  };
+  // The plane whose map is shown over a slice: its own where every slice was evaluated, else the explained one.
+  const mapped = (view) => {
+    const index = cropSlice(view);
+    const place = header.methods[state.method]?.every?.findIndex(([name, at]) => name === view && at === index) ?? -1;
+    return place < 0 ? explained(view) : { place, index, kind: "every-" };
   };
   const state = {
     volume: "crop", window: "lung", method: methods[0] ?? null, output: "none", scale: "shared", smooth: true,
@@ -33,15 +48,15 @@
   home();
 
   // Scores of one output of the chosen method over a view (or which of them are stable), in display order.
-  function scores(output, view, of = "map") {
+  function scores(output, view, here, of = "map") {
     const method = header.methods[state.method];
     const column = method ? method.outputs.indexOf(output) : -1;
-    const place = method ? method.views.indexOf(view) : -1;
-    if (column < 0 || place < 0) return null;
-    if (!arrays[`${of}:${state.method}`]) return null;
-    const { shape, data } = arrays[`${of}:${state.method}`];
+    if (column < 0 || !here) return null;
+    const held = arrays[`${here.kind}${of}:${state.method}`];
+    if (!held) return null;
+    const { shape, data } = held;
     const [, outputs, height, width] = shape;
-    const from = (place * outputs + column) * height * width;
+    const from = (here.place * outputs + column) * height * width;
     const { flip } = header.volumes.crop.views[view];
     const grid = { shape: [1, height, width], values: data.subarray(from, from + height * width) };
     return cutPlane(grid, "axial", 0, flip);
@@ -67,12 +82,12 @@
     const [[top, height], [left, width]] = [side(rowAxis, flip[0]), side(columnAxis, flip[1])];
     return [left, top, width, height];
   }
-  function paintMap(canvas, output, view, pixels) {
-    const grid = scores(output, view);
+  function paintMap(canvas, output, view, pixels, here) {
+    const grid = scores(output, view, here);
     if (!grid) return false;
     const [height, width] = pictureSize(header.volumes.crop.views[view].size_mm, pixels);
     const picture = state.smooth ? resize(grid, height, width, linear, 1) : resize(grid, height, width, nearest, 1);
-    const kept = scores(output, view, "stable");
+    const kept = scores(output, view, here, "stable");
     const stable = kept && resize(kept, height, width, nearest, 1).values;
     paint(canvas, picture, signed(header.palette, limit(output), stable, header.grey));
     return true;
@@ -147,8 +162,8 @@
     const plane = cutPlane(volumes[state.volume], view, index, shown.flip);
     paint(figure.querySelector("canvas.ct"), resize(plane, height, width, cubic, 2), greys(header.windows[state.window]));
     const map = figure.querySelector("canvas.map");
-    const here = explained(view);
-    map.hidden = !(state.output !== "none" && here && paintMap(map, state.output, view, 320));
+    const here = mapped(view);
+    map.hidden = !(state.output !== "none" && here && paintMap(map, state.output, view, 320, here));
     const [left, top, wide, high] = cropBox(view).map((share) => `${100 * share}%`);
     Object.assign(map.style, { left, top, width: wide, height: high });
     drawOutlines(figure.querySelector("svg.outlines"), shown.slices[index], shown.size_mm);
@@ -158,7 +173,7 @@
     slider.value = index;
     slider.setAttribute("aria-valuetext", position(view, index));
     figure.querySelector("[data-position]").textContent = position(view, index);
-    const away = state.output !== "none" && here && (state.volume !== "crop" || here.index !== index);
+    const away = state.output !== "none" && here && here.index !== cropSlice(view);
     figure.querySelector("[data-note]").textContent = away ? `map of ${position(view, here.index, "crop")}` : "";
     zoom(view, figure.querySelector(".frame"));
   }
@@ -187,7 +202,7 @@
     for (const card of document.querySelectorAll("#maps .card[data-output]")) {
       const output = card.dataset.output;
       for (const image of card.querySelectorAll("img.map")) {
-        const drawn = paintMap(scratch, output, image.dataset.view, 112);
+        const drawn = paintMap(scratch, output, image.dataset.view, 112, explained(image.dataset.view));
         image.style.visibility = drawn ? "" : "hidden";
         if (drawn) image.src = scratch.toDataURL();
       }

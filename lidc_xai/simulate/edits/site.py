@@ -14,10 +14,8 @@ from scipy import ndimage
 
 from lidc_xai.errors import DataError
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
-from lidc_xai.imaging.ct.volume import AIR_HU
+from lidc_xai.imaging.crops.padding import Box, scanned_box
 from lidc_xai.simulate.grid import Floats
-
-Box = tuple[slice, slice, slice]
 
 TISSUE_HU = -500.0
 """Brighter voxels outside the nodule are vessels and the wall."""
@@ -75,7 +73,7 @@ def site_of(crop: NoduleCrop) -> Site:
     count = int(crop.consensus.sum())
     if count < FEWEST_VOXELS:
         raise DataError(f"{name}: its nodule has {count} voxels; an edit needs at least {FEWEST_VOXELS}")
-    block = unpadded(crop.ct)
+    block = scanned_box(crop.ct)
     body = crop.consensus[block]
     if crop.larger_than_box or touches_box(crop.consensus):
         raise DataError(f"{name}: its nodule is larger than the box; prepare a store with a larger --size-mm")
@@ -107,16 +105,6 @@ def _measured(crop: NoduleCrop, block: Box, body: NDArray[np.bool_], name: str) 
     return Site(
         block, spacing, ct, body, distance, lung, level, nodule, noise, body_hu, rim_hu, edge, centre, axes, radii
     )
-
-
-def unpadded(ct: NDArray) -> Box:
-    """The part of a box inside the planes that hold nothing but padding (the value of air) on its six sides."""
-    slices = []
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        filled = np.flatnonzero((ct != AIR_HU).any(axis=others))
-        slices.append(slice(int(filled[0]), int(filled[-1]) + 1) if len(filled) else slice(0, ct.shape[axis]))
-    return slices[0], slices[1], slices[2]
 
 
 def touches_box(mask: NDArray[np.bool_]) -> bool:
