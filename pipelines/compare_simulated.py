@@ -15,6 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from pydantic import Field
+from studies.appearance import LIMITS, appearance, outside_limits
 
 from lidc_xai.annotations import load_nodules
 from lidc_xai.commands.common import need_out
@@ -25,7 +26,6 @@ from lidc_xai.files import write_json
 from lidc_xai.imaging import CTVolume, read_ct
 from lidc_xai.run import Run
 from lidc_xai.simulate import simulate_ct
-from lidc_xai.simulate.realism import LIMITS, appearance, outside_limits
 
 WINDOWS = {"lung": (-1350, 150), "soft tissue": (-160, 240)}
 

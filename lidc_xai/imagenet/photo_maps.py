@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,18 +94,11 @@ def explain_images(
     photos = find_photos(paths)
     given = dict(options or {})
     _check_options([find_method(name).name for name in methods if name != "all"] or list(METHODS), given)
-    classifiers = [
-        load_classifier(name, file, size=size, labels=labels, seed=seed) for name, file in _each_model(model, weights)
-    ]
-    for one in classifiers:
-        if one.random:
-            say(f"{one.name}: {RANDOM}")
-        one.model.to(device)
+    classifiers = _load_each(model, weights, device, size=size, labels=labels, seed=seed)
     classifier = classifiers[0]
     wanted = [_find_class(classifier, target) for target in targets]
     names = _methods_for([one.model for one in classifiers], methods)
     given = _with_common(names, given, seed, max_batch)
-    result = ExplainedImages()
 
     def explained(one: Classifier, image: Tensor, classes: Sequence[int]) -> dict[str, Explanation]:
         asked = [index if score is None else SCORES[score](index) for index in classes]
@@ -124,7 +117,26 @@ def explain_images(
     if len(classifiers) > 1:
         several_models.check_alike(classifiers)
     write = by_several if len(classifiers) > 1 else by_one
-    folders = _folders(photos, Path(out))
+    return _each_photo(photos, Path(out), write)
+
+
+def _load_each(
+    model: str, weights: str | Path, device: str, *, size: int | None, labels: Path | None, seed: int
+) -> list[Classifier]:
+    """The classifiers that are named, on the device; random weights are said."""
+    classifiers = [
+        load_classifier(name, file, size=size, labels=labels, seed=seed) for name, file in _each_model(model, weights)
+    ]
+    for one in classifiers:
+        if one.random:
+            say(f"{one.name}: {RANDOM}")
+        one.model.to(device)
+    return classifiers
+
+
+def _each_photo(photos: Sequence[Path], out: Path, write: Callable[[Path, Path], None]) -> ExplainedImages:
+    """``write(photograph, folder)`` for each; one that cannot be read is skipped. ``DataError`` where none was read."""
+    result, folders = ExplainedImages(), _folders(photos, out)
     for path in track(photos, "explain photographs", len(photos)):
         try:
             write(path, folders[path])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.path import Path as Outline
 
-from lidc_xai.reporting.nodule.geometry import display_plane
+from lidc_xai.imaging.planes import extract_plane
+from lidc_xai.reporting.nodule.geometry import turned_for_display
 from lidc_xai.reporting.nodule.outlines import dice, outline_path
 
 # A point left, posterior, superior of the middle: where it must show (row share, column share) in each view.
@@ -31,7 +32,7 @@ def volume_with_point(signs: tuple[int, int, int], shape=(10, 12, 14), spacing=(
 def test_orientation_does_not_depend_on_storage(signs, view):
     array, affine, (i, j, k) = volume_with_point(signs)
     index = {"axial": k, "coronal": j, "sagittal": i}[view]
-    plane = display_plane(array, affine, view, index)
+    plane = turned_for_display(extract_plane(array, affine, view, index))
     assert plane.letters == LETTERS[view]
     row, column = np.argwhere(plane.image == 1)[0]
     height, width = plane.image.shape
@@ -46,7 +47,7 @@ def test_orientation_does_not_depend_on_storage(signs, view):
 
 def test_position_and_extent():
     array, affine, _ = volume_with_point((1, 1, 1))
-    plane = display_plane(array, affine, "axial", 0)
+    plane = turned_for_display(extract_plane(array, affine, "axial", 0))
     assert plane.position == f"z = {affine[2, 3]:.1f} mm"
     assert plane.size_mm == pytest.approx((12 * 0.8, 14 * 0.7))
 
@@ -56,7 +57,7 @@ def test_tilted_plane_has_two_letters():
     affine = np.eye(4)
     affine[:3, 0] = (np.cos(angle), np.sin(angle), 0)
     affine[:3, 1] = (-np.sin(angle), np.cos(angle), 0)
-    assert display_plane(np.zeros((4, 4, 4)), affine, "axial").letters == ("AL", "LP", "PR", "RA")
+    assert turned_for_display(extract_plane(np.zeros((4, 4, 4)), affine, "axial")).letters == ("AL", "LP", "PR", "RA")
 
 
 def curves(path: str) -> list[np.ndarray]:

@@ -7,12 +7,12 @@ import numpy as np
 import pydicom
 import pytest
 from scipy import ndimage
+from studies.appearance import LIMITS, REAL, appearance, outside_limits
 
 from lidc_xai.annotations import Nodule
 from lidc_xai.errors import UsageError
 from lidc_xai.imaging import CropStore, crop_nodule, read_ct
 from lidc_xai.simulate import SimulatedCT, simulate_crop, simulate_ct, simulate_store, write_dicom
-from lidc_xai.simulate.realism import LIMITS, REAL, appearance, outside_limits
 
 FIRST = "LIDC-IDRI-0001-s1-n0"
 

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lidc_xai.imaging.crops.plane import Plane
-from lidc_xai.imaging.planes import extract_plane
 
 _LETTERS = (("R", "L"), ("A", "P"), ("I", "S"))  # towards lower and higher x, y, z of LPS coordinates
 _WANTED_SIGN = (1, 1, -1)  # x and y grow rightwards or downwards on the screen, z grows upwards
@@ -56,16 +55,8 @@ class DisplayPlane:
         return np.ascontiguousarray(array[..., rows, columns])
 
 
-def display_plane(array: NDArray, affine: NDArray, view: str, index: int | None = None) -> DisplayPlane:
-    """Take one plane of ``array`` (z, y, x) with its 4x4 ``affine`` ((i, j, k, 1) -> LPS mm) for display.
-
-    ``index`` ``None`` takes the middle slice. Orientation letters come from the affine, not from the name of the view.
-    """
-    return turned_for_display(extract_plane(array, affine, view, index))
-
-
 def turned_for_display(plane: Plane) -> DisplayPlane:
-    """The same for a plane that is cut already."""
+    """The plane as it is shown. Orientation letters come from its affine, not from the name of the view."""
     matrix = np.array(plane.affine, dtype=np.float64)
     height, width = plane.image.shape
     column_axis, column_sign = _dominant(matrix[:3, 0])

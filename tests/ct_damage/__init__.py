@@ -1,0 +1,1 @@
+"""Ways to damage a series of CT slices; ``imaging/test_ct_faults.py`` says what each must come to."""
