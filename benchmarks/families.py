@@ -30,7 +30,10 @@ from lidc_xai.files import write_text
 from lidc_xai.run import Run
 
 TOKENS = ("cdam", "reciprocam")
-MATRIX = ("attention", "attention_rollout", "gradient_rollout", "relevance_propagation")
+MATRIX = (
+    "attention", "attention_rollout", "gradient_rollout", "relevance_propagation", "legrad", "token_ablation",
+    "token_input_x_gradient", "libragrad", "attn_lrp",
+)  # fmt: skip
 QUICK: dict[str, dict[str, Any]] = {
     "smooth_cdam": {"samples": 2}, "integrated_cdam": {"steps": 2}, "smoothgrad": {"samples": 2},
     "integrated_gradients": {"steps": 2}, "rsi_gradcam": {"steps": 2, "baseline": "zero"},
@@ -77,7 +80,14 @@ def _expected(reference: Reference, name: str, result: Any) -> Tensor | None:
             return reference.gradcam()
         shape = (result.relevance.shape[-2], result.relevance.shape[-1])
         return reference.gradcam(reference.model.get_submodule(layer), shape)
-    if (entry.norm and name in TOKENS) or (entry.norm and entry.attention and name in MATRIX):
+    by_block = entry.norm and entry.attention
+    if name in ("libragrad", "attn_lrp") and getattr(reference.model, "attn_pool", None) is not None:
+        return None  # a pooling by attention has rules of its own
+    if name == "attn_lrp" and entry.name.startswith("samvit"):
+        return None  # its position terms come from the queries: another path than the product's
+    if name == "token_ablation" and not (by_block and entry.reads == "cls"):
+        return None
+    if (entry.norm and name in TOKENS) or (by_block and name in MATRIX):
         answer: Tensor = getattr(reference, name)()
         return answer
     return None

@@ -5,7 +5,9 @@ It shares no code with the package.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +24,9 @@ class Reference:
     def __init__(self, entry: Entry, model: nn.Module, images: Tensor) -> None:
         self.entry, self.model, self.images = entry, model, images
         modules = dict(model.named_modules())
-        self.norms = [m for name, m in modules.items() if name.rpartition(".")[2] == entry.norm] if entry.norm else []
+        own = [name for name in modules if entry.norm and name.rpartition(".")[2] == entry.norm]
+        self.norms = [modules[name] for name in own]
+        self.blocks = [modules[name.rpartition(".")[0]] for name in own]
 
     def score(self, images: Tensor | None = None) -> Tensor:
         found = self.model(self.images if images is None else images)
@@ -77,8 +81,20 @@ class Reference:
                 handle.remove()
         return torch.stack(scores, 1)
 
-    def matrices(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Every block's attention (B, H, T, T), first to last, and the target's gradient there."""
+    @contextmanager
+    def watched(self, note: Callable[[Tensor], Tensor]) -> Iterator[list[Any]]:
+        """Every attention matrix is what ``note`` makes of it; handles of further hooks are taken off in the end."""
+        handles, undo = _watch_attention(self.model, note, len(self.images))
+        try:
+            yield handles
+        finally:
+            for handle in handles:
+                handle.remove()
+            undo()
+
+    def matrices(self, last: int = -1) -> tuple[list[Tensor], list[Tensor]]:
+        """Every block's attention (B, H, T, T), first to last, and the target's gradient there; blocks behind ``last``
+        give back what enters them."""
         seen: list[Tensor] = []
 
         def note(a: Tensor) -> Tensor:
@@ -87,13 +103,12 @@ class Reference:
             seen.append(a)
             return a
 
-        handles, undo = _watch_attention(self.model, note, len(self.images))
-        try:
+        def pass_on(m: nn.Module, i: Any, o: Any) -> Any:
+            return (i[0], *o[1:]) if isinstance(o, tuple) else i[0]
+
+        with self.watched(note) as handles:
+            handles += [block.register_forward_hook(pass_on) for block in self.blocks[last:][1:] if last >= 0]
             y = self.score()[:, TARGET].sum()
-        finally:
-            for handle in handles:
-                handle.remove()
-            undo()
         grads = torch.autograd.grad(y, seen, allow_unused=True)
         return [a.detach() for a in seen], [
             torch.zeros_like(a) if g is None else g for a, g in zip(seen, grads, strict=True)
@@ -128,6 +143,87 @@ class Reference:
             total = total + (one * slope).clamp(min=0).mean(1) @ total
         return self.rows(total)
 
+    def legrad(self) -> Tensor:
+        parts = [self.matrices(last)[1][last].clamp(min=0).mean((1, 2)) for last in range(len(self.blocks))]
+        return (sum(parts) / len(parts))[:, self.entry.prefix :]  # type: ignore[operator]
+
+    def token_ablation(self) -> Tensor:
+        """For a head that reads CLS: every softmax without the token's key, renormalised."""
+
+        def without(gone: int, a: Tensor) -> Tensor:
+            kept = a * (torch.arange(a.shape[-1]) != gone)
+            return kept / kept.sum(-1, keepdim=True)
+
+        prefix, scores = self.entry.prefix, []
+        with torch.no_grad():
+            whole = self.score()[:, TARGET]
+            count = self.patches()
+            for gone in range(prefix, prefix + count):
+                with self.watched(partial(without, gone)):
+                    scores.append(whole - self.score()[:, TARGET])
+        return torch.stack(scores, 1)
+
+    def patches(self) -> int:
+        """How many patch tokens there are."""
+        with torch.enable_grad():
+            return self.at(self.norms[-1])[0].flatten(1, -2).shape[1] - self.entry.prefix
+
+    def token_input_x_gradient(self) -> Tensor:
+        """Channels summed, at the output of the module that is called patch embedding."""
+        names = ("patch_embed", "patch_embeddings", "conv_proj", "embeds.proj")
+        embedding = next(
+            m for name, m in self.model.named_modules() if f".{name}".endswith(tuple(f".{n}" for n in names))
+        )
+        e, g = self.at(embedding)
+        width = [p.shape[0] for p in embedding.parameters() if p.ndim in (2, 4)][-1]
+        return (e * g).sum(next(axis for axis in (-1, 1) if e.shape[axis] == width)).flatten(1)
+
+    def libragrad(self) -> Tensor:
+        return self._changed(lambda x, share: x.detach() if share < 1 else x, constant=True)
+
+    def attn_lrp(self) -> Tensor:
+        return self._changed(_times, constant=False)
+
+    def _changed(self, through: Callable[[Tensor, float], Tensor], *, constant: bool) -> Tensor:
+        """Token × gradient with each module's output rewritten: norms with their deviation, activations with φ(x)/x as
+        constants; attention and gates a constant, or with the shares of a product."""
+
+        def norm(m: Any, i: Any, o: Tensor) -> Tensor:
+            first = type(m).__name__.endswith("Norm2d")  # channels before rows and columns
+            x = i[0].movedim(1, -1) if first else i[0]
+            dims = tuple(range(-len(m.normalized_shape), 0))
+            rest = x - x.mean(dims, keepdim=True) if isinstance(m, nn.LayerNorm) else x
+            size = (rest.square().mean(dims, keepdim=True) + m.eps).sqrt().detach()
+            y = rest / size if m.weight is None else rest / size * m.weight
+            y = y if getattr(m, "bias", None) is None else y + m.bias
+            return y.movedim(-1, 1) if first else y
+
+        def activation(m: nn.Module, i: Any, o: Tensor) -> Tensor:
+            return i[0] * (o / i[0]).nan_to_num().detach()
+
+        def gate(m: nn.Module, i: Any, o: Tensor) -> Tensor:
+            return o.detach() if constant else activation(m, i, o)
+
+        def product(m: nn.Module, i: Any) -> Any:
+            """What comes in is a product: both factors get their share of its gradient."""
+            return i if constant else (_times(i[0], 0.5), *i[1:])
+
+        with self.watched(lambda a: through(a, 0.5)) as handles:
+            glus = [m for m in self.model.modules() if hasattr(m, "fc1_g") or type(m).__name__ == "GluMlp"]
+            gates = [m.act for m in glus]
+            handles += [m.norm.register_forward_pre_hook(product) for m in glus]
+            for name, module in self.model.named_modules():
+                own = name.rpartition(".")[2]
+                if isinstance(module, nn.LayerNorm | nn.RMSNorm) or type(module).__name__.startswith("RmsNorm"):
+                    handles.append(module.register_forward_hook(norm))
+                elif module in gates:
+                    handles.append(module.register_forward_hook(gate))
+                elif own in ("act", "mlp_act") or "activations" in type(module).__module__ or type(module) is nn.GELU:
+                    handles.append(module.register_forward_hook(activation))
+                if name.endswith(("attn.proj", ".out_proj", "attn_out_proj", "attention.output.dense", "o_proj")):
+                    handles.append(module.register_forward_pre_hook(product))
+            return self.token_input_x_gradient()
+
     @staticmethod
     def _rollout(matrices: list[Tensor]) -> Tensor:
         eye = torch.eye(matrices[0].shape[-1], dtype=torch.float64)
@@ -141,6 +237,11 @@ class Reference:
         x = self.images.clone().requires_grad_()
         (g,) = torch.autograd.grad(self.score(x)[:, TARGET].sum(), x)
         return g.sum(1).flatten(1)
+
+
+def _times(x: Tensor, share: float) -> Tensor:
+    """x with ``share`` of its gradient."""
+    return share * x + (1 - share) * x.detach()
 
 
 def _maps(x: Tensor, shape: tuple[int, int] | None) -> Tensor:

@@ -25,8 +25,10 @@ HERE = (
 )  # fmt: skip
 SHARE = (
     "attention", "attention_rollout", "gradient_rollout", "relevance_propagation", "cdam", "integrated_cdam", "gradcam",
-    "reciprocam", "token_ablation", "legrad", "saliency",
+    "reciprocam", "token_ablation", "legrad", "saliency", "token_input_x_gradient", "libragrad", "attn_lrp",
 )  # fmt: skip
+SHARE_BY_BLOCK = {"legrad", "token_input_x_gradient", "libragrad", "relevance_propagation"}
+"""Measured on every family whose blocks have one attention matrix."""
 
 
 @pytest.mark.parametrize("entry", [e for e in families.ENTRIES if e.name in HERE], ids=lambda e: e.name)
@@ -35,6 +37,7 @@ def test_each_family_is_what_hooks_find(entry: Any) -> None:
     assert not [f"{name}: {value}" for name, value in found.items() if families.is_fault(value)]
     measured = {name for name, value in found.items() if isinstance(value, float)}
     assert measured >= {"saliency", "gradcam"}
+    assert not SHARE_BY_BLOCK - measured or entry.norm is None or not entry.attention
     assert ("cdam" in measured) == (entry.norm is not None and entry.name != "vit_base_patch16_rpn_224")
 
 
