@@ -19,6 +19,7 @@ from .metrics._localisation import against_readers as against_readers
 from .metrics._localisation import centred_disc_localisation as centred_disc_localisation
 from .metrics._localisation import localisation as localisation
 from .metrics._localisation import reader_agreement as reader_agreement
+from .metrics._map_attack import map_attack_stability as map_attack_stability
 from .metrics._parameter_randomisation import parameter_randomisation as parameter_randomisation
 from .metrics._parameter_randomisation import randomised as randomised
 from .metrics._radial_profile import radial_profile as radial_profile

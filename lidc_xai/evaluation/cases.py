@@ -21,6 +21,7 @@ class Case:
     named model, the two most probable classes of a classifier. ``masks``: (V,h,w) bool, the nodule's consensus;
     ``spacing_mm``: of the masks' pixels. ``case_id``, ``cluster`` (patient) and ``group`` (size) label the results.
     ``planes``: names of the planes. ``readers``: (V,R,h,w). ``parenchyma``: (V,h,w), for lung replacement.
+    ``altered``: name → (V,C,H,W), the same as another scan would have shown it (metric ``scan``).
     ``causes``: biomarker → (V,h,w), and ``without``: biomarker → (V,C,H,W), the same images simulated without it.
 
     >>> Case(images, targets=labels, case_id="two planes").plane_names
@@ -39,13 +40,14 @@ class Case:
     parenchyma: Tensor | None = None
     causes: Mapping[str, Tensor] = field(default_factory=dict)
     without: Mapping[str, Tensor] = field(default_factory=dict)
+    altered: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         count = len(self.images)
         if self.images.ndim != 4:
             raise DataError(f"case {self.case_id!r}: images are (V, C, H, W), got {tuple(self.images.shape)}")
         parts = {"targets": self.targets, "masks": self.masks, "readers": self.readers, "parenchyma": self.parenchyma}
-        for name, part in (parts | dict(self.causes) | dict(self.without)).items():
+        for name, part in (parts | dict(self.causes) | dict(self.without) | dict(self.altered)).items():
             if part is not None and len(part) != count:
                 raise DataError(f"case {self.case_id!r}: {name} are for {len(part)} planes, images for {count}")
 

@@ -22,6 +22,7 @@ from lidc_xai.evaluation.map_functions import MapFunction
 from lidc_xai.evaluation.statistics import diameter_stratum
 from lidc_xai.imaging.planes import crop_plane, planes_of
 from lidc_xai.nodules.maps import nodule_images
+from lidc_xai.nodules.scans import other_scans
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
@@ -38,22 +39,29 @@ def store_cases(
     nodule_ids: Sequence[str] | None = None,
     views: Sequence[str] | None = None,
     without: Mapping[str, CropStore] | None = None,
+    scans: bool = False,
 ) -> list[LazyCase]:
     """One case per nodule, read when its turn comes: its middle plane in each view.
 
     The patient is the cluster, the size group (by the readers' diameter) the group. ``without``: biomarker → a store of
-    the same nodules simulated without its cause.
+    the same nodules simulated without its cause. ``scans``: also the images of ``other_scans``, for the metric of that
+    name.
 
     >>> len(store_cases(model, store)) == len(store)
     True
     """
     ids = list(store.nodule_ids if nodule_ids is None else nodule_ids)
     chosen, others = tuple(views or model.preprocess.views), dict(without or {})
-    return [LazyCase(name, partial(nodule_case, model, store, name, chosen, others)) for name in ids]
+    return [LazyCase(name, partial(nodule_case, model, store, name, chosen, others, scans)) for name in ids]
 
 
 def nodule_case(
-    model: NoduleModel, store: CropStore, nodule_id: str, views: Sequence[str], without: Mapping[str, CropStore]
+    model: NoduleModel,
+    store: CropStore,
+    nodule_id: str,
+    views: Sequence[str],
+    without: Mapping[str, CropStore],
+    scans: bool = False,
 ) -> Case:
     """One nodule of ``store`` as a case.
 
@@ -78,6 +86,7 @@ def nodule_case(
         parenchyma=lung,
         causes={name: _mask(replace(crop, consensus=mask), views, "consensus") for name, mask in causes.items()},
         without={name: nodule_images(model, other.load(nodule_id), views) for name, other in without.items()},
+        altered={name: nodule_images(model, one, views) for name, one in other_scans(crop).items()} if scans else {},
     )
 
 
@@ -138,7 +147,8 @@ def _benchmark_shard(
 ) -> BenchmarkRun:
     if shard[1] > 1:
         torch.set_num_threads(1)
-    cases = store_cases(model, store, ids, views, without)
+    scans = options is not None and "scan" in options.metrics
+    cases = store_cases(model, store, ids, views, without, scans)
     total = -(-len(cases) // shard[1])
     return run_benchmark(
         model, cases, out, options, map_functions=map_functions, model_masked=model_masked, total=total, shard=shard

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -130,14 +131,18 @@ def test_maps_that_ignore_the_output_discriminate_exactly_nothing(
 def test_every_metric_runs_and_nothing_is_undefined_without_a_note(
     named: nn.Module, nodules: list[Case], tmp_path: Path
 ) -> None:
-    options = BenchmarkOptions(methods=("cdam", "smooth_cdam"), metrics=METRICS, replacements=("blur", "lung"), **FAST)
-    rows = run_benchmark(named, nodules, tmp_path, options).table()
+    attacks = {"map_attack_steps": 1, "map_attack_draws": 1}
+    options = BenchmarkOptions(
+        methods=("cdam", "smooth_cdam"), metrics=METRICS, replacements=("blur", "lung"), **FAST, **attacks
+    )
+    cases = [replace(nodules[0], altered={"kernel_smooth": nodules[0].images * 0.99}), *nodules[1:]]
+    rows = run_benchmark(named, cases, tmp_path, options).table()
     scalars = rows[rows.x.isna()]
     undefined = scalars[~np.isfinite(scalars["value"])]
     assert (undefined["note"].astype(str) != "").all()
     assert len(undefined) > 0  # the first case has no known cause
     families = {metric.split("/")[0] for metric in scalars["metric"].unique()}
-    assert families >= {*METRICS, "fidelity_lung", "box_lung", "discrimination_lung", "readers"} - {"causes"}
+    assert families >= {*METRICS, "fidelity_lung", "box_lung", "discrimination_lung", "readers", "kernel_smooth"} - {"causes", "scan"}
     assert "causes/moved" in set(scalars["metric"])
     assert set(rows["method"]) == {
         "cdam", "smooth_cdam", "centred_disc", "cdam@random_weights", "smooth_cdam@random_weights", "readers", "model",

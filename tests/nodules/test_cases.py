@@ -13,6 +13,7 @@ from lidc_xai.evaluation import BenchmarkOptions
 from lidc_xai.imaging import CropStore
 from lidc_xai.models import NoduleModel, build_model
 from lidc_xai.nodules.cases import benchmark_store, store_cases
+from lidc_xai.nodules.scans import other_scans
 from lidc_xai.simulate import simulate_store
 
 
@@ -80,3 +81,19 @@ def test_results_of_several_processes_are_those_of_one(
     with parallel_config(backend="sequential"):
         again = benchmark_store(model, store, tmp_path / "two", options, jobs=2, **common)
     assert (again.measured, again.already_there) == (0, 3)
+
+
+def test_nodules_bring_their_other_scans_where_they_are_asked_for(
+    stores: tuple[CropStore, CropStore], model: NoduleModel, tmp_path: Path
+) -> None:
+    store, _ = stores
+    crop = store.load(store.nodule_ids[0])
+    scans = other_scans(crop)
+    rough = {name: float(np.diff(one.ct, axis=2).std()) for name, one in scans.items()}
+    assert rough["kernel_smooth"] < float(np.diff(crop.ct, axis=2).std()) < rough["kernel_sharp"]
+    assert abs(float(scans["kernel_sharp"].ct.mean() - crop.ct.mean())) < 5
+    assert float((crop.ct - scans["window_up_20hu"].ct).mean()) == pytest.approx(20, abs=1e-3)
+    options = BenchmarkOptions(methods=("cdam",), metrics=("scan",), disc=False)
+    rows = benchmark_store(model, store, tmp_path, options, nodule_ids=store.nodule_ids[:1]).table()
+    assert {metric.split("/")[0] for metric in rows["metric"].astype(str)} == set(scans)
+    assert not store_cases(model, store)[0].load().altered

@@ -140,21 +140,36 @@ class Batch:
         """Label → maps on the pixel grid (B,T,H,W)."""
         return {label: self._to_pixels(maps) for label, maps in self.maps.items()}
 
-    def explain_all(self, model: nn.Module, images: Tensor, **seeds: int) -> dict[str, Tensor]:
-        """Every method's maps of ``images`` by ``model``; plain methods share one pass of the trunk."""
+    def explain_all(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        *,
+        only: int | None = None,
+        labels: Iterable[str] | None = None,
+        **seeds: int,
+    ) -> dict[str, Tensor]:
+        """Every method's maps (B,T,h,w) of ``images`` by ``model``; plain methods share one pass of the trunk.
+
+        ``only``: one of the T targets; ``labels``: some of the methods.
+        """
         chunk = self.options.explain_batch
-        parts: dict[str, list[Tensor]] = {label: [] for label in self.variants}
-        plain = [label for label, (method, given) in self.variants.items() if label == method and not given]
+        variants = {label: self.variants[label] for label in (self.variants if labels is None else labels)}
+        parts: dict[str, list[Tensor]] = {label: [] for label in variants}
+        plain = [label for label, (method, given) in variants.items() if label == method and not given]
         for start in range(0, len(images), chunk):
             some = images[start : start + chunk]
-            asked = self._rows(slice(start, start + chunk))
+            columns = self.asked.targets.columns[start : start + chunk]
+            if only is None:
+                asked = self._rows(slice(start, start + chunk))
+            else:
+                asked = columns = columns[:, only : only + 1]
             if plain:
                 usable = {k: v for k, v in seeds.items() if any(k in find_method(label).options for label in plain)}
                 for label, explanation in explain(model, some, asked, plain, **usable).items():
                     parts[label].append(spanning(explanation).double())
-            for label, (method, given) in self.variants.items():
+            for label, (method, given) in variants.items():
                 if not isinstance(method, str):
-                    columns = self.asked.targets.columns[start : start + chunk]
                     parts[label].append(run_map_function(label, method, model, some, columns))
                 elif label not in plain:
                     seeded = {k: v for k, v in seeds.items() if k in find_method(method).options}

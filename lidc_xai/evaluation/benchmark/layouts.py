@@ -130,4 +130,29 @@ LAYOUTS = (
         ),
         "Similarity with the original map: low is right with random weights, high with noise or another seed.",
     ),
+    Layout(
+        "Robustness",
+        (
+            ("attack/spearman", "attack on the output: ρ", True),
+            ("map_attack/spearman", "attack on the map, output kept: ρ", True),
+            ("window_up_20hu/spearman", "window +20 HU: ρ", True),
+            ("window_down_20hu/spearman", "window −20 HU: ρ", True),
+            ("kernel_sharp/spearman", "sharper kernel: ρ", True),
+            ("kernel_smooth/spearman", "smoother kernel: ρ", True),
+        ),
+        "Spearman correlation of the map with that of the untouched image. A map may follow an output that an attack "
+        "moved; it should stay where the output is kept, and where only the scan is another.",
+    ),
+    Layout(
+        "What the outputs do there",
+        tuple(
+            (f"{name}/output_change", heading, None)
+            for name, heading in (
+                ("attack", "attack on the output"), ("window_up_20hu", "window +20 HU"),
+                ("window_down_20hu", "window −20 HU"), ("kernel_sharp", "sharper kernel"),
+                ("kernel_smooth", "smoother kernel"),
+            )
+        ),
+        "Absolute change of the raw output (a logit, or SDs of the biomarker).",
+    ),
 )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lidc_xai.evaluation.benchmark.batch import Batch, Rows
 from lidc_xai.evaluation.benchmark.options import DISC
+from lidc_xai.evaluation.benchmark.robustness import judged, measure_attack, measure_map_attack, measure_scan
 from lidc_xai.evaluation.forward import Scored
 from lidc_xai.evaluation.map_functions import MapFunction, run_map_function
 from lidc_xai.evaluation.maps import broken, constant, distinct
@@ -61,11 +62,6 @@ ONE_OUTPUT = "the model has one output: there is no other to discriminate from"
 def suffix(name: ReplacementName) -> str:
     """Metrics with another replacement than the blur say so: fidelity_lung/area."""
     return "" if name == "blur" else f"_{name}"
-
-
-def judged(batch: Batch) -> list[int]:
-    """The targets that figures are given for: every named output; of a classifier the right class."""
-    return list(range(len(batch.outputs))) if batch.named else [0]
 
 
 def measure_fidelity(batch: Batch, rows: Rows, discriminate: bool) -> None:
@@ -287,4 +283,7 @@ SIMPLE: dict[str, Metric] = {
     "noise": measure_noise,
     "runs": measure_runs,
     "randomisation": measure_randomisation,
+    "attack": measure_attack,
+    "map_attack": measure_map_attack,
+    "scan": measure_scan,
 }

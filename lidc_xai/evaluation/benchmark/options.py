@@ -21,7 +21,7 @@ from lidc_xai.explain.registry import find_method, method_options
 
 METRICS = (
     "fidelity", "box", "discrimination", "saco", "compactness", "adcc", "deletion", "sensitivity_n", "localisation",
-    "radial", "causes", "noise", "runs", "randomisation",
+    "radial", "causes", "noise", "runs", "randomisation", "attack", "map_attack", "scan",
 )  # fmt: skip
 DISC = "centred_disc"
 RANDOM_WEIGHTS = "@random_weights"
@@ -31,9 +31,14 @@ MODEL = "model"
 TARGET, WRONG = "target", "wrong"
 """Outputs of a classifier in the results: each image's right and wrong class."""
 
+ADDED_LATER = (
+    "up_to", "attack_epsilon", "attack_steps", "map_attack_steps", "map_attack_draws", "map_attack_keep",
+)  # fmt: skip
+"""Options that a benchmark of an earlier version lacks."""
+
 MetricName = Literal[
     "fidelity", "box", "discrimination", "saco", "compactness", "adcc", "deletion", "sensitivity_n", "localisation",
-    "radial", "causes", "noise", "runs", "randomisation",
+    "radial", "causes", "noise", "runs", "randomisation", "attack", "map_attack", "scan",
 ]  # fmt: skip
 
 
@@ -85,6 +90,11 @@ class BenchmarkOptions(BaseModel):
     noise_sigma: float = Field(
         default=0.05, gt=0, description="Input noise in units of the image's standard deviation."
     )
+    attack_epsilon: float = Field(default=0.01, gt=0, description="Attacks: largest step in normalised units.")
+    attack_steps: int = Field(default=10, ge=1, description="Attack on the output: steps of PGD.")
+    map_attack_steps: int = Field(default=5, ge=1, description="Attack on the map: steps.")
+    map_attack_draws: int = Field(default=4, ge=1, description="Attack on the map: pairs of maps for a slope.")
+    map_attack_keep: float = Field(default=0.1, ge=0, description="Attack on the map: how far the score may move.")
     runs: int = Field(default=3, ge=2, description="Runs of a stochastic method that are compared.")
     curves: bool = Field(default=True, description="Keep the curves of every sample.")
     seed: int = Field(default=0, ge=0, description="Seed of ties, boxes, sets, noise and random weights.")
@@ -132,7 +142,8 @@ class BenchmarkOptions(BaseModel):
 
     def fingerprint(self, model: nn.Module) -> str:
         """Hash of these options (what only changes speed left out) and of the model's weights."""
-        later = {"up_to"} if self.up_to == 100 else set()  # a benchmark begun before this field was there goes on
+        # A benchmark begun before these fields were there goes on.
+        later = {name for name in ADDED_LATER if getattr(self, name) == type(self).model_fields[name].default}
         plain = self.model_dump(mode="json", exclude={"max_batch", "explain_batch", *later})
         digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
         for name, value in model.state_dict().items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -78,28 +79,44 @@ def attack_stability(
 def attacked(
     model: nn.Module, images: Tensor, target: TargetsLike, *, epsilon: float, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Adversarial images (B,C,H,W) that lower the score of ``target``, and how far they did (B,)."""
+    """Adversarial images (B,C,H,W) that lower the score of ``target``, and how far they did (B,).
+
+    Channels that are one picture (a CT slice shown three times) move together.
+    """
     if epsilon <= 0 or steps < 1:
         raise UsageError(f"epsilon is above 0 and steps from 1, not {epsilon} and {steps}")
     size = epsilon if steps == 1 else 2.5 * epsilon / steps
     images = Forward(model).place(images)
+    one_picture = channels_alike(images)
     with borrowed(model):
-        start = images
-
-        def score(x: Tensor) -> Tensor:
-            values = model(x)
-            spec = output_spec(model, values.shape[-1])
-            asked = resolve(target, spec, len(x), lambda: values.detach())
-            return asked.scores(Outputs(values))[:, 0]
-
+        start, score = images, score_function(model, target)
         x = start.clone()
         for _ in range(steps):
             x = x.detach().requires_grad_(True)
             gradient = torch.autograd.grad(score(x).sum(), x)[0]
+            if one_picture:
+                gradient = gradient.sum(1, keepdim=True).expand_as(gradient)
             x = torch.clamp(x.detach() - size * gradient.sign(), min=start - epsilon, max=start + epsilon)
         with torch.no_grad():
             change = score(x) - score(start)
     return x.detach(), change
+
+
+def score_function(model: nn.Module, target: TargetsLike) -> Callable[[Tensor], Tensor]:
+    """images (B,C,H,W) -> the score (B,) of the first of ``target``, with its graph."""
+
+    def score(x: Tensor) -> Tensor:
+        values = model(x)
+        spec = output_spec(model, values.shape[-1])
+        asked = resolve(target, spec, len(x), lambda: values.detach())
+        return asked.scores(Outputs(values))[:, 0]
+
+    return score
+
+
+def channels_alike(images: Tensor) -> bool:
+    """Whether every channel of (B,C,H,W) images is the same picture."""
+    return images.shape[1] > 1 and bool((images == images[:, :1]).all())
 
 
 def run_stability(
