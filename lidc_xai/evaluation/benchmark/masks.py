@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lidc_xai.evaluation.benchmark.batch import Batch, Rows
-from lidc_xai.evaluation.benchmark.metrics import judged
 from lidc_xai.evaluation.benchmark.options import MODEL, RANDOM_WEIGHTS, READERS
+from lidc_xai.evaluation.benchmark.robustness import judged
 from lidc_xai.evaluation.cases import Case
 from lidc_xai.evaluation.geometry import in_plane
 from lidc_xai.evaluation.metrics._localisation import (
