@@ -148,8 +148,10 @@ LAYOUTS = (
         tuple(
             (f"{name}/output_change", heading, None)
             for name, heading in (
-                ("attack", "attack on the output"), ("window_up_20hu", "window +20 HU"),
-                ("window_down_20hu", "window −20 HU"), ("kernel_sharp", "sharper kernel"),
+                ("attack", "attack on the output"),
+                ("window_up_20hu", "window +20 HU"),
+                ("window_down_20hu", "window −20 HU"),
+                ("kernel_sharp", "sharper kernel"),
                 ("kernel_smooth", "smoother kernel"),
             )
         ),
