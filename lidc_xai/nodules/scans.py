@@ -1,4 +1,4 @@
-"""The same nodule as another scan would have shown it: a calibration that is 20 HU off, another reconstruction kernel."""
+"""The same nodule as another scan would have shown it: HU that are 20 off, another reconstruction kernel."""
 
 from __future__ import annotations
 
