@@ -74,9 +74,9 @@ def environment() -> Environment:
     return env
 
 
-def render(template: str, **values: Any) -> str:
-    """Text of a template of this package."""
-    return environment().get_template(template).render(**values)
+def render(template: str, *, glossary: str = "", **values: Any) -> str:
+    """Text of a template of this package. ``glossary``: address of the page of words, where one lies beside it."""
+    return environment().get_template(template).render(glossary=glossary, **values)
 
 
 @lru_cache(maxsize=8)

@@ -14,6 +14,7 @@ from joblib import Parallel, delayed
 from lidc_xai.errors import DependencyError, LidcXaiError, StorageError, UsageError
 from lidc_xai.files import write_text
 from lidc_xai.progress import say, track
+from lidc_xai.reporting import glossary
 from lidc_xai.reporting.nodule.drawing import thumbnail
 from lidc_xai.reporting.nodule.facts import shown_info
 from lidc_xai.reporting.nodule.page import write_nodule
@@ -98,9 +99,10 @@ def study_report(
     )
     pages = write_pages(store, ids, out / "nodules", parts, pdf=pdf, jobs=jobs, study_link="../index.html")
     index = out / "index.html"
+    words = glossary.write_glossary(out)
     write_text(index, study_page(title, pages, performance, model_info, run_info, origin=origin_of(store)))
     write_skipped(out, pages.skipped)
-    return ReportResult(index, [index, *pages.paths], pages.skipped)
+    return ReportResult(index, [index, *pages.paths, words], pages.skipped)
 
 
 @dataclass
@@ -133,7 +135,7 @@ def write_pages(
 def _links(ids: Sequence[str], nodule_id: str, study: str) -> dict[str, str]:
     """Addresses of a page's neighbours, in the order of the table."""
     place = ids.index(nodule_id)
-    links = {"study": study}
+    links = {"study": study, "glossary": f"../{glossary.FILE}"}
     if place > 0:
         links["previous"] = f"{ids[place - 1]}.html"
     if place + 1 < len(ids):
@@ -166,6 +168,7 @@ def study_page(
     """HTML of the page with the table of nodules; ``back``: address of a page above it."""
     return render(
         "study.html.j2",
+        glossary=glossary.FILE,
         title=title,
         rows=pages.rows,
         n_patients=len({row["patient_id"] for row in pages.rows}),

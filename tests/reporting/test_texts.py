@@ -2,9 +2,11 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import escape
 
 from lidc_xai.imaging.store.crop_store import CropStore, StoreWriter
 from lidc_xai.models import build_model
@@ -13,6 +15,7 @@ from lidc_xai.nodules.explained import shared_info
 from lidc_xai.nodules.strength import Anchor
 from lidc_xai.ratings import BIOMARKERS, SCALES
 from lidc_xai.reporting import nodule_report, study_report
+from lidc_xai.reporting.glossary import WORDS
 from lidc_xai.reporting.nodule.charts import deletion_caption
 from lidc_xai.reporting.nodule.drawing import largest_indices
 from lidc_xai.reporting.nodule.flags import quality_flags
@@ -266,3 +269,19 @@ def test_a_prediction_that_fits_the_box_is_no_warning():
     assert quality_flags({"size_mm": 32.0, "n_readers": 4}, {}, {"diameter": 31.0}) == []
     (flag,) = quality_flags({"size_mm": 32.0, "n_readers": 4}, {}, {"diameter": 33.0})
     assert flag["title"] == "Predicted larger than the box"
+
+
+def test_words_are_one_page_that_every_page_links_to(made, tmp_path):
+    store = made.store(tmp_path / "store", n=1)
+    result = study_report(store, tmp_path, made.predictions(store.nodule_ids), pdf=False)
+    page = (tmp_path / "glossary.html").read_text(encoding="utf-8")
+    assert tmp_path / "glossary.html" in result.paths
+    for word, meaning in WORDS.items():
+        assert f'<th scope="row">{escape(word)}</th><td>{escape(meaning)}</td>' in page
+    assert 'href="glossary.html"' in result.index.read_text(encoding="utf-8")
+    nodule = tmp_path / "nodules" / f"{store.nodule_ids[0]}.html"
+    assert 'href="../glossary.html"' in nodule.read_text(encoding="utf-8")
+    docs = Path(__file__).parents[2] / "docs" / "glossary.md"
+    if docs.is_file():
+        lines = [line for line in docs.read_text(encoding="utf-8").splitlines() if line.startswith("| ")][1:]
+        assert lines == [f"| {word} | {meaning} |" for word, meaning in WORDS.items()]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lidc_xai.errors import DataError, DependencyError, UsageError
 from lidc_xai.files import write_json, write_text
+from lidc_xai.reporting import glossary
 from lidc_xai.reporting.benchmark.tables import benchmark_curves, benchmark_tables
 from lidc_xai.reporting.benchmark.verdict import verdict
 from lidc_xai.reporting.pages import render
@@ -78,8 +79,8 @@ def benchmark_report(
     drawn = {**values, "curves": benchmark_curves(results, outputs)}
     printed = {**drawn, "tables": [table for table in tables if table["joined"]], "curves": []}
     skipped: list[Skipped] = []
-    paths = [out / "index.html", out / "benchmark.json"]
-    write_text(paths[0], render("benchmark.html.j2", **drawn, interactive=True))
+    paths = [out / "index.html", out / "benchmark.json", glossary.write_glossary(out)]
+    write_text(paths[0], render("benchmark.html.j2", **drawn, interactive=True, glossary=glossary.FILE))
     write_json(paths[1], plain(values))
     if pdf:
         try:

@@ -15,6 +15,7 @@ from lidc_xai.evaluation.decision import decision_curve
 from lidc_xai.files import write_json, write_text
 from lidc_xai.nodules.failures import Subgroup, failure_table
 from lidc_xai.ratings import OUTPUTS
+from lidc_xai.reporting import glossary
 from lidc_xai.reporting.cohort.charts import (
     biomarker_chart,
     decision_chart,
@@ -106,7 +107,7 @@ def cohort_report(
     facts = _facts(store, ids, parts, pages, metrics, exclusions)
     values = {**facts, **_drawn(store, ids, parts, pages, facts), "title": title, "benchmark": _beside(benchmark, out)}
     paths = [out / "index.html", out / "cohort.json", out / "nodules.html"]
-    write_text(paths[0], render("cohort.html.j2", **values, interactive=True))
+    write_text(paths[0], render("cohort.html.j2", **values, interactive=True, glossary=glossary.FILE))
     write_json(paths[1], plain(facts))
     if pdf:
         try:
@@ -114,7 +115,7 @@ def cohort_report(
         except DependencyError as error:
             pages.skipped.append(Skipped("", "pdf", str(error)))
     write_skipped(out, pages.skipped)
-    return ReportResult(paths[0], [*paths, *pages.paths], pages.skipped)
+    return ReportResult(paths[0], [*paths, *pages.paths, glossary.write_glossary(out)], pages.skipped)
 
 
 def _facts(

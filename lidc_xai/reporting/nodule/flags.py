@@ -148,4 +148,4 @@ def grazing_flags(crop: NoduleCrop, maps: Mapping[str, NoduleMaps]) -> list[Flag
     if not low:
         return []
     text = f"The explained plane meets little of the outline (of its largest: {', '.join(low)})."
-    return [_flag("note", "A plane grazes the nodule", text)]
+    return [_flag("warning", "A plane grazes the nodule", text)]

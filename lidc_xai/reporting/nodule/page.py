@@ -57,7 +57,7 @@ def write_nodule(
 ) -> tuple[list[Path], list[Skipped], NoduleFacts]:
     """Write one nodule's files into ``folder``; returns them, what was left out, and the facts.
 
-    ``links``: addresses of the ``study`` page and of the ``previous`` and ``next`` nodule.
+    ``links``: addresses of the ``study`` page, the ``glossary`` and the ``previous`` and ``next`` nodule.
     """
     crop = parts.crop
     votes = store.votes[store.votes["nodule_id"] == nodule_id]
@@ -67,7 +67,14 @@ def write_nodule(
     limits = {entry["method"]: entry["limits"] for entry in facts["maps"]}
     context = None if parts.light else parts.context
     payload = viewer_payload(crop, parts.maps, limits, context, largest_indices(crop), values["windows"], parts.dense)
-    html = render("nodule.html.j2", **values, links=dict(links), interactive=True, payload=payload)
+    html = render(
+        "nodule.html.j2",
+        **values,
+        links=dict(links),
+        interactive=True,
+        payload=payload,
+        glossary=links.get("glossary", ""),
+    )
     paths, skipped = [folder / f"{nodule_id}.html", folder / f"{nodule_id}.json"], []
     write_text(paths[0], html)
     write_json(paths[1], facts)
