@@ -241,12 +241,10 @@ def benjamini_hochberg(p_values: ArrayLike, rate: float = FALSE_DISCOVERIES) -> 
     [True, True, False, False]
     """
     p = np.asarray(p_values, dtype=np.float64)
-    tested = np.flatnonzero(np.isfinite(p))
+    tested = np.isfinite(p)
     called = np.zeros(p.shape, dtype=bool)
-    order = tested[np.argsort(p[tested], kind="stable")]
-    below = np.flatnonzero(p[order] <= rate * np.arange(1, len(order) + 1) / max(len(order), 1))
-    if len(below):
-        called[order[: below[-1] + 1]] = True
+    if tested.any():
+        called[tested] = stats.false_discovery_control(p[tested]) <= rate
     return called
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from itertools import combinations, combinations_with_replacement
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -192,17 +192,9 @@ def rank_correlations(table: pd.DataFrame, minimum: int = 3) -> tuple[pd.DataFra
 
     NaN where fewer than ``minimum`` rows are left or a column is constant there; the diagonal is 1 where defined.
     """
-    names = list(table.columns)
-    correlation = pd.DataFrame(np.nan, index=names, columns=names)
-    counts = pd.DataFrame(0, index=names, columns=names)
-    values = table.to_numpy(dtype=np.float64)
-    for i, j in combinations_with_replacement(range(len(names)), 2):
-        both = np.isfinite(values[:, i]) & np.isfinite(values[:, j])
-        counts.iloc[i, j] = counts.iloc[j, i] = int(both.sum())
-        if both.sum() >= minimum:
-            rho = spearman(values[both, i], values[both, j])
-            correlation.iloc[i, j] = correlation.iloc[j, i] = float(rho)
-    return correlation, counts
+    known = table.astype(np.float64).where(lambda values: np.isfinite(values))
+    there = known.notna().astype(int)
+    return known.corr(method="spearman", min_periods=minimum), there.T @ there
 
 
 def pearson(a: ArrayLike, b: ArrayLike, scale_a: ArrayLike | None = None, scale_b: ArrayLike | None = None) -> Floats:
