@@ -88,6 +88,9 @@ def test_the_prior_comes_from_other_patients() -> None:
     same_patient = [patients[0]] * 6 + patients[6:]
     alone = next(mean_maps(members, [patients[0]] * 12)).repeatability
     assert next(mean_maps(members, same_patient)).repeatability.stable is not None
+    for own, known in ((7, True), (8, False)):  # five nodules of others are enough, four are not
+        result = next(mean_maps(members, [patients[0]] * own + patients[own:]))
+        assert (result.repeatability.stable is not None) == known
     assert plain.stable is not None
     assert alone.stable is None
     assert "5 nodules of other patients" in alone.note

@@ -59,6 +59,8 @@ def test_the_table_against_a_naive_reference(store: CropStore, tmp_path: Path) -
     double = table.loc[("models", "all", 2)]
     assert double["expected"] == pytest.approx(2 * single["agreement"] / (1 + single["agreement"]))
     assert set(table.index.get_level_values("maps")) == {"models", "random heads", "random weights"}
+    assert table.loc[("random heads", "all", 1), "agreement"] < 0.99, "every run has a random head of its own"
+    assert table.loc[("random weights", "all", 1), "agreement"] < 0.99
     written = {path.name for path in tmp_path.iterdir()}
     assert {"models-1", "random-heads-4", "random-weights-2"} <= written
     again = map_repeatability(each, store, "cdam", folder=tmp_path, resamples=200).set_index(["maps", "output", "k"])
@@ -99,6 +101,25 @@ def test_intervals_resample_models_and_patients() -> None:
     assert high - low == pytest.approx(2 * 1.96 * by_patient[:, 0].std() / np.sqrt(50), rel=0.2)
     _, low, high = resampled_mean(same, pairs, 6, ["P"] * 50, 500, 0)
     assert np.isfinite([low, high]).all()
+
+
+def test_a_pair_of_groups_weighs_as_the_product_of_its_models() -> None:
+    """Draw by draw: models and patients are drawn with replacement, and every drawn pair counts once."""
+    pairs = [((0,), (1,)), ((0,), (2,)), ((1,), (2,))]
+    values = np.random.default_rng(3).normal(size=(4, 3))
+    patients = ["B", "A", "C", "A"]
+    rng = np.random.default_rng(7)
+    of_patients, of_models = rng.multinomial(3, [1 / 3] * 3, 300), rng.multinomial(3, [1 / 3] * 3, 300)
+    means = []
+    for counts, models_drawn in zip(of_patients, of_models, strict=True):
+        drawn = [
+            values[row, place]
+            for row, patient in enumerate(patients) for place, ((a,), (b,)) in enumerate(pairs)
+            for _ in range(counts["BAC".index(patient)] * models_drawn[a] * models_drawn[b])
+        ]  # fmt: skip
+        means += [np.mean(drawn)] if drawn else []
+    mean, low, high = resampled_mean(values, pairs, 3, patients, 300, 7)
+    assert (mean, low, high) == pytest.approx((values.mean(), *np.quantile(means, [0.025, 0.975])))
 
 
 def test_only_nodules_that_no_training_saw(store: CropStore) -> None:

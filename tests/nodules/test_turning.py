@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -12,10 +13,12 @@ from torch import Tensor
 from lidc_xai.errors import DataError
 from lidc_xai.imaging import NoduleCrop
 from lidc_xai.models import NoduleModel, build_model
+from lidc_xai.nodules import predict
 from lidc_xai.nodules.maps import NoduleMaps
 from lidc_xai.nodules.turning import in_words, map_on_turn, smallest_turn, wants_turning
 from lidc_xai.reporting.edited import drawn_turn
-from lidc_xai.simulate import simulate_crop
+from lidc_xai.simulate import edit_nodule, simulate_crop
+from lidc_xai.simulate.edits.edit import EDITS
 
 
 class Bright(NoduleModel):
@@ -49,6 +52,14 @@ def test_the_smallest_edit_makes_the_nodule_larger_or_brighter(crop: NoduleCrop,
     assert turn.edit in ("diameter", "calcification", "spiculation", "margin")
     assert abs(turn.dose) == 0.25
     assert turn.changed.any()
+    after = {}
+    for name in set(EDITS) - {"remove"}:
+        for dose in (0.25, -0.25) if EDITS[name].lowest < 0 else (0.25,):
+            with suppress(DataError):
+                edited = edit_nodule(crop, name, dose, 0)[0]
+                after[name, dose] = float(predict(model, edited)["malignancy_probability"].iloc[0])
+    after = {key: value for key, value in after.items() if value >= 0.5}
+    assert (turn.edit, turn.dose) == max(after, key=lambda key: after[key]), "of those that turn it, the furthest"
     model.limit += 100
     try:
         assert smallest_turn(model, crop) is None
