@@ -110,7 +110,7 @@ def _readers(config: Audit, device: str) -> list[Reader]:
         raise UsageError("--model names no model")
     readers = []
     for name in names:
-        models = [model for one in name.split("+") for model in _loaded(one, config.weights)]
+        models = [model for one in name.split("+") for model in loaded(one, config.weights)]
         if len({model.output_names for model in models}) > 1:
             raise UsageError(f"--model {name}: different outputs cannot be averaged; join models of the same outputs")
         short = "+".join(map(_short, name.split("+")))
@@ -118,7 +118,8 @@ def _readers(config: Audit, device: str) -> list[Reader]:
     return readers
 
 
-def _loaded(name: str, weights: Path | None) -> list[NoduleModel]:
+def loaded(name: str, weights: Path | None) -> list[NoduleModel]:
+    """The models of a folder, a run or a shipped name; ``weights`` where they are adapters."""
     needs = any(is_adapter(folder) for folder in member_folders(name))
     return load_models(name, weights if needs else None)
 

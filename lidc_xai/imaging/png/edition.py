@@ -181,7 +181,7 @@ def png_crop(
     annotations as masks.
     """
     calibration = calibration or hu_of_pictures(png.images, {}, name=png.name)
-    ct = _as_volume(png, match, calibration)
+    ct = png_volume(png, match, calibration)
     shape = np.array(png.images.shape)[::-1]
     low = np.array(match.box.low) - match.offset
     first, last = np.maximum(low, 0), np.minimum(low + match.masks.shape[:0:-1], shape)  # what the pictures show
@@ -202,7 +202,8 @@ def _triple(values: NDArray[np.int64]) -> tuple[int, int, int]:
     return i, j, k
 
 
-def _as_volume(png: PngNodule, match: PngMatch, calibration: Calibration) -> CTVolume:
+def png_volume(png: PngNodule, match: PngMatch, calibration: Calibration) -> CTVolume:
+    """The pictures of one nodule of the edition as a piece of its scan, in HU, at its place."""
     nodule, (i, j, k) = match.nodule, match.offset.tolist()
     heights = nodule.slice_positions_mm[max(k, 0) : k + len(png.images)]
     if k < 0 or len(heights) < len(png.images):

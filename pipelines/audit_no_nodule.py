@@ -1,0 +1,173 @@
+"""Crops that are no nodule: how often do the probability, the words and the maps look strong all the same?
+
+    python pipelines/audit_no_nodule.py --slices slices.zip --hu png_hu.csv --model RUN --nodules 60 --out runs/no-nodule
+
+From the pictures around nodules of known HU, boxes elsewhere are cut: empty lung, a vessel, the pleura, each as far from
+every outline as the box is wide. ``--model``: as in audit_edits.py; each box is read by models that never saw its
+patient. A map is strong where its largest score is above the upper quartile of the nodules' own maps, weak below the
+lower one. no_nodule.csv: shares by kind with intervals by patient; crops.csv: a row per crop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from audit.measure import Reader
+from audit.places import KINDS, places
+from audit_edits import loaded
+from pydantic import Field
+
+from lidc_xai.annotations import load_nodules
+from lidc_xai.commands.common import need_out, need_path, pick_device, words
+from lidc_xai.commands.script import run_script
+from lidc_xai.config import Config
+from lidc_xai.csv_files import write_csv
+from lidc_xai.errors import DataError, UsageError
+from lidc_xai.evaluation.statistics import bootstrap_mean
+from lidc_xai.imaging import NoduleCrop, crop_nodule
+from lidc_xai.imaging.png.edition import png_crop, png_volume
+from lidc_xai.imaging.png.learned import hu_of_pictures
+from lidc_xai.imaging.png.lines import HuLines
+from lidc_xai.imaging.png.match import match_nodule
+from lidc_xai.imaging.png.source import open_edition
+from lidc_xai.nodules import predict
+from lidc_xai.nodules.ensemble import models_for
+from lidc_xai.nodules.strength import Anchor
+from lidc_xai.progress import track
+from lidc_xai.run import Run
+from lidc_xai.skipped import Skipped
+
+NODULE = "nodule"
+SURE = 0.3
+"""A probability this far from one half is a clear verdict."""
+FEWEST_SLICES = 3
+
+
+class NoNodule(Config):
+    """Fields of the script."""
+
+    slices: Path | None = Field(None, description="The PNG edition, a zip or a folder.")
+    hu: Path | None = Field(None, description="Its calibration, png_hu.csv.")
+    model: str | None = Field(None, description="A model, a run, or several joined by +.")
+    weights: Path | None = Field(None, description="Published weights, where the models are adapters.")
+    nodules: int = Field(60, ge=20, description="Nodules around which places are looked for, drawn by the seed.")
+    methods: list[str] = Field(["cdam", "attn_lrp", "gradcam", "attention"], description="Maps.")
+    output: str = Field("malignancy", description="The output whose maps are looked at.")
+    turns: int | None = Field(None, description="1 or 8 turns of every plane; as the models average by default.")
+
+
+def measure(config: NoNodule, run: Run) -> None:
+    """Cut, read, tabulate."""
+    if not config.model:
+        raise UsageError("--model is missing")
+    models = [model for one in config.model.split("+") for model in loaded(one, config.weights)]
+    reader = Reader(config.model, models, words(config.methods), config.turns, pick_device(config.device))
+    if config.output not in reader.output_names:
+        raise UsageError(f"--output {config.output}: the model has {', '.join(reader.output_names)}")
+    out = need_out(config)
+    rows = [row for patient, kind, crop in crops(config, reader, run) for row in read(config, reader, patient, kind, crop)]
+    table = ranked(pd.DataFrame(rows))
+    write_csv(out / "crops.csv", table)
+    write_csv(out / "no_nodule.csv", summary(table))
+    print(out / "no_nodule.csv")
+
+
+def crops(config: NoNodule, reader: Reader, run: Run) -> Iterator[tuple[str, str, NoduleCrop]]:
+    """(patient, kind, crop): nodules of known HU, and the places around each."""
+    edition = open_edition(need_path(config.slices, "--slices"))
+    known: dict[str, list[Any]] = {}
+    for nodule in load_nodules():
+        known.setdefault(nodule.patient_id, []).append(nodule)
+    groups = {(patient, group) for patient, numbers in edition.patients.items() for group in numbers}
+    lines = HuLines(need_path(config.hu, "--hu"), groups)
+    usable = sorted(key for key in groups if lines.of(*key) and models_for(reader.models, key[0]))
+    if not usable:
+        raise DataError("no nodule of known HU is of a patient that a model has not seen")
+    order = np.random.default_rng(config.seed).permutation(len(usable))[: config.nodules]
+    for place in track(order, "no nodule", len(order)):
+        patient, group = usable[place]
+        try:
+            png = edition.read(patient, group)
+            match = match_nodule(png, known[patient])
+            if len(png.images) < FEWEST_SLICES:
+                raise DataError(f"{png.name}: {len(png.images)} slices; {FEWEST_SLICES} are needed to tell a vessel")
+            calibration = hu_of_pictures(png.images, lines.of(patient, group), [], png.name)
+            nodule = png_crop(png, match, calibration=calibration)
+        except DataError as error:
+            run.skipped.append(Skipped(f"{patient}/nodule-{group}", "crop", str(error)))
+            continue
+        yield patient, NODULE, nodule
+        ct, spacing = png_volume(png, match, calibration), match.nodule.pixel_spacing_mm
+        others = [
+            tuple((one.centroid[[1, 0]] - match.offset[[1, 0]]) * spacing) + (max(reading.diameter_mm for reading in one.readers) / 2,)
+            for one in known[patient]
+            if one.nodule_id != match.nodule.nodule_id and one.series_uid == match.nodule.series_uid
+        ]
+        found = places(calibration.to_hu(png.images), png.masks.any(0), spacing, 32.0, config.seed, others)
+        for kind, (row, column) in found.items():
+            at = ct.stored_index_to_mm(np.array([column, row, (len(png.images) - 1) / 2]))
+            yield patient, kind, crop_nodule(ct, at, nodule_id=f"{nodule.nodule_id}-{kind}")
+
+
+def read(config: NoNodule, reader: Reader, patient: str, kind: str, crop: NoduleCrop) -> list[dict[str, Any]]:
+    """What a page would say of a crop: the prediction, and the largest score of each method's map."""
+    models = reader.of(patient)
+    said = predict(models, [crop], device=str(next(models[0].parameters()).device)).iloc[0]
+    about = {"crop": crop.nodule_id, "patient_id": patient, "kind": kind, "in_doubt": bool(said["flag"])}
+    about |= {name: said[name] for name in ("malignancy_probability", "malignancy_words", "subtlety", "diameter") if name in said}
+    column = torch.tensor([[reader.output_names.index(config.output)]])
+    maps = reader.maps(models, [crop], column)
+    return [about | {"method": method, "largest": float(one.abs().max())} for method, one in maps.items()]
+
+
+def ranked(rows: pd.DataFrame) -> pd.DataFrame:
+    """``rank`` of every map against the quartiles of the nodules' maps of its method."""
+    found = []
+    for _, own in rows.groupby("method", sort=False):
+        weak, strong, full = np.percentile(own.loc[own["kind"] == NODULE, "largest"], [25, 75, 95])
+        anchor = Anchor(full, weak, strong, int((own["kind"] == NODULE).sum()))
+        found.append(own.assign(rank=own["largest"].map(anchor.rank)))
+    return pd.concat(found, ignore_index=True)
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """By kind: shares and means with 95 % intervals by patient. ``strong in all``: a clear verdict, a usual or strong
+    map of the first method, and no doubt on the page."""
+    table = []
+    first = rows["method"].iloc[0]
+    for kind in (NODULE, *KINDS):
+        of_kind = rows[rows["kind"] == kind]
+        one = of_kind[of_kind["method"] == first]
+        if one.empty:
+            continue
+        sure = (one["malignancy_probability"] - 0.5).abs() >= SURE
+        figures = {
+            "probability": one["malignancy_probability"], "high rating": one["malignancy_probability"] >= 0.5,
+            "clear verdict": sure, "in doubt": one["in_doubt"],
+        }  # fmt: skip
+        for name in ("subtlety", "diameter"):
+            if name in one:
+                figures[name] = one[name]
+        for method, own in of_kind.groupby("method", sort=False):
+            figures |= {f"{method} {rank}": own["rank"] == rank for rank in ("strong", "weak")}
+        figures["strong in all"] = sure & (one["rank"] != "weak") & ~one["in_doubt"]
+        for figure, values in figures.items():
+            patients = of_kind.loc[values.index, "patient_id"].tolist()
+            mean = bootstrap_mean(values.astype(float).tolist(), patients)
+            table.append({"kind": kind, "figure": figure, "crops": len(values), "patients": len(set(patients)),
+                          "mean": round(mean.mean, 3), "low": round(mean.low, 3), "high": round(mean.high, 3)})  # fmt: skip
+    return pd.DataFrame(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return run_script("audit_no_nodule", NoNodule, measure, __doc__ or "", arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
