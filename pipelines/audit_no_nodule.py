@@ -1,9 +1,9 @@
 """Crops that are no nodule: how often do the probability, the words and the maps look strong all the same?
 
-    python pipelines/audit_no_nodule.py --slices slices.zip --hu png_hu.csv --model RUN --nodules 60 --out runs/no-nodule
+    python pipelines/audit_no_nodule.py --slices slices.zip --hu png_hu.csv --model RUN --out runs/no-nodule
 
-From the pictures around nodules of known HU, boxes elsewhere are cut: empty lung, a vessel, the pleura, each as far from
-every outline as the box is wide. ``--model``: as in audit_edits.py; each box is read by models that never saw its
+From the pictures around nodules of known HU, boxes elsewhere are cut: empty lung, a vessel, the pleura, none with
+an outline in its box. ``--model``: as in audit_edits.py; each box is read by models that never saw its
 patient. A map is strong where its largest score is above the upper quartile of the nodules' own maps, weak below the
 lower one. no_nodule.csv: shares by kind with intervals by patient; crops.csv: a row per crop.
 """
@@ -70,7 +70,7 @@ def measure(config: NoNodule, run: Run) -> None:
     if config.output not in reader.output_names:
         raise UsageError(f"--output {config.output}: the model has {', '.join(reader.output_names)}")
     out = need_out(config)
-    rows = [row for patient, kind, crop in crops(config, reader, run) for row in read(config, reader, patient, kind, crop)]
+    rows = [row for found in crops(config, reader, run) for row in read(config, reader, *found)]
     table = ranked(pd.DataFrame(rows))
     write_csv(out / "crops.csv", table)
     write_csv(out / "no_nodule.csv", summary(table))
@@ -104,7 +104,8 @@ def crops(config: NoNodule, reader: Reader, run: Run) -> Iterator[tuple[str, str
         yield patient, NODULE, nodule
         ct, spacing = png_volume(png, match, calibration), match.nodule.pixel_spacing_mm
         others = [
-            tuple((one.centroid[[1, 0]] - match.offset[[1, 0]]) * spacing) + (max(reading.diameter_mm for reading in one.readers) / 2,)
+            tuple((one.centroid[[1, 0]] - match.offset[[1, 0]]) * spacing)
+            + (max(reading.diameter_mm for reading in one.readers) / 2,)
             for one in known[patient]
             if one.nodule_id != match.nodule.nodule_id and one.series_uid == match.nodule.series_uid
         ]
@@ -119,7 +120,8 @@ def read(config: NoNodule, reader: Reader, patient: str, kind: str, crop: Nodule
     models = reader.of(patient)
     said = predict(models, [crop], device=str(next(models[0].parameters()).device)).iloc[0]
     about = {"crop": crop.nodule_id, "patient_id": patient, "kind": kind, "in_doubt": bool(said["flag"])}
-    about |= {name: said[name] for name in ("malignancy_probability", "malignancy_words", "subtlety", "diameter") if name in said}
+    shown = ("malignancy_probability", "malignancy_words", "subtlety", "diameter")
+    about |= {name: said[name] for name in shown if name in said}
     column = torch.tensor([[reader.output_names.index(config.output)]])
     maps = reader.maps(models, [crop], column)
     return [about | {"method": method, "largest": float(one.abs().max())} for method, one in maps.items()]
@@ -159,8 +161,9 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
         for figure, values in figures.items():
             patients = of_kind.loc[values.index, "patient_id"].tolist()
             mean = bootstrap_mean(values.astype(float).tolist(), patients)
-            table.append({"kind": kind, "figure": figure, "crops": len(values), "patients": len(set(patients)),
-                          "mean": round(mean.mean, 3), "low": round(mean.low, 3), "high": round(mean.high, 3)})  # fmt: skip
+            ends = {name: round(getattr(mean, name), 3) for name in ("mean", "low", "high")}
+            counts = {"crops": len(values), "patients": len(set(patients))}
+            table.append({"kind": kind, "figure": figure} | counts | ends)
     return pd.DataFrame(table)
 
 

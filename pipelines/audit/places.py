@@ -18,9 +18,9 @@ def place_kind(hu: NDArray[np.floating], spacing_mm: float) -> str | None:
     """What lies in the middle of a box (z, y, x) of HU, or None where it is neither of ``KINDS``.
 
     lung: no tissue (above -500 HU) within 5 mm of the middle in its slice and less than 4 % in the box's slice; vessel:
-    tissue in the middle that is an island of less than 80 mm² in its slice and goes on through all slices, in a box that
-    is lung by 3/4; pleura: the middle lies within 2 mm of the edge of tissue that fills 25 to 65 % of the slice and
-    reaches its border.
+    tissue in the middle that is an island of less than 80 mm² in its slice and goes on through all slices, in a box
+    that is lung by 3/4; pleura: the middle lies within 2 mm of the edge of tissue that fills 25 to 65 % of the slice
+    and reaches its border.
     """
     smooth = ndimage.gaussian_filter(hu.astype(np.float64), (0, 0.5 / spacing_mm, 0.5 / spacing_mm))
     tissue = smooth > TISSUE_HU
@@ -78,9 +78,7 @@ def places(
     return found
 
 
-def _on_tissue(
-    hu: NDArray[np.floating], r: int, c: int, half: int, shadow: NDArray[np.bool_]
-) -> tuple[int, int]:
+def _on_tissue(hu: NDArray[np.floating], r: int, c: int, half: int, shadow: NDArray[np.bool_]) -> tuple[int, int]:
     """The middle of the nearest island of tissue within 4 pixels, where there is one: a vessel is met in its middle."""
     window = hu[len(hu) // 2, r - 4 : r + 5, c - 4 : c + 5] > TISSUE_HU
     if not window[2:7, 2:7].any() or window.mean() > 0.5:

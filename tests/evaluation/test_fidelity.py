@@ -12,7 +12,7 @@ from lidc_xai.errors import DataError, UsageError
 from lidc_xai.evaluation import box_sensitivity, class_discrimination, fidelity, wrong_class
 from lidc_xai.evaluation.maps import tie_permutation
 from lidc_xai.evaluation.metrics._box_sensitivity import random_boxes
-from lidc_xai.evaluation.replacement import Replacement
+from lidc_xai.evaluation.replacement import Replacement, inpainted
 
 
 def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
@@ -350,3 +350,27 @@ def test_a_copy_of_another_model_and_a_part_off_the_curve_are_refused(vit: nn.Mo
     for bad in (0, 33, 110):
         with pytest.raises(UsageError, match="up_to is a point of the curve: a multiple of 5"):
             fidelity(vit, images, torch.rand(4, 4, 4), 1, up_to=bad)
+
+
+def test_inpainting_fills_from_what_is_left(vit: nn.Module, images: Tensor) -> None:
+    flat = torch.full((2, 3, 9, 7), 1.5, dtype=torch.float64)
+    gone = torch.rand(2, 1, 9, 7, generator=torch.Generator().manual_seed(0)) < 0.7
+    torch.testing.assert_close(inpainted(flat, gone), flat)  # one grey level stays it
+    torch.testing.assert_close(inpainted(images, torch.zeros_like(images[:, :1], dtype=torch.bool)), images)
+    everything = torch.ones_like(images[:, :1], dtype=torch.bool)
+    torch.testing.assert_close(inpainted(images, everything), Replacement("mean").of(images))
+    changed, half, middle = images.clone(), everything.clone(), images.shape[-1] // 2
+    half[..., :middle] = False
+    changed[..., middle:] = 99.0
+    torch.testing.assert_close(inpainted(changed, half), inpainted(images, half))  # what is gone has no say
+    torch.testing.assert_close(inpainted(changed, half)[..., :middle], images[..., :middle])
+    maps = torch.rand(images[:, 0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = fidelity(vit, images, maps, 0, points=3, inpaint=True)
+    count = maps[0].numel() // 2
+    for b in range(len(images)):
+        most = maps[b].flatten().argsort(descending=True)[:count]
+        mask = torch.zeros(maps[b].numel(), dtype=torch.bool)
+        mask[most] = True
+        with torch.no_grad():
+            naive = vit(inpainted(images[b : b + 1], mask.view(1, 1, *maps[b].shape)))[0, 0]
+        assert found.mif[b, 1] == pytest.approx(float(naive), abs=1e-6)

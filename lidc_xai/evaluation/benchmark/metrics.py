@@ -70,16 +70,22 @@ def measure_fidelity(batch: Batch, rows: Rows, discriminate: bool) -> None:
         _curves(batch, rows, name, batch.asked, "", discriminate)
         if batch.masked is not None:
             _curves(batch, rows, name, read_by(batch.asked, batch.masked), TUNED, False)
+    if batch.options.inpaint:
+        _curves(batch, rows, "mean", batch.asked, "", False, inpaint=True)
+        if batch.masked is not None:
+            _curves(batch, rows, "mean", read_by(batch.asked, batch.masked), TUNED, False, inpaint=True)
 
 
-def _curves(batch: Batch, rows: Rows, name: ReplacementName, asked: Scored, by: str, discriminate: bool) -> None:
+def _curves(
+    batch: Batch, rows: Rows, name: ReplacementName, asked: Scored, by: str, discriminate: bool, inpaint: bool = False
+) -> None:
     """Curves of one fill, read by the model itself or (``by``) by its copy tuned with replaced patches."""
     removed = batch.removed(name)
     ends = batch.ends(name) if asked is batch.asked else replaced_outputs(asked.forward, asked.outputs, removed)
-    family, up_to = f"fidelity{suffix(name)}{by}", batch.options.up_to
+    family, up_to = f"fidelity{'_inpaint' if inpaint else suffix(name)}{by}", batch.options.up_to
     for label, maps in batch.pixels.items():
         outputs = curve_outputs(
-            asked.forward, asked.images, removed, maps, ends, batch.options.points, batch.options.seed
+            asked.forward, asked.images, removed, maps, ends, batch.options.points, batch.options.seed, inpaint
         )
         scores = np.asarray(asked.read(outputs).cpu().numpy())  # (B, map, 2, P, score)
         bad, flat = broken(maps).cpu().numpy(), constant(maps).cpu().numpy()

@@ -32,7 +32,7 @@ TARGET, WRONG = "target", "wrong"
 """Outputs of a classifier in the results: each image's right and wrong class."""
 
 ADDED_LATER = (
-    "up_to", "attack_epsilon", "attack_steps", "map_attack_steps", "map_attack_draws", "map_attack_keep",
+    "up_to", "inpaint", "attack_epsilon", "attack_steps", "map_attack_steps", "map_attack_draws", "map_attack_keep",
 )  # fmt: skip
 """Options that a benchmark of an earlier version lacks."""
 
@@ -78,6 +78,7 @@ class BenchmarkOptions(BaseModel):
     sigma_mm: float | None = Field(default=None, gt=0, description="Blur in mm, where the cases have a spacing.")
     points: int = Field(default=POINTS, ge=2, description="Points of the MIF and LIF curves.")
     up_to: float = Field(default=100.0, gt=0, le=100, description="Areas of the curves over 0 to so many percent.")
+    inpaint: bool = Field(default=False, description="Fidelity also with removed pixels filled from those left.")
     boxes: int = Field(default=100, ge=3, description="Boxes per size.")
     sizes: tuple[int, ...] = Field(default=SIDES_AT_224, description="Sides of the boxes in px at 224.")
     sets: int = Field(default=100, ge=3, description="Random pixel sets per share (Sensitivity-n).")

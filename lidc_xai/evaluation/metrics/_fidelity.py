@@ -24,6 +24,7 @@ from lidc_xai.errors import UsageError
 from lidc_xai.evaluation.forward import Forward, Scored, scored_for_one
 from lidc_xai.evaluation.maps import CONSTANT, NOT_FINITE, MapLike, as_pixels, broken, constant, distinct, pixel_ranks
 from lidc_xai.evaluation.options import Perturbing, options_as
+from lidc_xai.evaluation.replacement import Replacement, inpainted
 from lidc_xai.evaluation.results import Result, finite, first_reason, trapezoid
 from lidc_xai.evaluation.statistics import Floats
 from lidc_xai.explain.targets import Outputs, TargetsLike
@@ -59,13 +60,15 @@ class FidelityOptions(Perturbing):
     """``points`` of the curve, ends included. ``normalise``: divide each curve by its own first value.
 
     ``model_masked``: a copy of the model tuned with patches replaced, whose score is followed in place of the model's.
-    ``up_to``: areas over 0 to so many percent; a point of the curve.
+    ``up_to``: areas over 0 to so many percent; a point of the curve. ``inpaint``: removed pixels are filled from those
+    that are left, in place of ``replacement``.
     """
 
     points: int = POINTS
     normalise: bool = False
     model_masked: nn.Module | None = None
     up_to: float = 100.0
+    inpaint: bool = False
 
     def __post_init__(self) -> None:
         if self.points < 2:
@@ -90,9 +93,11 @@ def fidelity(
     if chosen.model_masked is not None:
         asked = read_by(asked, chosen.forward(chosen.model_masked))
     maps = as_pixels(relevance, len(asked.images), asked.size, asked.images.device)
-    removed = chosen.removed(asked.images)
+    removed = Replacement("mean").of(asked.images) if chosen.inpaint else chosen.removed(asked.images)
     ends = replaced_outputs(asked.forward, asked.outputs, removed)
-    outputs = curve_outputs(asked.forward, asked.images, removed, maps[:, None], ends, chosen.points, chosen.seed)
+    outputs = curve_outputs(
+        asked.forward, asked.images, removed, maps[:, None], ends, chosen.points, chosen.seed, chosen.inpaint
+    )
     scores = asked.read(outputs)[:, 0, ..., 0].cpu().numpy()
     return fidelity_result(
         scores, broken(maps).cpu().numpy(), constant(maps).cpu().numpy(), chosen.normalise, chosen.up_to
@@ -123,9 +128,13 @@ def replaced_outputs(forward: Forward, plain: Outputs, removed: Tensor) -> Outpu
 
 
 def curve_outputs(
-    forward: Forward, images: Tensor, removed: Tensor, maps: Tensor, ends: Outputs, points: int, seed: int
-) -> Outputs:
-    """Outputs (B,M,2,points,C) along MIF (first) and LIF of M maps (B,M,H,W) an image; equal maps are run once."""
+    forward: Forward, images: Tensor, removed: Tensor, maps: Tensor, ends: Outputs, points: int, seed: int,
+    inpaint: bool = False,
+) -> Outputs:  # fmt: skip
+    """Outputs (B,M,2,points,C) along MIF (first) and LIF of M maps (B,M,H,W) an image; equal maps are run once.
+
+    ``inpaint``: removed pixels are filled from those that are left; ``removed`` is then what is shown where none is.
+    """
     different, which = distinct(maps)
     ranks = pixel_ranks(different, seed)
     count = different.shape[1]
@@ -136,7 +145,10 @@ def curve_outputs(
         at = torch.arange(first, last, device=ranks.device)
         pixel_rank, step = ranks[image, at // copies], at % copies
         gone = (pixel_rank >= low[step, None, None]) & (pixel_rank < high[step, None, None])
-        torch.where(gone[:, None], removed[image], images[image], out=buffer)
+        if inpaint:
+            buffer.copy_(inpainted(images[image].expand(len(gone), -1, -1, -1), gone[:, None]))
+        else:
+            torch.where(gone[:, None], removed[image], images[image], out=buffer)
 
     inner = forward.copies(images, count * copies, fill)
     values = _with_ends(inner.values, ends.values, count, which)
