@@ -22,7 +22,7 @@ from audit.places import KINDS, places
 from audit_edits import loaded
 from pydantic import Field
 
-from lidc_xai.annotations import load_nodules
+from lidc_xai.annotations import Nodule, load_nodules
 from lidc_xai.commands.common import need_out, need_path, pick_device, words
 from lidc_xai.commands.script import run_script
 from lidc_xai.config import Config
@@ -80,7 +80,7 @@ def measure(config: NoNodule, run: Run) -> None:
 def crops(config: NoNodule, reader: Reader, run: Run) -> Iterator[tuple[str, str, NoduleCrop]]:
     """(patient, kind, crop): nodules of known HU, and the places around each."""
     edition = open_edition(need_path(config.slices, "--slices"))
-    known: dict[str, list[Any]] = {}
+    known: dict[str, list[Nodule]] = {}
     for nodule in load_nodules():
         known.setdefault(nodule.patient_id, []).append(nodule)
     groups = {(patient, group) for patient, numbers in edition.patients.items() for group in numbers}
@@ -104,8 +104,7 @@ def crops(config: NoNodule, reader: Reader, run: Run) -> Iterator[tuple[str, str
         yield patient, NODULE, nodule
         ct, spacing = png_volume(png, match, calibration), match.nodule.pixel_spacing_mm
         others = [
-            tuple((one.centroid[[1, 0]] - match.offset[[1, 0]]) * spacing)
-            + (max(reading.diameter_mm for reading in one.readers) / 2,)
+            (*((one.centroid[[1, 0]] - match.offset[[1, 0]]) * spacing), _radius_mm(one))
             for one in known[patient]
             if one.nodule_id != match.nodule.nodule_id and one.series_uid == match.nodule.series_uid
         ]
@@ -113,6 +112,10 @@ def crops(config: NoNodule, reader: Reader, run: Run) -> Iterator[tuple[str, str
         for kind, (row, column) in found.items():
             at = ct.stored_index_to_mm(np.array([column, row, (len(png.images) - 1) / 2]))
             yield patient, kind, crop_nodule(ct, at, nodule_id=f"{nodule.nodule_id}-{kind}")
+
+
+def _radius_mm(nodule: Nodule) -> float:
+    return max(reading.diameter_mm for reading in nodule.readers) / 2
 
 
 def read(config: NoNodule, reader: Reader, patient: str, kind: str, crop: NoduleCrop) -> list[dict[str, Any]]:
