@@ -83,7 +83,7 @@ def _on_tissue(hu: NDArray[np.floating], r: int, c: int, half: int, shadow: NDAr
     window = hu[len(hu) // 2, r - 4 : r + 5, c - 4 : c + 5] > TISSUE_HU
     if not window[2:7, 2:7].any() or window.mean() > 0.5:
         return r, c
-    y, x = (int(round(value)) for value in ndimage.center_of_mass(window))
+    y, x = (round(value) for value in ndimage.center_of_mass(window))
     r, c = r + y - 4, c + x - 4
     rows, columns = shadow.shape
     inside = half <= r < rows - half and half <= c < columns - half
