@@ -61,7 +61,9 @@ class ReportConfig(Config):
     maps: Path | None = Field(None, description="The folder that explain wrote to.")
     nodule: list[str] = Field([], description="Nodule ids; repeat it or separate by commas. All by default.")
     limit: int | None = Field(None, ge=1, description="Only the first so many of them.")
-    method: list[str] = Field(["cdam", "attention"], description="Methods to show, separated by commas.")
+    method: list[str] = Field(
+        ["cdam", "attn_lrp", "attention"], description="Methods to show, separated by commas (docs/faithfulness.md)."
+    )
     dicom: Path | None = Field(None, description="The DICOM folder of the store: shows 72 mm around each nodule.")
     paper: Literal["A4", "Letter"] = Field("A4", description="Of the PDF: A4 or Letter.")
     pdf: bool = Field(True, description="Also write PDF; off with --set pdf=false.")

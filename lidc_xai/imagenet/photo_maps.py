@@ -220,6 +220,9 @@ def _write(
 ) -> None:
     """The three files of one photograph."""
     values = _values(photo, classifier, logits, classes, score, fit, explanations)
+    for name, result in explanations.items():
+        for note in result.notes:
+            say(f"{photo.path.name}: {name}: {note}")
     maps = {name: result.relevance[0].float().cpu().numpy() for name, result in explanations.items()}
     rows = [f"{entry['name']}\nlogit {entry['logit']:.3g}, p {entry['probability']:.3f}" for entry in values["targets"]]
     title = f"{photo.path.name}: {classifier.name}, {values['weights']['source']} weights"
@@ -274,6 +277,7 @@ def _method_values(result: Explanation) -> dict[str, Any]:
         "grid": list(result.relevance.shape[-2:]),
         "options": {name: _plain(value) for name, value in result.options.items()},
         "extras": {name: _plain(value) for name, value in result.extras.items()},
+        "notes": list(result.notes),
         "minimum": flat.amin(1).tolist(),
         "maximum": flat.amax(1).tolist(),
         "sum": flat.sum(1).tolist(),

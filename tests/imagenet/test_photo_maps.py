@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ import torch
 from PIL import Image
 
 from lidc_xai.errors import DataError, ModelError, UsageError
-from lidc_xai.explain import LogOdds, explain
+from lidc_xai.explain import Explanation, LogOdds, explain
 from lidc_xai.imagenet import explain_images, load_classifier, read_photo
 from lidc_xai.imagenet.panel import overlay, strength
+from lidc_xai.progress import show_progress
 
 
 def test_maps_values_and_sheet(photo: Path, vit_file: Path, tmp_path: Path) -> None:
@@ -48,6 +51,25 @@ def test_maps_values_and_sheet(photo: Path, vit_file: Path, tmp_path: Path) -> N
     with Image.open(tmp_path / "halves" / "panel.png") as sheet:
         assert min(sheet.size) > 300
         assert "random" not in sheet.text["Comment"]
+
+
+def test_a_map_that_peaks_in_a_lone_token_is_told_of(
+    photo: Path, vit_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoiled(*args: Any, **options: Any) -> dict[str, Explanation]:
+        found = explain(*args, **options)
+        relevance = torch.full_like(found["cdam"].relevance, 0.1)
+        relevance[..., 2, 3] = 1.0
+        return {**found, "cdam": replace(found["cdam"], relevance=relevance)}
+
+    monkeypatch.setattr("lidc_xai.imagenet.photo_maps.explain", spoiled)
+    with show_progress():
+        explain_images([photo], "test_vit", tmp_path, weights=vit_file, targets=[1, 2], methods=["cdam", "saliency"])
+    values = json.loads((tmp_path / "halves" / "values.json").read_text())
+    (note,) = values["methods"]["cdam"]["notes"]
+    assert note.startswith("2 of 2 maps peak in one token")
+    assert values["methods"]["saliency"]["notes"] == []
+    assert f"halves.png: cdam: {note}" in capsys.readouterr().err
 
 
 def test_random_weights_are_labelled_everywhere(photo: Path, tmp_path: Path, vit_file: Path) -> None:
