@@ -27,13 +27,11 @@ from studies.study_arms import Arm, StudyImage
 from studies.study_measures import (
     OWN_OTHER,
     OWN_SHARE,
-    draw_example,
+    draw_examples,
     joined,
     labels_of,
     object_classes,
     on_objects,
-    picture,
-    readable,
     tidy,
 )
 from torch import Tensor
@@ -90,7 +88,7 @@ def work(study: Study[Contrastive]) -> None:
         chosen = arm if arm.masked else probable(study, arm)
         run_epsilon(study, replace(chosen, images=chosen.images[: config.epsilon_images]))
         run_maps(study, chosen)
-        draw_examples(study, chosen)
+        examples(study, chosen)
     panels = {f"epsilon n={n}/Δ probability": f"ε-perturbation, n = {n}: Δ probability" for n in config.steps}
     panels |= {f"{mode}/blur": f"{mode} pixels, blurred: gain of the own class" for mode in config.modes}
     panels |= {OWN_SHARE: "X_multi: share on the own object", OWN_OTHER: "X_multi: AUPRC, own − other class's map"}
@@ -194,21 +192,16 @@ def settings(study: Study[Contrastive], arm: Arm) -> dict[str, tuple[str, dict[s
 
 def run_maps(study: Study[Contrastive], arm: Arm) -> None:
     """Blur/mask on images with two probable classes and on confident misclassifications; made objects' own share."""
-    for label, (method, options, contrasts) in settings(study, arm).items():
 
-        def measure(
-            images: Sequence[StudyImage],
-            batch: Tensor,
-            label: str = label,
-            method: str = method,
-            options: dict[str, Any] = options,
-            contrasts: list[str] = contrasts,
-        ) -> pd.DataFrame:
-            return measured(study, arm, images, batch, label, method, options, contrasts)
+    def measure(
+        images: Sequence[StudyImage], batch: Tensor, label: str, setting: tuple[str, dict[str, Any], list[str]]
+    ) -> pd.DataFrame:
+        return measured(study, arm, images, batch, label, *setting)
 
-        table = study.by_batch(arm, f"maps-{label}".replace(" ", "_"), measure)
+    for label, setting in settings(study, arm).items():
+        table = study.by_variant(arm, "maps", {label: setting}, measure)
         study.means(arm, table)
-        claims(study, arm, table, label, contrasts)
+        claims(study, arm, table, label, setting[2])
 
 
 def measured(
@@ -306,20 +299,19 @@ def claims(study: Study[Contrastive], arm: Arm, table: pd.DataFrame, label: str,
         study.claim(arm, claim, table, "positive/blur", f"{label}, {name}", weighted)
 
 
-def draw_examples(study: Study[Contrastive], arm: Arm) -> None:
+def examples(study: Study[Contrastive], arm: Arm) -> None:
     """Sheets with the maps of both classes for the first images."""
     names = [name for name in ("plain", "weighted") if name in study.config.contrasts]
-    shown = {k: s for k, s in settings(study, arm).items() if not k.startswith("gradcam block")}
-    for image in readable(arm, study.config.examples):
-        batch = picture(arm, image).tensor.to(study.device)
-        with torch.no_grad():
-            top = arm.classifier.model(batch).topk(2).indices.cpu()
-        classes = torch.tensor([image.classes]) if arm.masked else top
-        maps: dict[str, Tensor] = {}
-        for label, (method, options, _) in shown.items():
+    rows = {label: setting for label, setting in settings(study, arm).items() if not label.startswith("gradcam block")}
+
+    def maps(batch: Tensor, classes: Tensor) -> dict[str, Tensor]:
+        shown: dict[str, Tensor] = {}
+        for label, (method, options, _) in rows.items():
             found = contrast_maps(arm.classifier.model, batch, classes, method, names, **options)
-            maps |= {f"{label}\n{name}": own[0] for name, own in found.items()}
-        draw_example(arm, image, classes[0].tolist(), maps, study.out / "examples")
+            shown |= {f"{label}\n{name}": own[0] for name, own in found.items()}
+        return shown
+
+    draw_examples(arm, study.config.examples, study.out / "examples", study.device, maps)
 
 
 def models(config: Contrastive) -> list[str]:

@@ -30,13 +30,10 @@ from studies.study_arms import Arm, StudyImage
 from studies.study_measures import (
     AUPRC,
     OWN_OTHER,
-    draw_example,
-    joined,
+    draw_examples,
     labels_of,
     object_classes,
     on_objects,
-    picture,
-    readable,
     tidy,
 )
 from studies.study_table import Row
@@ -80,13 +77,13 @@ def work(study: Study[Reciprocam]) -> None:
         if arm.masked:
             run_objects(study, replace(arm, images=arm.images[: study.config.masked_images]))
             run_folded(study, arm)
-            draw_examples(study, arm)
+            examples(study, arm)
             continue
         run_adcc(study, replace(arm, images=arm.images[: study.config.adcc_images]))
         if study.config.batches and arm.model not in timed_models and not study.config.share:
             run_times(study, arm)
             timed_models.add(arm.model)
-        draw_examples(study, arm)
+        examples(study, arm)
     panels = {"adcc": "ADCC", "average_drop": "average drop (low is good)", "coherency": "coherency"}
     panels |= {
         "complexity": "complexity (low is good)",
@@ -138,24 +135,18 @@ def disc(images: Tensor, target: Any = None) -> Tensor:
 def run_adcc(study: Study[Reciprocam], arm: Arm) -> None:
     """ADCC and its parts of every variant."""
     config, model = study.config, arm.classifier.model
-    tables = []
-    for label, (method, options) in {**variants(study, arm), DISC: (DISC, {})}.items():
 
-        def measure(
-            images: Sequence[StudyImage],
-            batch: Tensor,
-            label: str = label,
-            method: str = method,
-            options: dict[str, Any] = options,
-        ) -> pd.DataFrame:
-            with torch.no_grad():
-                logits = model(batch)
-            classes = labels_of(images, logits) if config.target == "label" else logits.argmax(-1).cpu()
-            found = adcc(model, batch, classes, disc if method == DISC else method, **options)
-            return tidy(images, label, {figure: getattr(found, figure) for figure in FIGURES})
+    def measure(
+        images: Sequence[StudyImage], batch: Tensor, label: str, variant: tuple[str, dict[str, Any]]
+    ) -> pd.DataFrame:
+        method, options = variant
+        with torch.no_grad():
+            logits = model(batch)
+        classes = labels_of(images, logits) if config.target == "label" else logits.argmax(-1).cpu()
+        found = adcc(model, batch, classes, disc if method == DISC else method, **options)
+        return tidy(images, label, {figure: getattr(found, figure) for figure in FIGURES})
 
-        tables.append(study.by_batch(arm, f"adcc-{label}".replace(" ", "_"), measure))
-    table = joined(tables)
+    table = study.by_variant(arm, "adcc", {**variants(study, arm), DISC: (DISC, {})}, measure)
     study.means(arm, table)
     harmonic(study, arm, table)
     claim = study.claim
@@ -238,23 +229,17 @@ def harmonic(study: Study[Reciprocam], arm: Arm, table: pd.DataFrame) -> None:
 
 def run_objects(study: Study[Reciprocam], arm: Arm) -> None:
     """Each class's map against the masks of the two objects."""
-    tables = []
-    for label, (method, options) in variants(study, arm).items():
 
-        def measure(
-            images: Sequence[StudyImage],
-            batch: Tensor,
-            label: str = label,
-            method: str = method,
-            options: dict[str, Any] = options,
-        ) -> pd.DataFrame:
-            maps = explain(arm.classifier.model, batch, object_classes(images), method, **options).relevance
-            if method == "reciprocam":
-                maps = maps - maps.amin((-2, -1), keepdim=True)
-            return on_objects(arm, images, label, maps)
+    def measure(
+        images: Sequence[StudyImage], batch: Tensor, label: str, variant: tuple[str, dict[str, Any]]
+    ) -> pd.DataFrame:
+        method, options = variant
+        maps = explain(arm.classifier.model, batch, object_classes(images), method, **options).relevance
+        if method == "reciprocam":
+            maps = maps - maps.amin((-2, -1), keepdim=True)
+        return on_objects(arm, images, label, maps)
 
-        tables.append(study.by_batch(arm, f"objects-{label}".replace(" ", "_"), measure))
-    table = joined(tables)
+    table = study.by_variant(arm, "objects", variants(study, arm), measure)
     study.means(arm, table)
     for rival in study.config.beside:
         study.claim(
@@ -328,21 +313,20 @@ def timed(call: Any, repeats: int, device: str) -> float:
     return min(found[1:])
 
 
-def draw_examples(study: Study[Reciprocam], arm: Arm) -> None:
+def examples(study: Study[Reciprocam], arm: Arm) -> None:
     """Sheets with the maps of both classes for the first images."""
     names = ["reciprocam", "reciprocam, dirac", "reciprocam, no CLS", *study.config.beside]
-    shown = {label: how for label, how in variants(study, arm).items() if label in names}
-    for image in readable(arm, study.config.examples):
-        batch = picture(arm, image).tensor.to(study.device)
-        with torch.no_grad():
-            top = arm.classifier.model(batch).topk(2).indices.cpu()
-        classes = torch.tensor([image.classes]) if arm.masked else top
-        maps = {}
-        for label, (method, options) in shown.items():
-            found = explain(arm.classifier.model, batch, classes, method, **options).relevance[0]
-            lowest = found.amin((-2, -1), keepdim=True) if method == "reciprocam" else 0
-            maps[label.replace(", ", "\n")] = found - lowest
-        draw_example(arm, image, classes[0].tolist(), maps, study.out / "examples")
+
+    def maps(batch: Tensor, classes: Tensor) -> dict[str, Tensor]:
+        shown = {}
+        for label, (method, options) in variants(study, arm).items():
+            if label in names:
+                found = explain(arm.classifier.model, batch, classes, method, **options).relevance[0]
+                lowest = found.amin((-2, -1), keepdim=True) if method == "reciprocam" else 0
+                shown[label.replace(", ", "\n")] = found - lowest
+        return shown
+
+    draw_examples(arm, study.config.examples, study.out / "examples", study.device, maps)
 
 
 def models(config: Reciprocam) -> list[str]:

@@ -30,7 +30,7 @@ from studies.study_arms import IMAGES, Arm, StudyImage
 from studies.study_measures import (
     OWN_OTHER,
     OWN_SHARE,
-    draw_example,
+    draw_examples,
     joined,
     labels_of,
     object_classes,
@@ -84,7 +84,7 @@ def work(study: Study[Softmax]) -> None:
     for arm in study.each_arm(config.cnns, makers):
         if arm.masked:
             run_objects(study, arm)
-            draw_examples(study, arm)
+            examples(study, arm)
             continue
         run_maps(study, arm)
         run_information(study, arm)
@@ -93,7 +93,7 @@ def work(study: Study[Softmax]) -> None:
             run_shift(study, arm)
             run_check(study, arm)
         run_seeds(study, arm)
-        draw_examples(study, arm)
+        examples(study, arm)
     panels = {"deletion": "deletion area (low is good)", "insertion": "insertion area (high is good)"}
     panels |= {OWN_SHARE: "X_multi: share on the own object", SAME: "same probabilities, logits shifted: Spearman"}
     panels |= {CORNER: "share of relevance where the shift is read", KEPT: "nats that the kept input tells"}
@@ -145,27 +145,25 @@ def predicted(model: nn.Module, batch: Tensor) -> Tensor:
 def run_maps(study: Study[Softmax], arm: Arm) -> None:
     """Deletion and insertion, how alike the three maps are, and where they lie on made pairs."""
     config, model = study.config, arm.classifier.model
-    tables = []
-    for method in methods_of(config, arm):
+    methods = {method: method for method in methods_of(config, arm)}
 
-        def measure(images: Sequence[StudyImage], batch: Tensor, method: str = method) -> pd.DataFrame:
-            classes = predicted(model, batch)
-            found = maps_of(config, model, batch, classes, method)
-            pixels = found.to_pixels("bilinear")
-            parts = []
-            for t, name in enumerate(TARGETS):
-                curve = deletion_insertion(model, batch, pixels[:, t], classes, cell=config.cell, seed=config.seed)
-                values = {"deletion": curve.area_deletion, "insertion": curve.area_insertion}
-                if t:
-                    alike = map_similarity(found.relevance[:, 0], found.relevance[:, t])
-                    values |= {"Spearman with the logit's map": alike.spearman}
-                parts.append(tidy(images, f"{method}, {name}", values))
-            return joined(parts)
+    def measure(images: Sequence[StudyImage], batch: Tensor, label: str, method: str) -> pd.DataFrame:
+        classes = predicted(model, batch)
+        found = maps_of(config, model, batch, classes, method)
+        pixels = found.to_pixels("bilinear")
+        parts = []
+        for t, name in enumerate(TARGETS):
+            curve = deletion_insertion(model, batch, pixels[:, t], classes, cell=config.cell, seed=config.seed)
+            values = {"deletion": curve.area_deletion, "insertion": curve.area_insertion}
+            if t:
+                alike = map_similarity(found.relevance[:, 0], found.relevance[:, t])
+                values |= {"Spearman with the logit's map": alike.spearman}
+            parts.append(tidy(images, f"{label}, {name}", values))
+        return joined(parts)
 
-        tables.append(study.by_batch(arm, f"maps-{method}", measure))
-    table = joined(tables)
+    table = study.by_variant(arm, "maps", methods, measure)
     study.means(arm, table)
-    for method in methods_of(config, arm):
+    for method in methods:
         logit, probability = f"{method}, logit", f"{method}, probability"
         claim = f"{method}: the probability's map is more faithful than the logit's ({{}})"
         study.claim(arm, claim.format("insertion"), table, "insertion", probability, logit)
@@ -175,33 +173,28 @@ def run_maps(study: Study[Softmax], arm: Arm) -> None:
 def run_information(study: Study[Softmax], arm: Arm) -> None:
     """What the kept input tells of the prediction, by target of the map; a random map beside them."""
     config, model = study.config, arm.classifier.model
-    tables = []
-    for method in methods_of(config, arm):
+    methods = {method: method for method in methods_of(config, arm)}
 
-        def measure(images: Sequence[StudyImage], batch: Tensor, method: str = method) -> pd.DataFrame:
-            classes = predicted(model, batch)
-            maps = dict(
-                zip(
-                    TARGETS, maps_of(config, model, batch, classes, method).to_pixels("bilinear").unbind(1), strict=True
-                )
-            )
-            maps["random"] = explain(model, batch, 0, "random", seed=config.seed).to_pixels("bilinear")[:, 0]
-            sigma = SIGMA_AT_224 * batch.shape[-1] / 224
-            blurred = gaussian_blur(batch, (sigma, sigma))
-            parts = []
-            for name, own in maps.items():
-                level = own.flatten(1).quantile(1 - config.kept, dim=1)[:, None, None, None]
-                with torch.no_grad():
-                    p = model(torch.where(own[:, None] >= level, batch, blurred)).double().log_softmax(-1).cpu()
-                    prior = model(blurred).double().log_softmax(-1).cpu()
-                own_class, before = (one.gather(1, classes[:, None])[:, 0] for one in (p, prior))
-                parts.append(tidy(images, f"{method}, {name}", {KEPT: own_class.numpy() - before.numpy()}))
-            return joined(parts)
+    def measure(images: Sequence[StudyImage], batch: Tensor, label: str, method: str) -> pd.DataFrame:
+        classes = predicted(model, batch)
+        pixels = maps_of(config, model, batch, classes, method).to_pixels("bilinear")
+        maps = dict(zip(TARGETS, pixels.unbind(1), strict=True))
+        maps["random"] = explain(model, batch, 0, "random", seed=config.seed).to_pixels("bilinear")[:, 0]
+        sigma = SIGMA_AT_224 * batch.shape[-1] / 224
+        blurred = gaussian_blur(batch, (sigma, sigma))
+        parts = []
+        for name, own in maps.items():
+            level = own.flatten(1).quantile(1 - config.kept, dim=1)[:, None, None, None]
+            with torch.no_grad():
+                p = model(torch.where(own[:, None] >= level, batch, blurred)).double().log_softmax(-1).cpu()
+                prior = model(blurred).double().log_softmax(-1).cpu()
+            own_class, before = (one.gather(1, classes[:, None])[:, 0] for one in (p, prior))
+            parts.append(tidy(images, f"{label}, {name}", {KEPT: own_class.numpy() - before.numpy()}))
+        return joined(parts)
 
-        tables.append(study.by_batch(arm, f"information-{method}", measure))
-    table = joined(tables)
+    table = study.by_variant(arm, "information", methods, measure)
     study.means(arm, table)
-    for method in methods_of(config, arm):
+    for method in methods:
         claim = f"{method}: what the probability's map keeps tells more of the prediction than what the logit's keeps"
         study.claim(arm, claim, table, KEPT, f"{method}, probability", f"{method}, logit")
 
@@ -239,17 +232,15 @@ def run_shift(study: Study[Softmax], arm: Arm) -> None:
     config, model, spec = study.config, arm.classifier.model, arm.classifier.spec
     first = torch.cat([picture(arm, image).tensor for image in readable(arm, config.batch)]).to(study.device)
     other = shifted(model, first, spec, config.shift)
-    tables = []
+    methods = {method: method for method in config.methods}
+
+    def measure(images: Sequence[StudyImage], batch: Tensor, label: str, method: str) -> pd.DataFrame:
+        return shift_values(config, model, other, images, batch, method)
+
     try:
-        for method in config.methods:
-
-            def measure(images: Sequence[StudyImage], batch: Tensor, method: str = method) -> pd.DataFrame:
-                return shift_values(config, model, other, images, batch, method)
-
-            tables.append(study.by_batch(arm, f"shift-{method}", measure, {"gain": other.gain}))
+        table = study.by_variant(arm, "shift", methods, measure, {"gain": other.gain})
     finally:
         other.remove()
-    table = joined(tables)
     study.means(arm, table)
     for method in config.methods:
         logit = f"{method}, logit"
@@ -363,19 +354,18 @@ def run_check(study: Study[Softmax], arm: Arm) -> None:
     study.means(arm, study.by_batch(arm, "check", measure))
 
 
-def draw_examples(study: Study[Softmax], arm: Arm) -> None:
+def examples(study: Study[Softmax], arm: Arm) -> None:
     """Sheets with every method and target for the first images."""
     config, model = study.config, arm.classifier.model
-    for image in readable(arm, config.examples):
-        batch = picture(arm, image).tensor.to(study.device)
-        with torch.no_grad():
-            top = model(batch).topk(2).indices.cpu()
-        classes = torch.tensor([image.classes]) if arm.masked else top
-        maps: dict[str, Tensor] = {}
+
+    def maps(batch: Tensor, classes: Tensor) -> dict[str, Tensor]:
+        shown: dict[str, Tensor] = {}
         for method in methods_of(config, arm):
             found = torch.stack([maps_of(config, model, batch, own, method).relevance[0] for own in classes.unbind(1)])
-            maps |= {f"{method}\n{name}": found[:, t] for t, name in enumerate(TARGETS)}
-        draw_example(arm, image, classes[0].tolist(), maps, study.out / "examples")
+            shown |= {f"{method}\n{name}": found[:, t] for t, name in enumerate(TARGETS)}
+        return shown
+
+    draw_examples(arm, config.examples, study.out / "examples", study.device, maps)
 
 
 def models(config: Softmax) -> list[str]:

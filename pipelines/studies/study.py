@@ -47,6 +47,7 @@ from studies.study_arms import (
     photo_images,
     what_to_bring,
 )
+from studies.study_measures import joined
 from studies.study_table import Finding, Row, with_published, write_study
 
 
@@ -74,6 +75,9 @@ class StudyConfig(Config):
 C = TypeVar("C", bound=StudyConfig)
 PerBatch = Callable[[Sequence[StudyImage], Tensor], pd.DataFrame]
 """(images that could be read, (n,3,H,W) normalised) → a table with a column ``image``."""
+V = TypeVar("V")
+PerVariant = Callable[[Sequence[StudyImage], Tensor, str, V], pd.DataFrame]
+"""The same of one variant: (images, batch, its label, what it is)."""
 Maker = tuple[str, Callable[[PhotoArms], Arm]]
 """The model that an arm on photographs needs, and how it is made."""
 _NOT_OPTIONS = {
@@ -194,6 +198,18 @@ class Study(Generic[C]):
         if left.empty and len(unread) == len(arm.images):
             raise DataError(f"none of {len(arm.images)} {arm.data} could be read; first: {unread['unread'].iloc[0]}")
         return left
+
+    def by_variant(
+        self, arm: Arm, step: str, variants: Mapping[str, V], compute: PerVariant[V],
+        options: Mapping[str, Any] | None = None,
+    ) -> pd.DataFrame:  # fmt: skip
+        """``by_batch`` for every variant (its label → what it is), in a step of its own, one below the other."""
+
+        def of(label: str, variant: V) -> PerBatch:
+            return lambda images, batch: compute(images, batch, label, variant)
+
+        steps = {f"{step}-{label}".replace(" ", "_"): of(label, variant) for label, variant in variants.items()}
+        return joined([self.by_batch(arm, name, one, options) for name, one in steps.items()])
 
     def late(self, what: str, left_out: int, count: int) -> None:
         """Note what the time limit cut off, or other processes have."""

@@ -11,7 +11,7 @@ of 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -115,3 +115,16 @@ def draw_example(arm: Arm, image: StudyImage, classes: Sequence[int], maps: Mapp
     warning = "random weights: these maps say nothing" if arm.classifier.random else None
     title = f"{image.name}: {arm.model}, {arm.data}"
     draw_panel(folder / name, picture(arm, image).pixels, arrays, rows, title, warning, picture="image")
+
+
+def draw_examples(
+    arm: Arm, count: int, folder: Path, device: str, maps_of: Callable[[Tensor, Tensor], Mapping[str, Tensor]]
+) -> None:
+    """Sheets of the first ``count`` images: ``maps_of(image (1,3,H,W), classes (1, 2))`` gives maps (classes, h, w) of
+    the two classes that the image shows, of the two most probable where these are not known."""
+    for image in readable(arm, count):
+        batch = picture(arm, image).tensor.to(device)
+        with torch.no_grad():
+            top = arm.classifier.model(batch).topk(2).indices.cpu()
+        classes = torch.tensor([image.classes]) if arm.masked else top
+        draw_example(arm, image, classes[0].tolist(), maps_of(batch, classes), folder)
