@@ -12,7 +12,7 @@ from lidc_xai.errors import DataError, UsageError
 from lidc_xai.evaluation import box_sensitivity, class_discrimination, fidelity, wrong_class
 from lidc_xai.evaluation.maps import tie_permutation
 from lidc_xai.evaluation.metrics._box_sensitivity import random_boxes
-from lidc_xai.evaluation.replacement import Replacement, inpainted
+from lidc_xai.evaluation.replacement import Replacement, _noise_like, inpainted
 
 
 def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
@@ -374,3 +374,13 @@ def test_inpainting_fills_from_what_is_left(vit: nn.Module, images: Tensor) -> N
         with torch.no_grad():
             naive = vit(inpainted(images[b : b + 1], mask.view(1, 1, *maps[b].shape)))[0, 0]
         assert found.mif[b, 1] == pytest.approx(float(naive), abs=1e-6)
+
+
+def test_noise_that_stands_for_lung_has_no_mean_and_the_lungs_spread() -> None:
+    residual = 0.7 + torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights = torch.ones_like(residual)
+    weights[..., :4] = 0
+    noise = _noise_like(residual * weights, weights, seed=3)
+    assert noise.mean((-2, -1)).abs().max() < 1e-12
+    wanted = ((residual * weights) ** 2).sum((-2, -1)) / weights.sum((-2, -1))
+    assert torch.allclose((noise**2).mean((-2, -1)), wanted)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from lidc_xai.errors import UsageError
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
@@ -21,3 +22,21 @@ def test_a_crop_of_another_box_or_spacing_is_refused() -> None:
     Preprocess().check(fine)
     assert Preprocess.from_json(reads.to_json()) == reads
     assert "box_mm" not in Preprocess().to_json()
+
+
+@pytest.mark.parametrize(("given", "slices", "read"), [(5, 1, [2]), (7, 3, [2, 3, 4]), (6, 1, [3]), (3, 3, [0, 1, 2])])
+def test_the_slices_around_the_middle_are_read(given: int, slices: int, read: list[int]) -> None:
+    planes = torch.arange(given, dtype=torch.float32).view(1, given, 1, 1).expand(2, given, 4, 4)  # (views, slices, …)
+    alone = Preprocess(slices=slices).inputs(planes)
+    assert alone[:, 0, 0].tolist() == read * 2
+    if given >= slices + 2:
+        beside = Preprocess(slices=slices, channels="neighbours").inputs(planes)
+        assert beside[:, :, 0, 0].tolist() == [[k - 1, k, k + 1] for k in read] * 2
+
+
+def test_hu_of_an_input_are_those_of_its_middle_plane() -> None:
+    planes = torch.stack([torch.full((8, 8), hu) for hu in (-900.0, -50.0, 30.0)])
+    reads = Preprocess(size=8, channels="neighbours")
+    assert torch.allclose(reads.to_hu(reads.apply(planes)), planes[1], atol=1e-3)
+    reads = Preprocess(size=8)
+    assert torch.allclose(reads.to_hu(reads.apply(planes)), planes, atol=1e-3)

@@ -12,6 +12,8 @@ from lidc_xai.training.assessment import coverage
 from lidc_xai.training.calibration import platt
 from lidc_xai.training.intervals import (
     FEWEST,
+    _fit_scale,
+    _strata,
     add_intervals,
     conformal_quantile,
     cross_fitted,
@@ -148,3 +150,19 @@ def test_platt_on_shares_is_the_likeliest_line() -> None:
     a, b = platt(x, share)
     best = loss(a, b)
     assert all(best <= loss(a + da, b + db) + 1e-9 for da in (-0.02, 0, 0.02) for db in (-0.02, 0, 0.02) if a + da > 0)
+
+
+def test_the_scale_of_scores_is_ridge_but_for_its_mean() -> None:
+    """The first column is not shrunk: of residuals that nothing explains the scale is their mean."""
+    residual = np.array([1.0, 2.0, 6.0])
+    assert _fit_scale(np.ones((3, 1)), residual)["scale"] == pytest.approx([3.0])
+    value = np.array([-1.0, 0.0, 1.0])
+    fitted = _fit_scale(np.column_stack([np.ones(3), value]), residual)
+    assert fitted["scale"] == pytest.approx([3.0, 5.0 / 3])  # Σvr / (Σv² + 1)
+    assert fitted["least"] == pytest.approx(0.75)
+
+
+def test_the_ends_of_the_size_groups_belong_to_the_larger_one() -> None:
+    sizes = [3.0, 7.99, 8.0, 12.0, 19.9, 20.0, 31.0]
+    names = [name for _, name in DIAMETER_STRATA]
+    assert [names[k] for k in _strata(pd.DataFrame({"diameter": sizes}))] == [diameter_stratum(one) for one in sizes]
