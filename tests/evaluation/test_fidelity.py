@@ -384,3 +384,9 @@ def test_noise_that_stands_for_lung_has_no_mean_and_the_lungs_spread() -> None:
     assert noise.mean((-2, -1)).abs().max() < 1e-12
     wanted = ((residual * weights) ** 2).sum((-2, -1)) / weights.sum((-2, -1))
     assert torch.allclose((noise**2).mean((-2, -1)), wanted)
+
+
+def test_a_blur_in_mm_follows_the_spacing_of_rows_and_of_columns() -> None:
+    """``spacing_mm``: between rows, between columns; a plane of thick slices is blurred over fewer rows."""
+    assert Replacement(sigma_mm=2.0, spacing_mm=(2.5, 0.5)).sigma_px((64, 64)) == pytest.approx((0.8, 4.0))
+    assert Replacement(sigma_mm=2.0, spacing_mm=0.5).sigma_px((64, 64)) == pytest.approx((4.0, 4.0))
