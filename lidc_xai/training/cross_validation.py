@@ -110,6 +110,22 @@ def cross_validate(
         say(f"fold {fold} ({chosen.index(fold) + 1} of {len(chosen)})")
         ids = splits.nodules(tested, fold)
         tables.append(_fold(store, folder, options, search, splits, fold, ids, data, features, run))
+    predictions, metrics, covered = _out_of_fold(tables, folder, options, resamples)
+    last: FitResult | None = None
+    if final and folds is None and not holdout and not permute_labels and search is None:
+        say("final model on all patients")
+        last = fit(store, folder, train_ids=data.nodule_ids, options=options, data=data, info={**run, "fold": None})
+        if covered is not None:
+            everything = fit_record(predictions, options.calibration)
+            last = replace(last, model=_equip(folder / "model", everything | covered))
+    return CrossValidation(folder, predictions, metrics, last)
+
+
+def _out_of_fold(
+    tables: Sequence[pd.DataFrame], folder: Path, options: FitOptions, resamples: int
+) -> tuple[pd.DataFrame, dict[str, Any], dict[str, Any] | None]:
+    """All folds' predictions, calibrated on one another and written; their metrics; the measured coverage, which the
+    folds' models keep beside their intervals (None where there are too few nodules for any)."""
     predictions = pd.concat(tables, ignore_index=True).sort_values("nodule_id", ignore_index=True)
     predictions, records = cross_fitted(predictions, options.calibration)
     write_predictions(predictions, folder / PREDICTIONS)
@@ -117,14 +133,7 @@ def cross_validate(
     covered = {"coverage": {name: figure["all"]["coverage"]["value"] for name, figure in metrics["intervals"].items()}}
     for fold, record in records.items():
         _equip(folder / f"fold-{fold}" / "model", record | covered)
-    last: FitResult | None = None
-    if final and folds is None and not holdout and not permute_labels and search is None:
-        say("final model on all patients")
-        last = fit(store, folder, train_ids=data.nodule_ids, options=options, data=data, info={**run, "fold": None})
-        if records:
-            everything = fit_record(predictions, options.calibration)
-            last = replace(last, model=_equip(folder / "model", everything | covered))
-    return CrossValidation(folder, predictions, metrics, last)
+    return predictions, metrics, covered if records else None
 
 
 def _splits(tested: pd.DataFrame, holdout: bool, n_folds: int, seed: int, kind: str, validation_share: float) -> Splits:
