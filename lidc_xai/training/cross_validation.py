@@ -90,7 +90,8 @@ def cross_validate(
     if also_train and cohort is None:
         raise UsageError("also_train needs a cohort: without one every nodule of the store is tested")
     if splits is None:
-        splits = _splits(tested, holdout, n_folds, split_seed, kind, options.validation_share)
+        as_rated = _of_cohort(store.manifest, cohort, store)  # a control has the folds of the run that it is one of
+        splits = _splits(as_rated, holdout, n_folds, split_seed, kind, options.validation_share)
     chosen = list(range(len(splits))) if folds is None else list(folds)
     if search is not None and splits.leaks:
         raise UsageError("a search needs a validation part apart from the test part; use splits of kind 'patient'")

@@ -112,6 +112,10 @@ def test_shuffled_ratings_leave_nothing_to_learn(
         toy_store, tmp_path / "run", options=options, n_folds=2, baselines=False, permute_labels=True, resamples=300
     )
     assert control.final is None
+    folds = [table.set_index("nodule_id")["fold"] for table in (control.predictions, run.predictions)]
+    common = folds[0].index.intersection(folds[1].index)
+    assert len(common) > 0
+    assert (folds[0][common] == folds[1][common]).all()
     own, random = run.metrics["malignancy"]["all"]["auc"], control.metrics["malignancy"]["all"]["auc"]
     assert random["low"] < 0.6
     assert own["value"] > random["high"]
