@@ -83,8 +83,9 @@ def map_repeatability(
     goes on. ``slices``, ``turns``, ``options``: as for ``explain_nodules``.
 
     Columns: method, maps, output (or "all", the mean over outputs), k, models, nodules, patients, pairs (of groups);
-    agreement ρ_k with its 95 % interval (low, high), which resamples models and patients, and what Spearman and Brown
-    expect from k = 1; absolute (of |S|, with interval) and mean_abs (mean |ρ|).
+    agreement ρ_k with its 95 % interval (low, high) and what that one has resampled (models and patients, or patients
+    alone where most draws of so few models hold no two groups of k), and what Spearman and Brown expect from k = 1;
+    absolute (of |S|, with interval) and mean_abs (mean |ρ|).
 
     Raises ``UsageError`` for fewer than two runs, two copies of one model, models without a shared output;
     ``DataError`` where no nodule is left.
@@ -224,6 +225,7 @@ def agreement_rows(
             rows.append({
                 "output": output, "k": k, "models": count, "nodules": len(rho), "patients": len(set(patients)),
                 "pairs": len(pairs), "agreement": mean, "low": low, "high": high,
+                "resampled": "models and patients" if models_vary(count, k) else "patients",
                 "expected": spearman_brown(single, k), "absolute": size, "absolute_low": size_low,
                 "absolute_high": size_high, "mean_abs": _nanmean(np.abs(rho)),
             })  # fmt: skip
@@ -250,7 +252,7 @@ def resampled_mean(
     """Mean of ``values`` (nodules, pairs) and its 95 % interval over draws of models and of patients.
 
     A draw of models gives a pair of groups the product of its models' counts as weight: pairs of a model with itself
-    never arise. Where every model is in every pair (two groups of half of them) only patients vary.
+    never arise. Where most draws would hold no pair (``models_vary``) only patients vary.
     """
     codes = pd.factorize(np.asarray(patients, dtype=object))[0]
     known = np.isfinite(values)
@@ -260,11 +262,22 @@ def resampled_mean(
     drawn = rng.multinomial(count, np.full(count, 1 / count), resamples)[:, codes].astype(np.float64)
     weights = rng.multinomial(models, np.full(models, 1 / models), resamples)
     of_pairs = np.stack([weights[:, [*first, *second]].prod(1) for first, second in pairs], axis=1).astype(np.float64)
+    if not models_vary(models, len(pairs[0][0])):
+        of_pairs = np.ones_like(of_pairs)
     with np.errstate(invalid="ignore", divide="ignore"):
         means = ((drawn @ filled) * of_pairs).sum(1) / ((drawn @ known) * of_pairs).sum(1)
     means = means[np.isfinite(means)]
     low, high = np.quantile(means, [0.025, 0.975]) if len(means) else (np.nan, np.nan)
     return _nanmean(values), float(low), float(high)
+
+
+def models_vary(models: int, k: int) -> bool:
+    """Whether a draw of ``models`` with replacement is expected to hold two groups of k different ones.
+
+    >>> [models_vary(10, k) for k in (1, 3, 4, 5)]
+    [True, True, False, False]
+    """
+    return 2 * k <= models * (1 - (1 - 1 / models) ** models)
 
 
 def _nanmean(values: Floats) -> float:

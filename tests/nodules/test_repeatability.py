@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from lidc_xai.errors import DataError, UsageError
+from lidc_xai.evaluation.repeatability import disjoint_groups
 from lidc_xai.imaging import CropStore, NoduleCrop, StoreWriter
 from lidc_xai.models import build_model
 from lidc_xai.nodules import explain_nodules, map_repeatability, with_random_head
@@ -120,6 +121,15 @@ def test_a_pair_of_groups_weighs_as_the_product_of_its_models() -> None:
         means += [np.mean(drawn)] if drawn else []
     mean, low, high = resampled_mean(values, pairs, 3, patients, 300, 7)
     assert (mean, low, high) == pytest.approx((values.mean(), *np.quantile(means, [0.025, 0.975])))
+
+
+def test_groups_that_draws_of_models_rarely_hold_vary_by_patient_alone() -> None:
+    """Five of ten: one draw in 2755 holds all ten, so that a handful of draws would be the interval."""
+    pairs = disjoint_groups(10, 5)
+    values = np.random.default_rng(0).normal(0.5, 0.2, (60, len(pairs)))
+    mean, low, high = resampled_mean(values, pairs, 10, [f"P{n}" for n in range(60)], 1000, 0)
+    assert low < mean < high
+    assert high - low == pytest.approx(2 * 1.96 * values.mean(1).std() / np.sqrt(60), rel=0.15)
 
 
 def test_only_nodules_that_no_training_saw(store: CropStore) -> None:
