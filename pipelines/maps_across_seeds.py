@@ -33,6 +33,7 @@ from lidc_xai.nodules import load_maps, map_repeatability, nodule_case
 from lidc_xai.nodules._predict import loaded_models
 from lidc_xai.nodules.ensemble import models_for
 from lidc_xai.nodules.mean_maps import joined
+from lidc_xai.nodules.repeatability import CONTROLS
 from lidc_xai.progress import say, track
 from lidc_xai.run import Run
 
@@ -47,6 +48,7 @@ class Options(Config):
     runs: list[str] = Field(min_length=1, description="Trainings of one recipe (runs or models), separated by commas.")
     store: Path = Field(description="The store of those runs.")
     shuffled: list[str] = Field([], description="Trainings on labels that were dealt out anew.")
+    controls: list[str] = Field(list(CONTROLS), description=f"Of: {', '.join(CONTROLS)}; or none.")
     nodules: int = Field(100, ge=1, description="Patients to sample, one nodule of each.")
     several: bool = Field(False, description="Sample nodules, whether of one patient or not.")
     method: list[str] = Field(["cdam"], description="Methods at the first lever; the first one at all of them.")
@@ -69,7 +71,7 @@ def compare(options: Options, run: Run) -> None:
             say(f"{name}: {method} {more or ''}")
             table = map_repeatability(
                 runs, store, method, nodule_ids=ids, shuffled=dealt, folder=out / "maps" / _folder(name, method, more),
-                slices=slices, turns=turns, seed=options.seed, device=device, **more,
+                slices=slices, turns=turns, seed=options.seed, device=device, controls=_controls(options), **more,
             )  # fmt: skip
             table.insert(0, "lever", name)
             table.insert(2, "sigma", more.get("sigma"))
@@ -103,6 +105,10 @@ def unseen_nodules(
     if not ids:
         raise DataError(f"{store.path}: holds no patient that all runs left out; give runs on the same splits")
     return ids
+
+
+def _controls(options: Options) -> list[str]:
+    return [name for name in words(options.controls) if name != "none"]
 
 
 def _sigmas(options: Options, lever: str) -> list[tuple[str, dict[str, Any]]]:
