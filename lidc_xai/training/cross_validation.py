@@ -30,6 +30,7 @@ from lidc_xai.training.assessment import evaluate_predictions
 from lidc_xai.training.baselines import baseline_features, baseline_predictions
 from lidc_xai.training.fitting import FitResult, fit, planes_for
 from lidc_xai.training.intervals import cross_fitted, fit_record
+from lidc_xai.training.loop.record import weights_by_hash
 from lidc_xai.training.loop.trainer import on_device
 from lidc_xai.training.options import FitOptions
 from lidc_xai.training.predictions import fold_predictions
@@ -102,7 +103,7 @@ def cross_validate(
         "validation_share": splits.validation_share, "permute_labels": permute_labels, "cohort": cohort,
         "also_train": also_train,
     }  # fmt: skip
-    given = shareable_config({**run, "fit": options.model_dump(mode="json")})
+    given = shareable_config({**run, "fit": weights_by_hash(options.model_dump(mode="json"))})
     write_text(folder / "config.yaml", yaml.safe_dump(given, sort_keys=False))
     data = planes_for(store, (manifest if also_train else tested)["nodule_id"].tolist(), options, manifest)
     features = baseline_features(store, tested["nodule_id"].tolist()) if baselines else None

@@ -60,7 +60,8 @@ def test_nodule_page_has_what_a_reader_needs(written, study):
 def test_pages_refer_to_nothing_outside(written, study):
     for text in (written.index.read_text(encoding="utf-8"), page(written, study)):
         assert not re.findall(
-            r'(?:src|href)="(?!data:|nodules/|\.\./index\.html|(?:\.\./)?glossary\.html|LIDC-IDRI-\d+-s1-n0\.html|#)[^"]+"',
+            r'(?:src|href)="(?!data:|nodules/|\.\./index\.html|(?:\.\./)?glossary\.html|LIDC-IDRI-\d+-s1-n0\.html|#)'
+            r'[^"]+"',
             text,
         )
         assert "default-src 'none'" in text

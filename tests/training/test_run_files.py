@@ -1,5 +1,6 @@
 """Reading a run's files: the table as written, or one line that names the file and what is wrong."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import pandas as pd
 import pytest
 
 from lidc_xai.errors import DataError, UsageError
+from lidc_xai.run import shareable_config
 from lidc_xai.training import evaluate_predictions
+from lidc_xai.training.loop.record import weights_by_hash
 from lidc_xai.training.loop.run_files import read_metrics, read_predictions
 
 
@@ -44,3 +47,10 @@ def test_columns_that_belong_together(column: str, needs: str) -> None:
     table = pd.DataFrame({"nodule_id": ["a"], "patient_id": "p", "label": 1, "n_readers": 4, "diameter_readers": 9.0})
     with pytest.raises(DataError, match=f"has a column '{column}', but no '{needs}' beside it"):
         evaluate_predictions(table.assign(diameter_readers_sd=1.0, **{column: 3.0}))
+
+
+def test_a_run_names_its_weights_by_file_and_hash(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"weights")
+    named = shareable_config({"fit": weights_by_hash({"model": {"weights": str(tmp_path / "w.safetensors")}})})
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert named == {"fit": {"model": {"weights": f"w.safetensors (sha256 {digest})"}}}

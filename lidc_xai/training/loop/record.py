@@ -22,15 +22,15 @@ _PLACE = {"device", "devices", "nodes", "logs", "trunk", "teacher"}
 def run_key(store: CropStore, parts: list[list[str]], options: MachineOptions) -> dict[str, Any]:
     """Options, nodules and store of a run as plain values."""
     return {
-        "options": _weights_by_hash(options.model_dump(mode="json", exclude=_PLACE)) | _kept_tokens(options),
+        "options": weights_by_hash(options.model_dump(mode="json", exclude=_PLACE)) | _kept_tokens(options),
         "nodules_sha256": hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
         "store_sha256": store.fingerprint.get("sha256"),
     }
 
 
-def _weights_by_hash(options: dict[str, Any]) -> dict[str, Any]:
+def weights_by_hash(options: dict[str, Any]) -> dict[str, Any]:
     """Weights by name and hash: where they lie tells of somebody's machine, and another file there is another run."""
-    named = {name: _weights_by_hash(value) if isinstance(value, dict) else value for name, value in options.items()}
+    named = {name: weights_by_hash(value) if isinstance(value, dict) else value for name, value in options.items()}
     weights = named.get("weights")
     if isinstance(weights, str) and Path(weights).exists():
         named["weights"] = f"{Path(weights).name} (sha256 {sha256_of(weights_file(Path(weights)))})"
@@ -51,7 +51,7 @@ def read_record(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
         record = dict(read_json(path))
     except (DataError, ValueError, TypeError) as error:
         raise LidcXaiError(f"{path}: cannot be read ({error}); delete {path.parent} and start again") from error
-    before = _weights_by_hash(record.get("key", {}))  # records once held the path of the weights
+    before = weights_by_hash(record.get("key", {}))  # records once held the path of the weights
     if before != key:
         differing = _first_difference(before, key)
         raise UsageError(f"{path.parent}: holds a run with another {differing}; choose another --out or delete it")
