@@ -77,7 +77,7 @@ def benchmark_report(
         "run": dict(run_info or {}),
     }
     drawn = {**values, "curves": benchmark_curves(results, outputs)}
-    printed = {**drawn, "tables": [table for table in tables if table["joined"]], "curves": []}
+    printed: dict[str, Any] = {**drawn, "tables": [table for table in tables if table["joined"]], "curves": []}
     skipped: list[Skipped] = []
     paths = [out / "index.html", out / "benchmark.json", glossary.write_glossary(out)]
     write_text(paths[0], render("benchmark.html.j2", **drawn, interactive=True, glossary=glossary.FILE))
@@ -142,7 +142,13 @@ def image_sheet(
         label = names[b] if names is not None else f"image {b + 1}"
         rows.append({"name": label, "picture": photograph(image), "panels": panels})
     path = Path(out) / "sheet.html"
-    values = {"title": title, "rows": rows, "methods": list(explanations), "simulated": False, "edited": False}
+    values: dict[str, Any] = {
+        "title": title,
+        "rows": rows,
+        "methods": list(explanations),
+        "simulated": False,
+        "edited": False,
+    }
     write_text(path, render("sheet.html.j2", **values, interactive=True))
     return path
 
