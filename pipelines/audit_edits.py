@@ -9,7 +9,8 @@ one model a nodule, two runs of other seeds an ensemble of two. With ``allow_see
 read by models that had seen them; such rows are no out-of-fold figures. OUT/parts/<nodule>.* hold one nodule each and
 are kept: the same command goes on after a kill, ``--minutes`` ends the measuring early, and ``--shard i/n`` measures
 a share and makes no tables. The tables are made of what is there, with ``--set measure=false`` of nothing more:
-dose_response.csv, selectivity.csv, sham.csv, own_measures.csv, maps.csv, realism.csv and audit.md.
+dose_response.csv, selectivity.csv, sham.csv, own_measures.csv, maps.csv, turned.csv (wrong and borderline verdicts: the
+smallest edit that turns each) and turns.csv, realism.csv and audit.md.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import pandas as pd
 from audit.measure import Measured, Reader, measure_nodule, trunk_features
 from audit.realism import realism
 from audit.tables import dose_response, map_table, own_measures, selectivity, sham_noise
+from audit.turned import smallest_turns, turns_table
 from pydantic import Field
 
 from lidc_xai.commands.common import need_out, need_path, pick_device, words
@@ -191,6 +193,9 @@ def write_tables(
         "sham": sham_noise(rows, OUTPUTS).round(3),
         "maps": map_table(maps),
     }
+    turns = smallest_turns(with_probability(rows, readers), store.manifest.set_index("nodule_id")["label"].to_dict())
+    write_csv(out / "turned.csv", turns)
+    tables["turns"] = turns_table(turns)
     if trunk is not None:
         kept = {}
         for path in sorted((out / "parts").glob("*.features.npz")):
@@ -204,6 +209,20 @@ def write_tables(
         write_csv(out / f"{name}.csv", table)
     write_text(out / "audit.md", "\n\n".join(f"### {name}\n\n{_markdown(table)}" for name, table in tables.items()))
     print(out / "audit.md")
+
+
+def with_probability(rows: pd.DataFrame, readers: Sequence[Reader]) -> pd.DataFrame:
+    """The rows of the readers with ``probability``: the logit as the models that read the patient calibrate it."""
+    parts = []
+    for reader in readers:
+        own = rows[rows["model"] == reader.name]
+        lines = {
+            patient: np.mean([model.calibration["malignancy"] for model in reader.of(patient)], axis=0)
+            for patient in own["patient_id"].unique()
+        }
+        slope, intercept = np.array([lines[patient] for patient in own["patient_id"]]).reshape(-1, 2).T
+        parts.append(own.assign(probability=1 / (1 + np.exp(-(slope * own["malignancy"] + intercept)))))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _markdown(table: pd.DataFrame) -> str:

@@ -11,6 +11,7 @@ import torch
 from audit.measure import PLAIN, RANDOM, SHAM, Reader, doses_of, measure_nodule
 from audit.realism import realism, told_apart
 from audit.tables import dose_response, map_table, own_measures, selectivity, sham_noise
+from audit.turned import smallest_turns, turns_table
 from tune_masked import with_patches_removed
 
 from lidc_xai.models import NoduleModel, build_model
@@ -150,3 +151,22 @@ def test_measuring_a_nodule_says_what_was_refused_and_reads_every_version(by_id:
     assert set(rows["method"]) == {"cdam", RANDOM, "centred disc"}
     assert set(rows["edit"]) == {"spiculation"}
     assert rows["auprc"].between(0, 1).all()
+
+
+def test_the_smallest_edit_that_turns_a_verdict_is_found_in_the_rows() -> None:
+    given = {
+        "n0": [(PLAIN, 0.0, 0.4), ("margin", 0.5, 0.6), ("diameter", -0.5, 0.9), ("diameter", 1.0, 0.99),
+               ("remove", 1.0, 0.7)],
+        "n1": [(PLAIN, 0.0, 0.9), ("margin", 1.0, 0.8)],
+        "n2": [(PLAIN, 0.0, 0.9)],
+    }  # fmt: skip
+    named = [(nodule, *row) for nodule, found in given.items() for row in found]
+    rows = pd.DataFrame(named, columns=["nodule_id", "edit", "dose", "probability"]).assign(model="m", patient_id="p")
+    turns = smallest_turns(rows, {"n0": float("nan"), "n1": 0.0, "n2": 1.0}).set_index("nodule_id")
+    assert list(turns.index) == ["n0", "n1"]  # n2 is right and sure
+    assert (turns.loc["n0", "edit"], turns.loc["n0", "dose"], turns.loc["n0", "after"]) == ("diameter", -0.5, 0.9)
+    assert turns.loc["n1", "edit"] == ""
+    assert turns["wrong"].tolist() == [False, True]
+    table = turns_table(turns.reset_index()).set_index("edit")
+    assert table.loc["any", ["asked", "turned", "wrong"]].tolist() == [2, 1, 1]
+    assert table.loc["diameter", "dose"] == 0.5
