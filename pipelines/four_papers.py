@@ -46,6 +46,7 @@ class FourPapers(Config):
     configs: Path = Field(CONFIGS, description="Folder with study_<name>.yaml (configs/gpu: 224 px, larger samples).")
     only: list[str] = Field([], description="Of cdam, contrastive, reciprocam, softmax; empty: all.")
     page: Path | None = Field(None, description="Markdown page whose marks are filled.")
+    beside: Path | None = Field(None, description="Another run's --out: it fills the page's marks of STUDY_beside.")
 
 
 def studies() -> dict[str, Callable[[Sequence[str]], int]]:
@@ -109,7 +110,10 @@ def work(config: FourPapers, run: Run) -> None:
     if len([row for row in run.skipped if "exit code" in row.reason]) == len(chosen):
         raise LidcXaiError("no study could run; see the lines above")
     if config.page is not None:
-        say(f"{config.page}: {write_page(config.page, {name: out / name for name in every})} tables written")
+        folders = {name: out / name for name in every}
+        if config.beside is not None:
+            folders |= {f"{name}_beside": config.beside / name for name in every}
+        say(f"{config.page}: {write_page(config.page, folders)} tables written")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
