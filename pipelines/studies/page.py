@@ -99,7 +99,8 @@ def claims(folder: Path, parts: list[str]) -> list[str]:
 
 
 def missing(folder: Path, parts: list[str]) -> list[str]:
-    """What was left out and why; what the paper prints without a figure here is counted."""
+    """What was left out and why; steps that were not reached stand together by their images and model, and what the
+    paper prints without a figure here is counted."""
     path = folder / "skipped.csv"
     table = (
         pd.read_csv(path, keep_default_na=False)
@@ -107,9 +108,15 @@ def missing(folder: Path, parts: list[str]) -> list[str]:
         else pd.DataFrame(columns=["nodule_id", "stage", "reason"])
     )
     printed = table[table["stage"] == "published"]
-    lines = [f"- {row.nodule_id}: {row.reason}" for row in table[table["stage"] != "published"].itertuples()]
+    late, others = table[table["stage"] == "limit"], table[~table["stage"].isin(["limit", "published"])]
+    lines = [f"- {row.nodule_id}: {row.reason}" for row in others.itertuples()]
+    by_images: dict[str, list[str]] = {}
+    for row in late.itertuples():
+        step, _, images = str(row.nodule_id).partition(": ")
+        by_images.setdefault(images, []).append(f"{step} ({str(row.reason).partition(' images')[0]})")
     return [
         *lines,
+        *(f"- {images}, images not reached: {', '.join(steps)}" for images, steps in by_images.items()),
         *(
             [f"- {len(printed)} figures that the paper prints have none of ours beside them in this run"]
             if len(printed)
