@@ -19,7 +19,7 @@ from lidc_xai.reporting.glossary import WORDS
 from lidc_xai.reporting.nodule.charts import deletion_caption
 from lidc_xai.reporting.nodule.drawing import largest_indices
 from lidc_xai.reporting.nodule.flags import quality_flags
-from lidc_xai.reporting.nodule.words import deletion_words, reads_words
+from lidc_xai.reporting.nodule.words import deletion_words, reads_words, trust_in_rating
 
 
 def written(store, out, **parts):
@@ -82,6 +82,20 @@ def test_a_set_that_was_not_measured_is_not_told(made, tmp_path):
     text, facts = written(store, tmp_path, predictions=predictions)
     assert "the probability is far from 0 and 1" in facts["trust"]["rating"]["reasons"]
     assert "both possible" not in text
+
+
+def test_a_rating_against_the_readers_own_is_read_with_care(made, tmp_path):
+    store = made.store(tmp_path / "store", n=1)
+    _, facts = written(store, tmp_path, predictions=made.predictions(store.nodule_ids))
+    for median, probability, told in (
+        (4, 0.05, "high (median 4)"),
+        (2, 0.95, "low (median 2)"),
+        (3, 0.95, ""),
+        (4, 0.95, ""),
+    ):
+        facts["malignancy_median"], facts["outputs"][0]["prediction"]["value"] = median, probability
+        reasons = [reason for reason in trust_in_rating(facts)["reasons"] if "the readers rated" in reason]
+        assert reasons == ([f"the readers rated this nodule {told}"] if told else [])
 
 
 def test_the_probability_is_not_drawn_on_the_readers_axis(made, tmp_path):
@@ -254,6 +268,7 @@ def test_a_deletion_curve_is_told_as_it_is():
     close = {"percent": [0, 20, 100], "mif": [1.35, -0.96, -0.8], "lif": [1.35, -0.91, -0.8], "removed": 2.15}
     assert "no further apart than those of a random map" in deletion_caption(close, "logit")
     assert deletion_words(close).endswith("no more apart than a random order may be")
+    assert "20 % of the pixels that the map marks most as raising the score moves it by −2.31" in deletion_words(close)
 
 
 def test_words_of_a_mean_are_for_ordered_scales_only(made, tmp_path):

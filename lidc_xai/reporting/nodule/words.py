@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lidc_xai.ratings import INDETERMINATE
 from lidc_xai.reporting.values import show, show_probability
 
 if TYPE_CHECKING:
@@ -110,6 +111,10 @@ def _drove(malignancy: Output, facts: NoduleFacts) -> str:
     # "strength", but for methods whose scores add up to the output (METHODS 15)
     sums = f"{strength['word']} {show(raised, 2, True)} and {show(-lowered, 2, True)} logits"
     text = f"{head}; its map points {pull} ({sums})"
+    if prediction["value"] < 0.5 and pull == "mostly up":
+        text += ", and so does not show what kept it low"
+    elif prediction["value"] > 0.5 and pull == "mostly down":
+        text += ", and so does not show what made it high"
     inside, area = strength_inside(facts)
     if inside is not None and area is not None:
         text += f", {inside:.0%} of the map’s strength inside the outline, which covers {area:.0%} of the plane"
@@ -197,8 +202,8 @@ def deletion_words(curve: Mapping[str, Any] | None) -> str:
         deletion_order(curve), "no more apart than a random order may be"
     )
     return (
-        f"replacing the {share} most relevant pixels moves the score by {show(most, 2, True)}, the least relevant by "
-        f"{show(least, 2, True)} logits, {order}"
+        f"replacing the {share} of the pixels that the map marks most as raising the score moves it by "
+        f"{show(most, 2, True)}, the {share} at the other end by {show(least, 2, True)} logits, {order}"
     )
 
 
@@ -247,11 +252,19 @@ def trust_in_rating(facts: NoduleFacts) -> Trust:
         reasons.append("the probability is far from 0 and 1")
     if facts["origin"] == "own":
         reasons.append("how well the model does on scans like this one was not measured")
-    reasons += warned
+    reasons += [*_contradicted(facts, prediction["value"]), *warned]
     if reasons:
         return {"level": "limited", "text": "Read the rating with care", "reasons": reasons, "unmeasured": unmeasured}
     text = "The rating can be read as its measured figures say"
     return {"level": "measured", "text": text, "reasons": ["never seen by this model"], "unmeasured": unmeasured}
+
+
+def _contradicted(facts: NoduleFacts, probability: float) -> list[str]:
+    """What the readers say of this very nodule, where it is the opposite."""
+    median = facts["malignancy_median"]
+    if median is None or median == INDETERMINATE or (median > INDETERMINATE) == (probability > 0.5):
+        return []
+    return [f"the readers rated this nodule {'high' if median > INDETERMINATE else 'low'} (median {median:g})"]
 
 
 def trust_in_map(facts: NoduleFacts) -> Trust:
