@@ -8,15 +8,19 @@ timm's classes. One backward pass a target, on one forward pass with gradients, 
 
 from __future__ import annotations
 
-import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torchvision
+from pydantic import Field
 from torch import Tensor
+
+from lidc_xai.commands.script import run_script
+from lidc_xai.config import Config
+from lidc_xai.run import Run
 
 
 def small_vit() -> Any:
@@ -56,17 +60,25 @@ def forwards(targets: int, repeats: int, clock: Callable[[], float]) -> float:
     return median(timed(lambda: maps(model, x, targets)) for _ in range(repeats)) / median(before)
 
 
-def main() -> None:
+class Options(Config):
+    """What to measure."""
+
+    targets: int = Field(1, ge=1, description="Maps of one picture.")
+    repeats: int = Field(5, ge=1, description="Timings, of which the median counts.")
+    clock: Literal["wall", "cpu"] = Field("cpu", description="Time that passed, or of the processor.")
+
+
+def measure(options: Options, run: Run) -> None:
     """One line: the figure."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--targets", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="cpu")
-    args = parser.parse_args()
     torch.set_num_threads(1)
-    clock = time.process_time if args.clock == "cpu" else time.perf_counter
-    print(f"{forwards(args.targets, args.repeats, clock):.2f}")
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    print(f"{forwards(options.targets, options.repeats, clock):.2f}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    return run_script("lxt_cost", Options, measure, __doc__ or "", arguments)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -70,13 +70,14 @@ def environment() -> Environment:
         deletion=deletion_chart,
         deletion_caption=deletion_caption,
         asset=lambda name: Markup(_asset(name)),
+        glossary="",  # address of the page of words, where one lies beside a page
     )
     return env
 
 
-def render(template: str, *, glossary: str = "", **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
     """Text of a template of this package. ``glossary``: address of the page of words, where one lies beside it."""
-    return environment().get_template(template).render(glossary=glossary, **values)
+    return environment().get_template(template).render(**values)
 
 
 @lru_cache(maxsize=8)

@@ -30,6 +30,9 @@ class Pictures(dict[str, str]):
 @lru_cache(maxsize=1)
 def load_weasyprint() -> ModuleType:
     """WeasyPrint, or ``DependencyError`` naming the Debian packages where the system lacks Pango."""
+    from PIL import ImageFile
+
+    tolerated = ImageFile.LOAD_TRUNCATED_IMAGES
     try:
         import weasyprint
         import weasyprint.urls
@@ -38,6 +41,8 @@ def load_weasyprint() -> ModuleType:
             f"PDF needs Pango from the system ({str(error).splitlines()[0]}): apt install {DEBIAN_PACKAGES}; "
             "the HTML is written all the same"
         ) from error
+    # it lets the whole process read half of a picture without a word: a damaged CT slice or photograph, too
+    ImageFile.LOAD_TRUNCATED_IMAGES = tolerated
     for name in ("weasyprint", "fontTools"):
         logging.getLogger(name).setLevel(logging.ERROR)  # unknown screen-only CSS is not news to the reader
     return weasyprint

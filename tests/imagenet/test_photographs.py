@@ -11,6 +11,7 @@ from PIL import Image
 
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.imagenet.photographs import InputSpec, find_photos, read_photo
+from lidc_xai.reporting.pdf import load_weasyprint
 
 SPEC = InputSpec((64, 64), 72, (0.5, 0.4, 0.3), (0.2, 0.25, 0.5), "bilinear")
 
@@ -71,6 +72,7 @@ def test_a_turned_photograph_is_put_upright(photo: Path, tmp_path: Path) -> None
 
 
 def test_what_is_no_picture_says_so(tmp_path: Path, photo: Path) -> None:
+    load_weasyprint()  # which lets a whole process read half of a picture
     (tmp_path / "text.png").write_text("not a picture")
     with pytest.raises(DataError, match=r"text.png: is no picture that can be read"):
         read_photo(tmp_path / "text.png", SPEC)

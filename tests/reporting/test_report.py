@@ -39,7 +39,7 @@ def test_study_page_lists_every_nodule(written, study):
     assert "SIMULATED" in text
     for nodule_id in study.ids:
         assert f'href="nodules/{nodule_id}.html"' in text
-    assert len(written.paths) == 1 + 2 * len(study.ids)
+    assert len(written.paths) == 2 + 2 * len(study.ids)  # the index, its page of words, a page and a record each
     assert all(path.exists() for path in written.paths)
     assert not written.skipped
 
@@ -162,7 +162,7 @@ def test_hostile_text_is_escaped(made, tmp_path):
             elements = Elements()
             elements.feed(text)
             assert "onload" not in elements.attributes
-            assert elements.scripts == {"index.html": 1}.get(path.name, 3)
+            assert elements.scripts == {"index.html": 1, "glossary.html": 0}.get(path.name, 3)
         else:
             assert json.loads(text)["identifiers"]["patient_id"] == evil
 
