@@ -48,6 +48,8 @@ def test_a_signal_ends_a_run_with_a_record_and_nothing_half_written(tmp_path, nu
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a shell starts what runs in its background with the interrupt ignored, and a child inherits that
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     assert process.stdout.readline().strip() == "waiting"
     process.send_signal(number)
