@@ -47,10 +47,12 @@ def map_attack_stability(
     attack_seed: int = 0,
     **options: Any,
 ) -> tuple[SimilarityResult, Tensor]:
-    """Similarity of the map with that of an image that was attacked for its map, and the change of the score (B,).
+    """Similarity (of each of B images) of the map with that of an image that was attacked for its map, and the change
+    of the score (B,).
 
-    ``epsilon``: in normalised units; ``keep``: how far the score may move, in its own unit; ``draws``: pairs of maps a
-    step; ``cells``: of the perturbation, per side.
+    ``images``: (B,C,H,W), normalised; ``epsilon``: above 0, in normalised units; ``keep``: how far the score may move,
+    in its own unit (logits, or standard deviations of a rating); ``draws``: pairs of maps a step; ``cells``: of the
+    perturbation, per side. Raises ``UsageError`` for a number out of range.
 
     >>> similarity, change = map_attack_stability(vit, images, labels, steps=2, draws=2)
     >>> similarity.spearman.shape, bool((change.abs() <= 0.1).all())
