@@ -21,14 +21,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lidc_xai.commands.common import need_out, need_path
+from lidc_xai.commands.common import need_model, need_out, need_path, pick_device
 from lidc_xai.commands.script import run_script
 from lidc_xai.config import Config
 from lidc_xai.errors import UsageError
 from lidc_xai.evaluation.replacement import Replacement
 from lidc_xai.files import write_json
 from lidc_xai.imaging import CropStore
-from lidc_xai.models import NoduleModel, load_model
+from lidc_xai.models import NoduleModel
 from lidc_xai.models.saved import save_model
 from lidc_xai.nodules.cases import store_cases
 from lidc_xai.progress import say, track
@@ -45,6 +45,7 @@ class Tuning(Config):
 
     store: Path | None = Field(None, description="The store that the model learned from.")
     model: str | None = Field(None, description="A model folder, or a shipped model's name.")
+    weights: str | None = Field(None, description="Published weights, where the model is an adapter.")
     limit: int | None = Field(None, ge=1, description="Only so many nodules of the training part.")
     epochs: int = Field(3, ge=1, description="Passes over the training part.")
     rate: float = Field(1e-5, gt=0, description="Learning rate of AdamW.")
@@ -54,10 +55,9 @@ class Tuning(Config):
 def tune(config: Tuning, run: Run) -> None:
     """Tune, measure, save."""
     out, store = need_out(config), CropStore(need_path(config.store, "--store"))
-    if not config.model:
-        raise UsageError("--model is missing: name a model folder")
-    model = load_model(config.model)
+    model, device = need_model(config.model, config.weights), pick_device(config.device)
     learn, watch = part(model, store, "train_patients", config), part(model, store, "validation_patients", config)
+    model.to(device)
     before = whole_loss(model, watch)
     generator = torch.Generator().manual_seed(config.seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.rate)
@@ -67,7 +67,8 @@ def tune(config: Tuning, run: Run) -> None:
         total = 0.0
         for places in track(order.split(config.batch), f"epoch {epoch + 1}", -(-len(order) // config.batch)):
             images = with_patches_removed(learn["images"][places], learn["removed"][places], grid_of(model), generator)
-            loss = masked_loss(model(images), learn["targets"][places], model.output_kinds, LossOptions())
+            outputs, targets = model(images.to(device)), learn["targets"][places].to(device)
+            loss = masked_loss(outputs, targets, model.output_kinds, LossOptions())
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -75,6 +76,7 @@ def tune(config: Tuning, run: Run) -> None:
         say(f"epoch {epoch + 1}: {total / len(order):.4f}; whole images {whole_loss(model, watch):.4f}")
     model.eval()
     after = whole_loss(model, watch)
+    model.adapter = None  # the LoRA update of before says nothing of the tuned weights
     model.training_info = {**model.training_info, "tuned_with_patches_removed": {"epochs": config.epochs}}
     save_model(model, out / "model")
     rise = after / before - 1
@@ -133,7 +135,8 @@ def with_patches_removed(images: Tensor, removed: Tensor, grid: tuple[int, int],
 def whole_loss(model: NoduleModel, data: dict[str, Tensor]) -> float:
     """Loss on images that nothing was removed from, in evaluation mode."""
     model.eval()
-    outputs = torch.cat([model(images) for images in data["images"].split(64)])
+    device = next(model.parameters()).device
+    outputs = torch.cat([model(images.to(device)).cpu() for images in data["images"].split(64)])
     return float(masked_loss(outputs, data["targets"], model.output_kinds, LossOptions()))
 
 
