@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +127,13 @@ def benchmark_arm(
     """
     chosen = BenchmarkOptions.model_validate({**options.model_dump(), "metrics": tuple(metrics)})
     folder = study.out / "steps" / f"{arm.data}-{arm.model}-{arm.fingerprint}".replace(" ", "_").replace(":", "")
-    parts, left_out = [], 0
+    parts, left_out, numbers = [], 0, count()
     for fold, images in arm.by_fold():
         place = folder / f"benchmark-{fold}-{chosen.fingerprint(arm.classifier.model)}"
         reached = 0
-        for number, start in enumerate(range(0, len(images), _AT_ONCE)):
+        for start in range(0, len(images), _AT_ONCE):
             some = replace(arm, images=images[start : start + _AT_ONCE])
-            if not study.takes(number) and not _all_measured(place, some.images):
+            if not study.takes(next(numbers)) and not _all_measured(place, some.images):
                 continue
             run = run_benchmark(arm.classifier.model, cases(some, roles), place, chosen, total=len(some.images))
             study.run.skipped += run.skipped

@@ -54,11 +54,15 @@ def test_an_arm_is_measured_once_and_gives_the_metrics_figures(script: ModuleTyp
         assert table.loc[("cdam", fill, "fidelity"), "mean"] == pytest.approx(expected, abs=1e-5)
         expected = saco(model, images, maps, 1, replacement=fill).saco.mean()
         assert table.loc[("cdam", fill, "saco"), "mean"] == pytest.approx(expected, abs=1e-6)
+    more = table.loc[("attn_lrp", "mean", "fidelity less cdam"), "mean"]
+    assert more == pytest.approx(
+        table.loc[("attn_lrp", "mean", "fidelity"), "mean"] - table.loc[("cdam", "mean", "fidelity"), "mean"]
+    )
     lines = (tmp_path / "faithfulness.md").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "### tiny: 3 images of 2 clusters"
     assert len([line for line in lines if line.startswith("| ")]) == 1 + len(files) // 2
 
 
 def test_something_must_be_asked_for(script: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="give --store, --photos, or both"):
+    with pytest.raises(UsageError, match="give --store, --photographs, or both"):
         script.measure(script.Study(out=tmp_path), Run("faithfulness", [], {}))
