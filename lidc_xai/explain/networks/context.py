@@ -76,7 +76,7 @@ class Pass:
         return self.facts.parts
 
     def _compared(self) -> Parts | str:
-        """One pass of the model itself, whose tokens and outputs are kept, against what the parts make of them."""
+        """One pass of the model itself, whose tokens are kept, against what the parts make of them."""
         assert self.vit is not None
         parts = parts_of(self.vit)
         if isinstance(parts, str) or self.vit.not_plain is not None:
@@ -86,10 +86,14 @@ class Pass:
             return changed
         with torch.no_grad():
             seen = self._look((0, self.vit.depth - 1))
-            same = same_tokens(parts.embed(self.images), seen.z[0]) and alike(
-                parts.finish(-1, self.tokens(-1)), seen.outputs
-            )
+            embedded = parts.embed(self.images)
+            same = same_tokens(embedded, seen.z[0]) and alike(parts.finish(-1, self.tokens(-1)), seen.outputs)
         if same or not seen.outputs.values.isfinite().all():
+            # every later batch is computed by the parts: the first one, too, or its last bits would be others'
+            self._outputs = None
+            if not torch.equal(embedded, seen.z[0]):
+                self._tokens.clear()
+                self._normed.clear()
             return parts
         return (
             f"a forward pass composed of the parts of {type(parts.model).__name__} gives other outputs than the model"
@@ -257,8 +261,8 @@ class Pass:
                 return plain_forward(self.model, x)
 
         else:
-            z, start = self.tokens(-1)[:1], self.normed(-1)[:1]
-            part = self.select(slice(0, 1))
+            part = self.select(slice(0, 1))  # what is tried on it is not kept for the images themselves
+            z, start = part.tokens(-1), part.normed(-1)
 
             def run(x: Tensor) -> Outputs:
                 return part.finish(-1, z, x)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,21 @@ def test_a_method_that_runs_the_model_with_gradients_needs_no_other_pass(vit: An
         with count_images(vit.patch_embed.proj) as calls:
             explain(vit, images, None, method, max_batch=3)
         assert calls == [3]
+
+
+@pytest.mark.parametrize("kind", ["plain", "hooked", "pooled"])
+def test_a_process_first_batch_has_the_bits_of_its_second(vit: Any, images: Tensor, kind: str) -> None:
+    """What is found out about a model on its first batch leaves no trace in that batch's maps and values: a run that
+    was killed and goes on meets its images in another order."""
+    if kind == "hooked":
+        vit.blocks[-1].register_forward_hook(lambda module, inputs, output: output * 1.1)
+    if kind == "pooled":
+        vit.global_pool = "avg"
+    for method in set(METHODS) - set(refusals(vit)):
+        untouched = deepcopy(vit)
+        first, second = (explain(untouched, images, [1, 2], method) for _ in range(2))
+        assert torch.equal(first.relevance, second.relevance), method
+        assert torch.equal(first.values, second.values), method
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("gradcam_plus_plus", "rsi_gradcam")])
