@@ -5,12 +5,14 @@
 From the pictures around nodules of known HU, boxes elsewhere are cut: empty lung, a vessel, the pleura, none with
 an outline in its box. ``--model``: as in audit_edits.py; each box is read by models that never saw its
 patient. A map is strong where its largest score is above the upper quartile of the nodules' own maps, weak below the
-lower one. no_nodule.csv: shares by kind with intervals by patient; crops.csv: a row per crop.
+lower one. no_nodule.csv: shares by kind with intervals by patient; crops.csv: a row per crop. The share of clear
+verdicts is written into the models' records, from which pages of crops without readers' contours say it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +39,17 @@ from lidc_xai.imaging.png.match import match_nodule
 from lidc_xai.imaging.png.source import open_edition
 from lidc_xai.nodules import predict
 from lidc_xai.nodules.ensemble import models_for
-from lidc_xai.nodules.strength import Anchor
+from lidc_xai.nodules.no_nodule import RECORD, SURE, NoNodule
+from lidc_xai.nodules.strength import Anchor, save_field
 from lidc_xai.progress import track
 from lidc_xai.run import Run
 from lidc_xai.skipped import Skipped
 
 NODULE = "nodule"
-SURE = 0.3
-"""A probability this far from one half is a clear verdict."""
 FEWEST_SLICES = 3
 
 
-class NoNodule(Config):
+class NoNoduleConfig(Config):
     """Fields of the script."""
 
     slices: Path | None = Field(None, description="The PNG edition, a zip or a folder.")
@@ -61,7 +62,7 @@ class NoNodule(Config):
     turns: int | None = Field(None, description="1 or 8 turns of every plane; as the models average by default.")
 
 
-def measure(config: NoNodule, run: Run) -> None:
+def measure(config: NoNoduleConfig, run: Run) -> None:
     """Cut, read, tabulate."""
     if not config.model:
         raise UsageError("--model is missing")
@@ -74,10 +75,13 @@ def measure(config: NoNodule, run: Run) -> None:
     table = ranked(pd.DataFrame(rows))
     write_csv(out / "crops.csv", table)
     write_csv(out / "no_nodule.csv", summary(table))
+    measured = no_nodule_record(table)
+    for one in config.model.split("+"):
+        save_field(Path(one), RECORD, asdict(measured))
     print(out / "no_nodule.csv")
 
 
-def crops(config: NoNodule, reader: Reader, run: Run) -> Iterator[tuple[str, str, NoduleCrop]]:
+def crops(config: NoNoduleConfig, reader: Reader, run: Run) -> Iterator[tuple[str, str, NoduleCrop]]:
     """(patient, kind, crop): nodules of known HU, and the places around each."""
     edition = open_edition(need_path(config.slices, "--slices"))
     known: dict[str, list[Nodule]] = {}
@@ -118,7 +122,7 @@ def _radius_mm(nodule: Nodule) -> float:
     return max(reading.diameter_mm for reading in nodule.readers) / 2
 
 
-def read(config: NoNodule, reader: Reader, patient: str, kind: str, crop: NoduleCrop) -> list[dict[str, Any]]:
+def read(config: NoNoduleConfig, reader: Reader, patient: str, kind: str, crop: NoduleCrop) -> list[dict[str, Any]]:
     """What a page would say of a crop: the prediction, and the largest score of each method's map."""
     models = reader.of(patient)
     said = predict(models, [crop], device=str(next(models[0].parameters()).device)).iloc[0]
@@ -170,9 +174,18 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
+def no_nodule_record(rows: pd.DataFrame) -> NoNodule:
+    """Over all crops that are no nodule, the share with a clear verdict: what a model's pages say of themselves."""
+    empty = rows[rows["kind"] != NODULE].drop_duplicates("crop")
+    clear = ((empty["malignancy_probability"] - 0.5).abs() >= SURE).astype(float).tolist()
+    found = bootstrap_mean(clear, empty["patient_id"].tolist())
+    ends = {"clear": found.mean, "low": found.low, "high": found.high}
+    return NoNodule(len(empty), empty["patient_id"].nunique(), **{name: round(end, 3) for name, end in ends.items()})
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The script; returns its exit code."""
-    return run_script("audit_no_nodule", NoNodule, measure, __doc__ or "", arguments)
+    return run_script("audit_no_nodule", NoNoduleConfig, measure, __doc__ or "", arguments)
 
 
 if __name__ == "__main__":

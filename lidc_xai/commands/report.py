@@ -59,7 +59,9 @@ class ReportConfig(Config):
     )
     every_slice: bool = Field(False, description="In the viewer, maps evaluated on every scanned slice.")
     maps: Path | None = Field(None, description="The folder that explain wrote to.")
-    nodule: list[str] = Field([], description="Nodule ids; repeat it or separate by commas. All by default.")
+    nodule: list[str] = Field(
+        [], description="Nodule ids; repeat it or separate by commas. All (of --predictions) by default."
+    )
     limit: int | None = Field(None, ge=1, description="Only the first so many of them.")
     method: list[str] = Field(
         ["cdam", "attn_lrp", "attention"], description="Methods to show, separated by commas (docs/faithfulness.md)."
@@ -87,7 +89,7 @@ def report(config: ReportConfig, run: Run) -> None:
     from lidc_xai.reporting.values import base_names
 
     store = CropStore(store_path)
-    ids, device = usable_nodules(store, words(config.nodule), run), pick_device(config.device)
+    ids, device = usable_nodules(store, _wanted(config, store), run), pick_device(config.device)
     predictions = predict(models, store, nodule_ids=ids, device=device)
     folder = need_path(config.maps, "--maps") if config.maps else out
     explained = explain_out_of_fold(
@@ -97,7 +99,9 @@ def report(config: ReportConfig, run: Run) -> None:
     dense: Mapping[str, Mapping[str, NoduleMaps]] = {}
     if config.every_slice:
         dense = explain_out_of_fold(models, store, folder, ids, words(config.method), device, every_slice=True).maps
-    anchors = {**recorded_anchors(models[0].training_info), **cohort_anchors(models, store, explained.maps)}
+    # recorded first: the same colour is the same strength in every report of a model; a cohort report renews them
+    found, held = cohort_anchors(models, store, explained.maps), recorded_anchors(models[0].training_info)
+    anchors = {**held, **found} if config.predictions else {**found, **held}
     runs = [Path(name) for name in model_names(config.model)]
     if config.predictions:  # a nodule of one's own has no cohort to be held against
         for run_folder in runs:
@@ -130,6 +134,17 @@ def report(config: ReportConfig, run: Run) -> None:
     run.skipped += [*explained.skipped, *result.skipped]
     run.results = {"pages": len(result.paths)}
     print(result.index)
+
+
+def _wanted(config: ReportConfig, store: CropStore) -> list[str]:
+    """The nodules asked for; of a cohort report without names, those of its table. Empty: all of the store."""
+    if config.nodule or config.predictions is None:
+        return words(config.nodule)
+    from lidc_xai.training.loop.run_files import read_predictions_table
+
+    held = set(store.nodule_ids)
+    table = read_predictions_table(need_path(config.predictions, "--predictions"))
+    return [name for name in table["nodule_id"] if name in held]
 
 
 def _similar(

@@ -37,13 +37,15 @@ RECORD = "map_anchors"
 class Anchor:
     """Largest absolute scores of a cohort's maps of one method and output, in the output's unit.
 
-    ``full``: their 95th percentile; ``weak`` and ``strong``: their lower and upper quartile; ``nodules``: how many.
+    ``full``: their 95th percentile; ``weak`` and ``strong``: their lower and upper quartile; ``nodules``: how many;
+    ``models``: how many models each map is a mean of (a mean of several is weaker than the map of one).
     """
 
     full: float
     weak: float
     strong: float
     nodules: int
+    models: int = 1
 
     def rank(self, largest: float) -> str:
         """Where a map whose largest absolute score is ``largest`` stands: weak, usual or strong.
@@ -61,15 +63,17 @@ Anchors = Mapping[str, Mapping[str, Anchor]]
 def map_anchors(maps: Iterable[NoduleMaps]) -> dict[str, Anchor]:
     """Output -> anchor, from the maps of a cohort by one method; empty below ``FEWEST`` nodules."""
     largest: dict[str, list[float]] = {}
+    models = 1
     for one in maps:
+        models = 1 if one.repeatability is None else len(one.repeatability.models)
         for column, output in enumerate(one.output_names):
             largest.setdefault(output, []).append(float(np.abs(one.relevance[:, column]).max()))
-    return {output: _anchor(values) for output, values in largest.items() if len(values) >= FEWEST}
+    return {output: _anchor(values, models) for output, values in largest.items() if len(values) >= FEWEST}
 
 
-def _anchor(values: list[float]) -> Anchor:
+def _anchor(values: list[float], models: int) -> Anchor:
     weak, strong, full = np.percentile(values, [25, 75, FULL_PERCENTILE])
-    return Anchor(float(full), float(weak), float(strong), len(values))
+    return Anchor(float(full), float(weak), float(strong), len(values), models)
 
 
 def cohort_anchors(
@@ -100,9 +104,27 @@ def save_anchors(run: Path, anchors: Anchors) -> None:
 
     The weights and their hash are not touched.
     """
-    for path in [run / "model.json", run / "model" / "model.json", *sorted(run.glob("fold-*/model/model.json"))]:
-        if path.is_file():
-            _save(path, RECORD, anchors)
+    for path in _records(run):
+        _save(path, RECORD, anchors)
+
+
+def save_field(run: Path, name: str, value: Any) -> None:
+    """Write a field of ``training_info`` into every ``model.json`` under a model's or run's folder."""
+    for path in _records(run):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record.setdefault("training_info", {})[name] = value
+        write_json(path, record)
+
+
+def _records(run: Path) -> list[Path]:
+    """Every ``model.json`` of a model, a run or an ensemble."""
+    below = ("fold-*/model/model.json", "member-*/model.json")
+    paths = [
+        run / "model.json",
+        run / "model" / "model.json",
+        *(one for kind in below for one in sorted(run.glob(kind))),
+    ]
+    return [path for path in paths if path.is_file()]
 
 
 def save_noise(folders: Sequence[Path], noise: Mapping[str, Mapping[int, Mapping[str, Noise]]]) -> None:

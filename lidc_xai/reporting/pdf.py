@@ -56,9 +56,9 @@ def check_paper(paper: str) -> str:
 
 
 TIGHTER = (
-    ".research { font-size: 6.5pt; padding: .6mm } .simulated { font-size: 7.5pt; padding: .6mm }",
+    ".research { font-size: 6.5pt; padding: .6mm } .simulated { font-size: 7.5pt; padding: .6mm } "
     ".head { grid-template-columns: 36mm 1fr } .head .key img.row { width: 36mm !important; height: auto !important }",
-    "ul.flags li { font-size: 6.5pt } ul.flags b { font-size: 7pt; display: inline; margin-right: 1mm }",
+    "ul.flags li { font-size: 6.5pt } ul.flags b { font-size: 7pt; display: inline; margin-right: 1mm } "
     ".onepage, .numbers td { font-size: 7pt } th[scope=row] { font-size: 8pt } .numbers td small { font-size: 6.5pt }",
     "ul.flags li { padding: .2mm 1.5mm } .onepage p, .onepage li { line-height: 1.15 } .box { font-size: 7pt }",
 )
@@ -82,15 +82,28 @@ def write_pdf(
     path = Path(path)
     document = weasyprint.HTML(string=html, url_fetcher=_fetcher(weasyprint, pictures or {}))
     with atomic_path(path) as temporary:
-        size = weasyprint.CSS(string=f"@page {{ size: {check_paper(paper)} }}")
-        steps = TIGHTER if one_page else ()
-        for count in range(len(steps) + 1):
-            tighter = weasyprint.CSS(string="@media print {" + " ".join(steps[:count]) + "}")
-            rendered = document.render(pdf_variant="pdf/ua-1", stylesheets=[size, tighter])
+        for count in range(len(TIGHTER) + 1 if one_page else 1):
+            sheets, fonts = [_sheet(check_paper(paper), count)], _fonts()
+            rendered = document.render(pdf_variant="pdf/ua-1", stylesheets=sheets, font_config=fonts)
             if len(rendered.pages) == 1:
                 break
         rendered.write_pdf(temporary, pdf_variant="pdf/ua-1")
     return path
+
+
+@lru_cache(maxsize=16)
+def _sheet(paper: str, tighter: int) -> Any:
+    """Size of the page and the first so many steps of ``TIGHTER``, parsed once a process."""
+    steps = " ".join(TIGHTER[:tighter])
+    return load_weasyprint().CSS(string=f"@page {{ size: {paper} }} @media print {{{steps}}}", font_config=_fonts())
+
+
+@lru_cache(maxsize=1)
+def _fonts() -> Any:
+    """The system's fonts, looked up once a process: no page brings fonts of its own."""
+    from weasyprint.text.fonts import FontConfiguration
+
+    return FontConfiguration()
 
 
 def _fetcher(weasyprint: ModuleType, pictures: Mapping[str, str]) -> Any:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from lidc_xai.commands.explain import ExplainConfig, explain
-from lidc_xai.commands.report import ReportConfig, report
+from lidc_xai.commands.report import ReportConfig, _wanted, report
 from lidc_xai.errors import UsageError
 from lidc_xai.evaluation.metrics._fidelity import fidelity
 from lidc_xai.imaging.store.crop_store import CropStore
@@ -103,7 +103,7 @@ def test_the_verb_reports_a_run_out_of_fold(
     monkeypatch.setattr("lidc_xai.training.evaluate_predictions", lambda *_, **__: {}, raising=False)
     config = ReportConfig(
         store=study.store.path, model=str(run), predictions=run / "predictions.csv", out=tmp_path, pdf=False,
-        device="cpu",
+        device="cpu", nodule=study.ids,
     )  # fmt: skip
     done = Run("report", [], {})
     report(config, done)
@@ -120,6 +120,7 @@ def test_the_verb_reports_a_run_out_of_fold(
         text = (tmp_path / "nodules" / f"{nodule_id}.html").read_text()
         for phrase in ("From the diameter alone", "again is unknown", "Deletion curve of malignancy", "random weights"):
             assert phrase in text, phrase
+    assert _wanted(config.model_copy(update={"nodule": []}), study.store) == study.ids[:2]  # those of the table
     last = json.loads((tmp_path / "nodules" / f"{study.ids[2]}.json").read_text())
     assert last["maps"] == []
     assert any(text.startswith("Maps:") for text in last["missing"])

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from markupsafe import escape
 
+from lidc_xai.errors import ModelError
 from lidc_xai.imaging.store.crop_store import CropStore, StoreWriter
 from lidc_xai.models import build_model
 from lidc_xai.models.preprocess import Preprocess
 from lidc_xai.nodules.explained import shared_info
+from lidc_xai.nodules.no_nodule import recorded_no_nodule
 from lidc_xai.nodules.strength import Anchor
 from lidc_xai.ratings import BIOMARKERS, SCALES
 from lidc_xai.reporting import nodule_report, study_report
@@ -185,6 +187,62 @@ def test_own_ct_has_no_word_of_lidc_and_no_identifier(made, tmp_path, mask):
     assert patient in kept.paths[1].read_text(encoding="utf-8")
 
 
+NO_NODULE = {"crops": 200, "patients": 90, "clear": 0.67, "low": 0.59, "high": 0.74}
+
+
+def test_a_crop_that_no_reader_marked_may_hold_no_nodule(made, tmp_path):
+    store = own_store(made, tmp_path / "store", "P", False)
+    predictions = made.predictions(store.nodule_ids)
+    result = study_report(store, tmp_path / "out", predictions, None, {"no_nodule": NO_NODULE}, pdf=False)
+    said = "of 200 crops without one (lung, vessel, pleura) it gave 67% [59%, 74%] a clear verdict"
+    index, page = (path.read_text(encoding="utf-8") for path in result.paths[:2])
+    assert said in index and "at a point that no reader marked" in index
+    assert page.index("Is it a nodule?") < page.index(said) < page.index("Model: malignancy")  # the first screen
+    assert "no nodule</th>" not in page  # not again among the model's record
+    unmeasured = study_report(store, tmp_path / "bare", predictions, pdf=False).paths[1].read_text(encoding="utf-8")
+    assert "what it says of crops without one was not measured" in unmeasured
+    marked = made.store(tmp_path / "marked", n=1)
+    predictions, info = made.predictions(marked.nodule_ids), {"no_nodule": NO_NODULE}
+    text, facts = written(marked, tmp_path, predictions=predictions, model_info=info)
+    assert facts["no_nodule"] == "" and "Is it a nodule?" not in text
+    with pytest.raises(ModelError, match="training_info.no_nodule is damaged"):
+        recorded_no_nodule({"no_nodule": {"crops": 200}})
+
+
+def test_one_model_disagrees_with_nobody(made, tmp_path):
+    store = made.store(tmp_path / "store", n=1)
+    table = made.predictions(store.nodule_ids).assign(
+        malignancy_probability_models_disagree_by=0.0,
+        malignancy_probability_least=0.2,
+        malignancy_probability_greatest=0.7,
+    )
+    for one in (table.assign(n_models=1), table.assign(fold=2)):
+        text, facts = written(store, tmp_path, predictions=one)
+        assert facts["models"] == 1
+        assert all(output["prediction"]["disagree_by"] is None for output in facts["outputs"] if output["prediction"])
+        assert "isagree by" not in text and "planes and models" not in text
+        assert "One model made these values" in text
+        assert "one model; its single planes" in text
+        assert "Its planes differ" in {flag["title"] for flag in facts["flags"]}
+    text, facts = written(store, tmp_path, predictions=table.assign(n_models=5))
+    assert facts["models"] == 5 and "Models and planes disagree by 0.00" in text
+    assert "Models disagree" in {flag["title"] for flag in facts["flags"]}
+
+
+def test_means_of_several_maps_are_ranked_among_such_means_alone(made, tmp_path):
+    store = made.store(tmp_path / "store", n=1)
+    maps, predictions = made.maps(store.nodule_ids[0]), made.predictions(store.nodule_ids)
+    anchor = Anchor(full=1.0, weak=0.5, strong=0.7, nodules=100, models=5)
+    text, facts = written(
+        store, tmp_path, predictions=predictions, maps={"cdam": [maps]}, anchors={"cdam": {"malignancy": anchor}}
+    )
+    assert facts["maps"][0]["strength"]["malignancy"]["rank"] == ""
+    assert facts["maps"][0]["limits"]["malignancy"] == 1.0
+    assert "the same colour is the same strength on every page" in text
+    bare, _ = written(store, tmp_path, predictions=predictions, maps={"cdam": [maps]})
+    assert "they do not compare with other pages" in bare
+
+
 def test_colour_and_words_of_a_map_are_the_cohorts(made, tmp_path):
     store = made.store(tmp_path / "store", n=1)
     maps = made.maps(store.nodule_ids[0])  # scores of about 0.02, largest about 0.05
@@ -268,7 +326,9 @@ def test_a_deletion_curve_is_told_as_it_is():
     close = {"percent": [0, 20, 100], "mif": [1.35, -0.96, -0.8], "lif": [1.35, -0.91, -0.8], "removed": 2.15}
     assert "no further apart than those of a random map" in deletion_caption(close, "logit")
     assert deletion_words(close).endswith("no more apart than a random order may be")
-    assert "20 % of the pixels that the map marks most as raising the score moves it by −2.31" in deletion_words(close)
+    assert "without the 20 % of pixels that the map says raise the score most it falls by 2.31" in deletion_words(close)
+    up = {"percent": [0, 20, 100], "mif": [-2.0, -1.0, 0.0], "lif": [-2.0, -2.5, 0.0]}
+    assert "it rises by 1.00, without the 20 % at the other end it falls by 0.50 logits" in deletion_words(up)
 
 
 def test_words_of_a_mean_are_for_ordered_scales_only(made, tmp_path):

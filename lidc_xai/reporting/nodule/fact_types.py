@@ -42,8 +42,8 @@ class Readings(TypedDict):
 class Prediction(TypedDict):
     """What the model says about one output.
 
-    ``low``, ``high``: 90 % interval, None where none was measured. ``disagree_by``: standard deviation over folds,
-    views and slices; ``least``, ``greatest``: of the probability over them. Neither is an interval. ``set``: the
+    ``low``, ``high``: 90 % interval, None where none was measured. ``disagree_by``: standard deviation over
+    models, views and slices, None of one model; ``least``, ``greatest``: of the probability over them. Neither is an interval. ``set``: the
     conformal set of malignancy ("low", "high", "low or high"). ``coverage``: measured share of nodules whose readers'
     mean lay inside their interval.
     """
@@ -152,6 +152,8 @@ class NoduleFacts(TypedDict):
     malignancy_median: float | None
     label_words: str
     reads: str
+    no_nodule: str
+    models: int | None
     outline: str
     independence: Independence
     outputs: list[Output]

@@ -13,6 +13,7 @@ import pandas as pd
 from lidc_xai.imaging.crops.padding import padding_read
 from lidc_xai.nodules.known import known_patients
 from lidc_xai.nodules.mean_maps import RECORD as NOISE_RECORD
+from lidc_xai.nodules.no_nodule import RECORD as NO_NODULE_RECORD
 from lidc_xai.nodules.strength import RECORD
 from lidc_xai.ratings import BIOMARKERS, CALCIFICATION_ABSENT, INDETERMINATE, OUTPUTS, RESEARCH_USE_ONLY, SCALES, Scale
 from lidc_xai.reporting.nodule.fact_types import (
@@ -26,9 +27,16 @@ from lidc_xai.reporting.nodule.fact_types import (
     Repeats,
     Strength,
 )
-from lidc_xai.reporting.nodule.flags import grazing_flags, quality_flags
+from lidc_xai.reporting.nodule.flags import grazing_flags, models_behind, quality_flags
 from lidc_xai.reporting.nodule.outlines import dice
-from lidc_xai.reporting.nodule.words import outline_words, reads_words, summary_sentences, trust_in_map, trust_in_rating
+from lidc_xai.reporting.nodule.words import (
+    no_nodule_words,
+    outline_words,
+    reads_words,
+    summary_sentences,
+    trust_in_map,
+    trust_in_rating,
+)
 from lidc_xai.reporting.values import number, plain, spread, truth, words
 
 if TYPE_CHECKING:
@@ -54,6 +62,7 @@ CALCIFICATION_NOTE = (
     "The map explains the mean of the readers’ codes, which ends at 6 = absent: orange argues against calcium, "
     "blue for it."
 )
+_SHOWN_ELSEWHERE = (RECORD, NOISE_RECORD, NO_NODULE_RECORD)
 _KINDS = {"malignancy": "probability", "calcification": "any", "diameter": "length"}
 _LIDC_IDENTIFIERS = (
     "nodule_id", "patient_id", "series_uid", "scan_index", "cluster_index", "annotation_ids", "is_from_initial",
@@ -84,6 +93,8 @@ def nodule_facts(row: Mapping[str, Any], votes: pd.DataFrame, crop: NoduleCrop, 
         "malignancy_median": number(row, "malignancy_median"),
         "label_words": _label_words(number(row, "malignancy_median")),
         "reads": reads_words(parts.model_info, maps),
+        "no_nodule": "" if _is_read(row) else no_nodule_words(prediction, parts.model_info),
+        "models": models_behind(prediction),
         "outline": outline_words(parts.origin, crop.consensus is not None),
         "independence": independence(row, prediction, parts.model_info, parts.origin),
         "outputs": outputs,
@@ -108,6 +119,11 @@ def nodule_facts(row: Mapping[str, Any], votes: pd.DataFrame, crop: NoduleCrop, 
     return cast("NoduleFacts", plain(facts))
 
 
+def _is_read(row: Mapping[str, Any]) -> bool:
+    """Whether a reader marked this crop: else nobody says that there is a nodule in it."""
+    return bool(number(row, "n_readers"))
+
+
 def _padding_read(crop: NoduleCrop, parts: NoduleParts) -> float | None:
     reads = (parts.model_info or {}).get("reads")
     if not isinstance(reads, Mapping):
@@ -129,7 +145,7 @@ def _known(row: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 
 def shown_info(model_info: Mapping[str, Any] | None, origin: str) -> dict[str, Any]:
     """The model's record as a page shows it; on one of somebody's own CT its lists of patients are numbers."""
-    shown = {key: value for key, value in (model_info or {}).items() if key not in (RECORD, NOISE_RECORD)}
+    shown = {key: value for key, value in (model_info or {}).items() if key not in _SHOWN_ELSEWHERE}
     if origin == "lidc":
         return shown
     return {key: len(value) if key.endswith("_patients") else value for key, value in shown.items()}
@@ -262,8 +278,8 @@ def _prediction(name: str, parts: NoduleParts) -> Prediction | None:
 
 
 def _disagreement(row: Mapping[str, Any] | None, column: str) -> float | None:
-    """The standard deviation over folds, views and slices."""
-    return number(row, f"{column}_models_disagree_by")
+    """The standard deviation over models, views and slices; one model disagrees with nobody."""
+    return None if models_behind(row) == 1 else number(row, f"{column}_models_disagree_by")
 
 
 def _set_words(text: str) -> str:
@@ -314,14 +330,14 @@ def strength_word(method: str) -> str:
     return "contribution" if method.partition("@")[0] in COMPLETE else "strength"
 
 
-def _strength(method: str, scores: np.ndarray, anchor: Anchor | None) -> Strength:
-    """``scores``: (V, h, w) of one output."""
+def _strength(method: str, scores: np.ndarray, anchor: Anchor | None, models: int) -> Strength:
+    """``scores``: (V, h, w) of one output, the mean of ``models``; ranked among means of as many alone."""
     largest = float(np.abs(scores).max())
     return {
         "positive": float(scores.clip(min=0).sum(axis=(1, 2)).mean()),
         "negative": float(scores.clip(max=0).sum(axis=(1, 2)).mean()),
         "largest": largest,
-        "rank": "" if anchor is None else anchor.rank(largest),
+        "rank": "" if anchor is None or anchor.models != models else anchor.rank(largest),
         "word": strength_word(method),
     }
 
@@ -345,6 +361,7 @@ def _map_facts(method: str, maps: NoduleMaps, anchors: Mapping[str, Anchor]) -> 
         for place, view in enumerate(maps.views)
     ]
     repeats = maps.repeatability
+    models = 1 if repeats is None else len(repeats.models)
     return {
         "method": method,
         "title": method_title(method),
@@ -355,7 +372,9 @@ def _map_facts(method: str, maps: NoduleMaps, anchors: Mapping[str, Anchor]) -> 
         "outputs": names,
         "limits": colour_limits(maps, anchors),
         "anchored": {name: anchors[name].nodules for name in names if name in anchors},
-        "strength": {name: _strength(method, relevance[:, k], anchors.get(name)) for name, k in columns.items()},
+        "strength": {
+            name: _strength(method, relevance[:, k], anchors.get(name), models) for name, k in columns.items()
+        },
         "repeatability": {} if repeats is None else {name: cast("Repeats", repeats.of(name)) for name in names},
         "panels": panels,
     }

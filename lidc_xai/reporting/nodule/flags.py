@@ -122,16 +122,26 @@ def _reader_flags(row: Mapping[str, Any], readings: Mapping[str, Readings]) -> l
     return flags
 
 
+def models_behind(prediction: Mapping[str, Any] | None) -> int | None:
+    """How many models a prediction is a mean of; None where its table does not say."""
+    count = number(prediction, "n_models")
+    if count is None and number(prediction, "fold") is not None:
+        count = 1.0  # a cross-validation predicts each nodule by the fold that never saw it
+    return None if count is None else int(count)
+
+
 def _model_flags(row: Mapping[str, Any], prediction: Mapping[str, Any] | None) -> list[Flag]:
     flags = []
     predicted, side = number(prediction, "diameter"), number(row, "size_mm")
     if predicted is not None and side is not None and predicted > side and not truth(row, "larger_than_box"):
         text = f"The model predicts {predicted:.0f} mm in a box of {side:g} mm: it saw a part of the nodule."
         flags.append(_flag("warning", "Predicted larger than the box", text))
-    low, high = (number(prediction, f"malignancy_probability_{end}") for end in ("low", "high"))
+    low, high = (number(prediction, f"malignancy_probability_{end}") for end in ("least", "greatest"))
     if low is not None and high is not None and low < 0.5 < high and high - low >= WIDE_VIEWS:
-        text = f"Single models and planes give probabilities from {low:.2f} to {high:.2f}, across 0.5."
-        flags.append(_flag("note", "Models disagree", text))
+        one = models_behind(prediction) == 1
+        who, title = ("planes", "Its planes differ") if one else ("models and planes", "Models disagree")
+        text = f"Single {who} give probabilities from {low:.2f} to {high:.2f}, across 0.5."
+        flags.append(_flag("note", title, text))
     return flags
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lidc_xai.nodules.no_nodule import SURE as CLEAR
+from lidc_xai.nodules.no_nodule import recorded_no_nodule
 from lidc_xai.ratings import INDETERMINATE
 from lidc_xai.reporting.values import show, show_probability
 
@@ -51,6 +53,25 @@ def reads_words(model_info: Mapping[str, Any] | None, maps: Sequence[MapFacts] =
         return f"the middle {listed(views)} plane{'s' if len(views) > 1 else ''} of the crop"
     views = list(dict.fromkeys(panel["view"] for item in maps for panel in item["panels"]))
     return f"the middle {listed(views)} plane{'s' if len(views) > 1 else ''} of the crop" if views else ""
+
+
+def no_nodule_words(prediction: Mapping[str, Any] | None, model_info: Mapping[str, Any] | None) -> str:
+    """What the model says where there is no nodule: for a crop that no reader has marked.
+
+    >>> no_nodule_words({}, {})
+    'The model does not know whether there is a nodule here; what it says of crops without one was not measured.'
+    """
+    if prediction is None:
+        return ""
+    head = "The model does not know whether there is a nodule here"
+    measured = recorded_no_nodule(model_info)
+    if measured is None:
+        return f"{head}; what it says of crops without one was not measured."
+    low, high = (f"{0.5 + sign * CLEAR:.1f}" for sign in (-1, 1))
+    return (
+        f"{head}: of {measured.crops} crops without one (lung, vessel, pleura) it gave {measured.clear:.0%} "
+        f"[{measured.low:.0%}, {measured.high:.0%}] a clear verdict (below {low} or above {high})."
+    )
 
 
 def summary_sentences(facts: NoduleFacts) -> list[str]:
@@ -146,12 +167,11 @@ def _belief(facts: NoduleFacts) -> str:
     if malignancy["set"]:
         parts.append(f"at 90 % the rating is {malignancy['set']}")
     if malignancy["disagree_by"] is not None:
-        parts.append(f"models and views disagree by {malignancy['disagree_by']:.2f}")
+        parts.append(f"models and planes disagree by {malignancy['disagree_by']:.2f}")
     elif malignancy["least"] is not None and malignancy["greatest"] is not None:
         ends = [show_probability(malignancy[end]) for end in ("least", "greatest")]
-        parts.append(
-            f"single planes and models give {' to '.join(ends)}" if ends[0] != ends[1] else "planes and models agree"
-        )
+        who = "planes" if facts["models"] == 1 else "planes and models"
+        parts.append(f"single {who} give {' to '.join(ends)}" if ends[0] != ends[1] else f"its {who} agree")
     parts.append(repeats_words(repeats_of(facts, "malignancy")))
     lost = deletion_words(facts["curves"].get("malignancy"))
     parts.append(lost or "what the score loses when the map’s pixels go was not measured")
@@ -202,9 +222,14 @@ def deletion_words(curve: Mapping[str, Any] | None) -> str:
         deletion_order(curve), "no more apart than a random order may be"
     )
     return (
-        f"replacing the {share} of the pixels that the map marks most as raising the score moves it by "
-        f"{show(most, 2, True)}, the {share} at the other end by {show(least, 2, True)} logits, {order}"
+        f"without the {share} of pixels that the map says raise the score most it {_moved(most)}, without the {share} "
+        f"at the other end it {_moved(least)} logits, {order}"
     )
+
+
+def _moved(by: float) -> str:
+    """A change of a score in words."""
+    return f"falls by {show(-by, 2)}" if by < 0 else f"rises by {show(by, 2)}"
 
 
 def deletion_order(curve: Mapping[str, Any]) -> str:
