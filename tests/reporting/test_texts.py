@@ -196,7 +196,8 @@ def test_a_crop_that_no_reader_marked_may_hold_no_nodule(made, tmp_path):
     result = study_report(store, tmp_path / "out", predictions, None, {"no_nodule": NO_NODULE}, pdf=False)
     said = "of 200 crops without one (lung, vessel, pleura) it gave 67% [59%, 74%] a clear verdict"
     index, page = (path.read_text(encoding="utf-8") for path in result.paths[:2])
-    assert said in index and "at a point that no reader marked" in index
+    assert said in index
+    assert "at a point that no reader marked" in index
     assert page.index("Is it a nodule?") < page.index(said) < page.index("Model: malignancy")  # the first screen
     assert "no nodule</th>" not in page  # not again among the model's record
     unmeasured = study_report(store, tmp_path / "bare", predictions, pdf=False).paths[1].read_text(encoding="utf-8")
@@ -204,7 +205,8 @@ def test_a_crop_that_no_reader_marked_may_hold_no_nodule(made, tmp_path):
     marked = made.store(tmp_path / "marked", n=1)
     predictions, info = made.predictions(marked.nodule_ids), {"no_nodule": NO_NODULE}
     text, facts = written(marked, tmp_path, predictions=predictions, model_info=info)
-    assert facts["no_nodule"] == "" and "Is it a nodule?" not in text
+    assert facts["no_nodule"] == ""
+    assert "Is it a nodule?" not in text
     with pytest.raises(ModelError, match="training_info.no_nodule is damaged"):
         recorded_no_nodule({"no_nodule": {"crops": 200}})
 
@@ -220,12 +222,14 @@ def test_one_model_disagrees_with_nobody(made, tmp_path):
         text, facts = written(store, tmp_path, predictions=one)
         assert facts["models"] == 1
         assert all(output["prediction"]["disagree_by"] is None for output in facts["outputs"] if output["prediction"])
-        assert "isagree by" not in text and "planes and models" not in text
+        assert "isagree by" not in text
+        assert "planes and models" not in text
         assert "One model made these values" in text
         assert "one model; its single planes" in text
         assert "Its planes differ" in {flag["title"] for flag in facts["flags"]}
     text, facts = written(store, tmp_path, predictions=table.assign(n_models=5))
-    assert facts["models"] == 5 and "Models and planes disagree by 0.00" in text
+    assert facts["models"] == 5
+    assert "Models and planes disagree by 0.00" in text
     assert "Models disagree" in {flag["title"] for flag in facts["flags"]}
 
 
