@@ -207,7 +207,7 @@ def test_a_crop_that_no_reader_marked_may_hold_no_nodule(made, tmp_path):
     text, facts = written(marked, tmp_path, predictions=predictions, model_info=info)
     assert facts["no_nodule"] == ""
     assert "Is it a nodule?" not in text
-    with pytest.raises(ModelError, match="training_info.no_nodule is damaged"):
+    with pytest.raises(ModelError, match="no_nodule is damaged"):
         recorded_no_nodule({"no_nodule": {"crops": 200}})
 
 

@@ -42,10 +42,10 @@ class Readings(TypedDict):
 class Prediction(TypedDict):
     """What the model says about one output.
 
-    ``low``, ``high``: 90 % interval, None where none was measured. ``disagree_by``: standard deviation over
-    models, views and slices, None of one model; ``least``, ``greatest``: of the probability over them. Neither is an interval. ``set``: the
-    conformal set of malignancy ("low", "high", "low or high"). ``coverage``: measured share of nodules whose readers'
-    mean lay inside their interval.
+    ``low``, ``high``: 90 % interval, None where none was measured. ``disagree_by``: standard deviation over models,
+    views and slices, None of one model; ``least``, ``greatest``: of the probability over them. Neither is an interval.
+    ``set``: the conformal set of malignancy ("low", "high", "low or high"). ``coverage``: measured share of nodules
+    whose readers' mean lay inside their interval.
     """
 
     value: float
