@@ -12,6 +12,7 @@ from pydantic import Field
 from lidc_xai.commands.common import add_verb, need_out, need_path, words
 from lidc_xai.config import Config
 from lidc_xai.errors import DataError, UsageError
+from lidc_xai.files import read_json
 from lidc_xai.run import Run
 from lidc_xai.skipped import ABSENT, in_words
 
@@ -63,7 +64,10 @@ def prepare(config: PrepareConfig, run: Run) -> None:
     run.results = {"written": len(result.written), "already_done": len(result.kept), "skipped": len(result.skipped)}
     for row in [row for row in result.skipped if row.stage != ABSENT][:5]:
         print(f"  skipped {row.nodule_id} ({row.stage}): {row.reason}", file=sys.stderr)
-    print(f"{out}: {len(result.written)} written, {len(result.kept)} already done, {in_words(result.skipped)}")
+    said = [f"{len(result.written)} written", f"{len(result.kept)} already done", in_words(result.skipped)]
+    if issues := read_json(out / "fingerprint.json")["counts"]["with_issues"]:
+        said.append(f"{issues} with issues, see the column issues of manifest.csv")
+    print(f"{out}: {', '.join(said)}")
 
 
 def _from_lidc(config: PrepareConfig, out: Path) -> PrepareResult:

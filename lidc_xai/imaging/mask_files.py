@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.config import disable_value_validation
 from pydicom.errors import InvalidDicomError
 from scipy import ndimage
 from skimage.draw import polygon2mask
@@ -101,20 +102,24 @@ def read_structures(path: Path | str, ct: CTVolume, components: bool = False) ->
     if is_volume_file(path):
         structures = _read_labels(path)
     else:
-        header = _dicom(path)
-        series = referenced_series(path)
-        if series and ct.series_uid and series != ct.series_uid:
-            raise DataError(f"{path}: was drawn on series {series}, this CT is series {ct.series_uid}")
-        kind = str(header.get("SOPClassUID", ""))
-        if kind in (_SEG, _LABELMAP_SEG):
-            structures = _of_grids(read_seg(path))
-        elif kind == _RTSTRUCT:
-            structures = _read_rtstruct(path, header, ct)
-        else:
-            raise DataError(f"{path}: is DICOM {header.get('Modality', 'of unknown kind')}, not SEG or RTSTRUCT")
+        with disable_value_validation():  # what is odd and no harm is not remarked on
+            structures = _read_dicom(path, ct)
     if components:
         return Structures([part for one in structures.masks for part in _parts(one)], structures.unusable)
     return structures
+
+
+def _read_dicom(path: Path, ct: CTVolume) -> Structures:
+    header = _dicom(path)
+    series = referenced_series(path)
+    if series and ct.series_uid and series != ct.series_uid:
+        raise DataError(f"{path}: was drawn on series {series}, this CT is series {ct.series_uid}")
+    kind = str(header.get("SOPClassUID", ""))
+    if kind in (_SEG, _LABELMAP_SEG):
+        return _of_grids(read_seg(path))
+    if kind == _RTSTRUCT:
+        return _read_rtstruct(path, header, ct)
+    raise DataError(f"{path}: is DICOM {header.get('Modality', 'of unknown kind')}, not SEG or RTSTRUCT")
 
 
 def _dicom(path: Path) -> pydicom.Dataset:

@@ -64,7 +64,7 @@ def choose_nodules(
             refused.append((one.name, f"is called {one.label!r}, no nodule by its name; {how}"))
         elif one.extent_mm > largest_mm:
             reason = f"{one.label!r} reaches over {one.extent_mm:.0f} mm, more than any nodule ({largest_mm:g} mm)"
-            refused.append((one.name, reason if patterns else f"{reason}; {how}"))
+            refused.append((one.name, f"{reason}; {there if patterns else how}"))
         else:
             chosen.append(one)
     return chosen, refused

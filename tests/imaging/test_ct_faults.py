@@ -181,7 +181,7 @@ class Tools:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_fault(fault, write_series, series_writer, recompress, slanted, voxel_centres, tmp_path):
+def test_fault(fault, write_series, series_writer, recompress, slanted, voxel_centres, tmp_path, recwarn):
     folder = tmp_path / "ct"
     fault.make(write_series, folder, Tools(series_writer, recompress, slanted))
     before = sorted(path.name for path in tmp_path.rglob("*"))
@@ -203,6 +203,7 @@ def test_fault(fault, write_series, series_writer, recompress, slanted, voxel_ce
             assert ct.array[:, :3].max() <= -1000
             assert ct.array.min() >= -1024
     assert sorted(path.name for path in tmp_path.rglob("*")) == before, "reading leaves nothing behind"
+    assert not [str(warning.message)[:80] for warning in recwarn], "pydicom's remarks hold what lies in the file"
 
 
 def assert_words(pattern, text):
@@ -220,6 +221,13 @@ def test_a_gap_refuses_only_the_crops_that_it_lies_in(write_series, tmp_path):
         DataError, match=r"slices are missing between 33\.50 and 38\.50 mm along the scan, inside the box"
     ):
         crop_nodule(ct, (0, 0, 32), size_mm=8)
+
+
+def test_a_gap_names_the_file_that_was_left_out(write_series, tmp_path):
+    path = write_series(positions=np.arange(30) * 2.5)[20]
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"complete the series; slice020\.dcm: is truncated .*: left out"):
+        crop_nodule(read_ct(tmp_path / "ct"), (0, 0, 32), size_mm=8)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,14 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+from lidc_xai.commands.prepare import PrepareConfig, prepare
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.imaging import CropStore, prepare_mask, prepare_points, read_ct
 from lidc_xai.imaging.ct.nifti import to_image
 from lidc_xai.imaging.mask_files import read_masks, read_structures
 from lidc_xai.imaging.pseudonym import identity_of, pseudonym
 from lidc_xai.imaging.structures import is_organ
+from lidc_xai.run import Run
 
 PATIENT = "MRN-0047 11"
 
@@ -113,10 +115,19 @@ def test_without_names_only_what_can_be_a_nodule_is_cut(planning, ct, tmp_path):
     assert {"no-contour", "a-point", "another-scan", "far-away", "no-numbers"} <= set(reasons)
 
 
+def test_the_last_line_says_how_many_have_issues(planning, tmp_path, capsys):
+    prepare(PrepareConfig(ct=tmp_path / "ct", mask=planning, out=tmp_path / "store", size_mm=8), Run("prepare", [], {}))
+    assert "2 with issues, see the column issues of manifest.csv" in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_names_choose_and_size_still_counts(planning, ct, tmp_path):
     result = prepare_mask(tmp_path / "ct", planning, tmp_path / "store", roi=["gtv*", "huge *"])
     assert [name.split("-", 2)[2] for name in result.written] == ["roi4-GTV-1"]
-    assert [row.reason for row in result.skipped] == ["'huge mass' reaches over 71 mm, more than any nodule (60 mm)"]
+    assert [row.reason.split("; there are: ")[0] for row in result.skipped] == [
+        "'huge mass' reaches over 71 mm, more than any nodule (60 mm)"
+    ]
+    with pytest.raises(DataError, match=r"'huge mass' reaches over .*; there are: Nodule 1, Lung_L, SpinalCord"):
+        prepare_mask(tmp_path / "ct", planning, tmp_path / "other", roi=["huge *"])
     with pytest.raises(UsageError, match=r"--roi tumor: no structure is called so; there are: Nodule 1, Lung_L"):
         prepare_mask(tmp_path / "ct", planning, tmp_path / "store", roi=["tumor"])
 

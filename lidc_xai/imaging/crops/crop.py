@@ -206,4 +206,5 @@ def _check_gaps(ct: CTVolume, grid: CropGrid, name: str) -> None:
     for start, stop in ct.gaps:
         if start < high and stop > low:
             where = f"between {start:.2f} and {stop:.2f} mm along the scan"
-            raise DataError(f"{name}: slices are missing {where}, inside the box; complete the series")
+            left_out = "".join(f"; {issue}" for issue in ct.issues if issue.endswith("left out"))
+            raise DataError(f"{name}: slices are missing {where}, inside the box; complete the series{left_out}")

@@ -150,9 +150,9 @@ def _read_one(path: Path) -> _Found | None:
             return ("damaged", path, "is not DICOM or its head is damaged") if claims else None
         with disable_value_validation():  # what is odd and no harm is not remarked on file by file
             header, opened, _ = read_dataset(path, ["SeriesInstanceUID", "Modality"])
-        opened.close()
-        series_uid = str(header.get("SeriesInstanceUID", "") or "")
-        modality = str(header.get("Modality", "") or "")
+            opened.close()
+            series_uid = str(header.get("SeriesInstanceUID", "") or "")  # converted here, as late as pydicom can
+            modality = str(header.get("Modality", "") or "")
         if len(series_uid) > _LONGEST_UID or not series_uid.isascii() or not series_uid.isprintable():
             return ("damaged", path, "SeriesInstanceUID is damaged")
     except DataError as error:
