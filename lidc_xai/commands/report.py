@@ -164,7 +164,8 @@ def _similar(
 
     path = need_path(config.similar, "--similar")
     reference = store if path.resolve() == store.path.resolve() else CropStore(path)
-    near = similar_nodules(models[0], store, ids, reference, predictions=predictions, device=device)
+    cache = need_out(config) / "features"
+    near = similar_nodules(models, store, ids, reference, predictions=predictions, device=device, cache=cache)
     return drawn_neighbours(near, reference)
 
 

@@ -1,19 +1,26 @@
 """Rated nodules that a model sees as like a given one, and whether they are closer in ratings than those of its size.
 
-A nodule's features are what the model's head reads, averaged over the views that it reads, each feature standardised
-over the reference store; nearness is the cosine of the angle between them. Neighbours are always of other patients.
+A nodule's features are what a model's head reads, averaged over the views that it reads, each feature standardised
+over the reference store; nearness is the cosine of the angle between them, of several models the mean over those that
+never saw the nodule's patient. Neighbours are always of other patients.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 
 from lidc_xai.errors import DataError, UsageError
+from lidc_xai.files import atomic_path
+from lidc_xai.models.digest import weights_digest
+from lidc_xai.nodules.ensemble import models_for
 from lidc_xai.progress import track
 from lidc_xai.ratings import BIOMARKERS, CALCIFICATION_ABSENT, SCALES
 
@@ -45,24 +52,64 @@ class SimilarNodule(TypedDict):
 
 
 def nodule_features(
-    model: NoduleModel, store: CropStore, nodule_ids: Sequence[str], device: str = "cpu"
+    model: NoduleModel,
+    store: CropStore,
+    nodule_ids: Sequence[str],
+    device: str = "cpu",
+    cache: Path | None = None,
+    batch_size: int = 16,
 ) -> NDArray[np.float32]:
-    """(N, width): what the model's head reads of each nodule, the mean over its views."""
+    """(N, width): what the model's head reads of each nodule, the mean over its views.
+
+    ``cache``: a folder where they are kept by the model's weights and the store, and from which they are taken.
+    """
+    kept, path = {}, None
+    if cache is not None:
+        key = f"{weights_digest(model)} {store.fingerprint.get('sha256')} {store.path.name}"
+        path = cache / f"features-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+        kept = _kept(path)
+    missing = [name for name in dict.fromkeys(nodule_ids) if name not in kept]
+    if missing:
+        kept |= _read_features(model, store, missing, device, batch_size)
+        if path is not None:
+            with atomic_path(path) as temporary:
+                np.savez(temporary, ids=np.array(list(kept)), features=np.stack(list(kept.values())))
+    return np.stack([kept[name] for name in nodule_ids])
+
+
+def _kept(path: Path) -> dict[str, NDArray[np.float32]]:
+    """Features of an earlier call; none where the file is absent or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            return dict(zip(held["ids"].tolist(), held["features"], strict=True))
+    except (OSError, ValueError, KeyError, BadZipFile):
+        return {}
+
+
+def _read_features(
+    model: NoduleModel, store: CropStore, names: Sequence[str], device: str, batch_size: int
+) -> dict[str, NDArray[np.float32]]:
     import torch
 
     from lidc_xai.nodules.maps import nodule_images
 
     model = model.to(device).eval()
-    rows = []
-    with torch.inference_mode():
-        for name in track(nodule_ids, "features", len(nodule_ids)):
-            images = nodule_images(model, store.load(name)).to(device)
-            rows.append(model.features(images).float().mean(0).cpu().numpy())
-    return np.stack(rows)
+    found: dict[str, NDArray[np.float32]] = {}
+    batch: list[tuple[str, Any]] = []
+    for name in track(names, "features", len(names)):
+        batch.append((name, nodule_images(model, store.load(name))))
+        if len(batch) < batch_size and name != names[-1]:
+            continue
+        with torch.inference_mode():
+            read = model.features(torch.cat([images for _, images in batch]).to(device)).float().cpu()
+        parts = read.split([len(images) for _, images in batch])
+        found |= {one: part.mean(0).numpy() for (one, _), part in zip(batch, parts, strict=True)}
+        batch = []
+    return found
 
 
 def similar_nodules(
-    model: NoduleModel,
+    model: NoduleModel | Sequence[NoduleModel],
     store: CropStore,
     nodule_ids: Sequence[str] | None = None,
     reference: CropStore | None = None,
@@ -70,11 +117,14 @@ def similar_nodules(
     count: int = 5,
     predictions: pd.DataFrame | None = None,
     device: str = "cpu",
+    cache: Path | None = None,
 ) -> dict[str, list[SimilarNodule]]:
     """Nodule id -> the ``count`` nearest rated nodules of other patients, nearest first.
 
     ``reference``: the store that they are taken from (the same by default); only nodules with votes count as rated.
-    ``predictions``: of ``predict``; with them it is said in what a neighbour differs. Raises ``UsageError`` where the
+    ``model``: one, or several: each nodule is compared by all that never saw its patient, by all where every one did.
+    ``predictions``: of ``predict``; with them it is said in what a neighbour differs. ``cache``: see
+    ``nodule_features``. Raises ``UsageError`` where the
     reference holds no rated nodule of another patient.
 
     >>> near = similar_nodules(model, store, store.nodule_ids[:1], count=2)[store.nodule_ids[0]]
@@ -86,12 +136,18 @@ def similar_nodules(
     names = [name for name in reference.nodule_ids if name in ratings.index]
     if len(names) < 2 or count < 1:
         raise UsageError(f"{reference.path}: holds {len(names)} rated nodules; similar ones need at least 2, count 1")
-    pool = nodule_features(model, reference, names, device)
-    features = dict(zip(names, pool, strict=True)) if reference is store else {}
-    missing = [name for name in ids if name not in features]
-    features |= dict(zip(missing, nodule_features(model, store, missing, device), strict=True)) if missing else {}
-    standard = _Standard.of(pool)
-    near = standard(np.stack([features[name] for name in ids])) @ standard(pool).T
+    models = list(model) if isinstance(model, Sequence) else [model]
+    used = {name: models_for(models, str(store.row(name)["patient_id"])) or range(len(models)) for name in ids}
+    near, counts = np.zeros((len(ids), len(names))), np.zeros((len(ids), 1))
+    for place, one in enumerate(models):
+        rows = [row for row, name in enumerate(ids) if place in used[name]]
+        if rows:
+            pool = nodule_features(one, reference, names, device, cache)
+            asked = nodule_features(one, store, [ids[row] for row in rows], device, cache)
+            standard = _Standard.of(pool)
+            near[rows] += standard(asked) @ standard(pool).T
+            counts[rows] += 1
+    near /= counts
     patients = reference.manifest.set_index("nodule_id")["patient_id"].astype(str)
     others = patients[names].to_numpy()
     labels = reference.manifest.set_index("nodule_id")["label"].astype("float64").to_dict()

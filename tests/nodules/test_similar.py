@@ -9,7 +9,7 @@ from lidc_xai.errors import UsageError
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 from lidc_xai.imaging.store.crop_store import CropStore, StoreWriter
 from lidc_xai.models import build_model
-from lidc_xai.nodules import similar_nodules, similarity_gain
+from lidc_xai.nodules import similar, similar_nodules, similarity_gain
 from lidc_xai.nodules.similar import differs_in_words, mean_ratings, nodule_features
 from lidc_xai.ratings import READER_RATINGS
 
@@ -81,3 +81,33 @@ def test_without_rated_nodules_there_is_nothing_to_show(store, model, tmp_path):
         similar_nodules(model, own)
     with torch.inference_mode():
         assert len(similar_nodules(model, own, reference=store)["mine"]) == 5
+
+
+def test_features_are_kept_by_weights_and_batched_alike(store, model, tmp_path, monkeypatch):
+    one_by_one = nodule_features(model, store, store.nodule_ids, batch_size=1)
+    together = nodule_features(model, store, store.nodule_ids, cache=tmp_path, batch_size=5)
+    assert np.allclose(together, one_by_one, atol=1e-5)
+    (path,) = tmp_path.glob("features-*.npz")
+    monkeypatch.setattr(similar, "_read_features", lambda *_: pytest.fail("read again"))
+    assert np.array_equal(nodule_features(model, store, store.nodule_ids[::-1], cache=tmp_path), together[::-1])
+    monkeypatch.undo()
+    path.write_bytes(b"half of a file")
+    assert np.allclose(nodule_features(model, store, store.nodule_ids[:2], cache=tmp_path), together[:2], atol=1e-5)
+    nodule_features(build_model("vit_nodule_p8", ["malignancy"], size=16, seed=1), store, ["n00"], cache=tmp_path)
+    assert len(list(tmp_path.glob("features-*.npz"))) == 2  # of other weights: not mixed
+
+
+def test_of_several_models_those_that_never_saw_the_patient_compare(store):
+    first, second = (build_model("vit_nodule_p8", ["malignancy"], size=16, seed=seed) for seed in (0, 1))
+    first.training_info, second.training_info = {"train_patients": ["p00"]}, {"train_patients": ["p01"]}
+    both = similar_nodules([first, second], store, ["n00", "n02", "n06"], count=23)
+    alone = [similar_nodules(one, store, ["n00", "n02", "n06"], count=23) for one in (first, second)]
+    assert both["n00"] == alone[1]["n00"]  # the first was trained on p00
+    assert both["n02"] == alone[0]["n02"]
+    mean = {
+        one["nodule_id"]: (one["similarity"] + other["similarity"]) / 2
+        for one in alone[0]["n06"]
+        for other in alone[1]["n06"]
+        if one["nodule_id"] == other["nodule_id"]
+    }
+    assert {one["nodule_id"]: one["similarity"] for one in both["n06"]} == pytest.approx(mean, abs=1e-6)
