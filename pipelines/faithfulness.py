@@ -6,7 +6,7 @@
 An arm is a model with its images: each ``--model`` on ``limit`` nodules of ``--store`` (removed pixels become the mean
 of the image, or lung), and DINOv2 ViT-S/14 with the head of the studies on MSRC's photographs of two classes, of which
 one is asked for (removed: mean, or blur). An arm has a file for every method and fill in OUT/<arm>, which the same
-command keeps after a kill; several processes share them (``--share k/n``); faithfulness.md joins what lies in OUT.
+command keeps after a kill; faithfulness.md joins the arms that lie in OUT.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from lidc_xai.config import Config
 from lidc_xai.csv_files import write_csv
 from lidc_xai.errors import ModelError, UsageError
 from lidc_xai.evaluation import compactness, fidelity, saco
+from lidc_xai.evaluation.forward import Precision
 from lidc_xai.evaluation.maps import resampled, spanning
 from lidc_xai.evaluation.statistics import bootstrap_mean, paired_difference
 from lidc_xai.explain import Probability, explain, list_methods
@@ -70,7 +71,7 @@ class Study(Config):
     limit: int = Field(60, ge=2, description="Nodules, or photographs.")
     points: int = Field(11, ge=3, description="Points of the MIF and LIF curves.")
     samples: int = Field(50, ge=1, description="Samples or steps of the methods that repeat themselves.")
-    share: str = Field("1/1", pattern=r"^[1-9]\d*/[1-9]\d*$", description="k/n: every n-th method, from the k-th.")
+    precision: Precision = Field("float32", description="Of the passes with pixels removed; bfloat16: faster.")
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ def measure_arm(study: Study, arm: Arm, folder: Path) -> None:
     rows = {label: given for label, given in VARIANTS.items() if given["method"] in able}
     rows |= {name: {"method": name} | ({repeated[name]: study.samples} if name in repeated else {}) for name in able}
     asked = {"points": study.points, "seed": study.seed, "samples": study.samples, "images": arm.ids}
-    k, n = map(int, study.share.split("/"))
-    for fill, label in list(product(("mean", arm.other), rows))[k - 1 :: n]:
+    asked |= {"precision": study.precision} if study.precision != "float32" else {}
+    for fill, label in product(("mean", arm.other), rows):
         path = folder / f"{re.sub(r'[^a-z0-9]+', '_', label.lower())}-{fill}.parquet"
         made_with = json.dumps(asked | {"target": str(arm.target), "options": rows[label]}, sort_keys=True)
         if path.exists() and pd.read_parquet(path)["made_with"].iloc[0] == made_with:
@@ -137,7 +138,12 @@ def figures_of(study: Study, arm: Arm, maps: Tensor, fill: str) -> pd.DataFrame:
     """A row per image with every figure; removed pixels become ``fill``."""
     size = (arm.images.shape[-2], arm.images.shape[-1])
     pixels = maps if tuple(maps.shape[-2:]) == size else resampled(maps, size)
-    how: dict[str, Any] = {"replacement": fill, "seed": study.seed, "max_batch": 256 if arm.images.is_cuda else 64}
+    how: dict[str, Any] = {
+        "replacement": fill,
+        "seed": study.seed,
+        "precision": study.precision,
+        "max_batch": 256 if arm.images.is_cuda else 64,
+    }
     how |= arm.fill if fill == arm.other else {}
     curves = fidelity(arm.model, arm.images, pixels, arm.target, points=study.points, **how)
     return pd.DataFrame(
@@ -169,7 +175,9 @@ def nodules(study: Study, store: CropStore, name: str, device: str) -> Arm:
     fill = {part: masks.to(device) for part, masks in fill.items()}
     images, names = torch.cat([case.images for case in cases]).to(device), [case.case_id for case in cases]
     clusters = [case.cluster for case in cases]
-    return Arm(f"nodules, {Path(name).name}", model, images, study.output, names, clusters, "lung", fill)
+    path = Path(name)
+    called = path.name if path.name != "model" else " ".join(path.parts[-3:-1])  # RUN/fold-0/model
+    return Arm(f"nodules, {called}", model, images, study.output, names, clusters, "lung", fill)
 
 
 def photographs(study: Study, folder: Path, out: Path, device: str) -> Arm:

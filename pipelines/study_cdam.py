@@ -341,19 +341,20 @@ def with_noise(study: Study[CdamConfig], scene: Scene) -> BenchmarkOptions:
 
 
 def draw(study: Study[CdamConfig], scene: Scene) -> None:
-    """The scene's figures, in OUT/figures/<data>-<model>, and what they are in numbers."""
+    """The scene's figures, in OUT/figures/<data>-<model>, and what they are in numbers; none when the time is over."""
     arm, shown, config = scene.arm, study.config.shown, study.config
     folder = study.out / "figures" / f"{arm.data}-{arm.model}".replace(" ", "_").replace(":", "").replace(",", "")
-    if "S14" in scene.figures:
+    if "S14" in scene.figures and study.in_time:
         class_figures(folder, arm, shown, config.benchmark, {"classes": "figure_S14.png"})
         return
-    if "1" in scene.figures:
+    if "1" in scene.figures and study.in_time:
         class_figures(folder, arm, shown, config.benchmark, {"classes": "figure_1.png", "methods": "figure_3.png"})
-    if "S1" not in scene.figures:
+    figure = folder / "figure_S1.png"
+    if "S1" not in scene.figures or not (study.in_time or figure.with_suffix(".parquet").is_file()):
         return
     some = replace(arm, images=arm.images[: config.attention_images])
 
-    values = attention_agreement(attention_figure(folder / "figure_S1.png", some))
+    values = attention_agreement(attention_figure(figure, some))
     few = [image for image in some.images if image.name in set(values["image"])]
     told = {"attention/spearman": values["spearman"], "attention/share of |S| on the least tenth": values["low"]}
     table = tidy(few, "cdam", told)

@@ -301,6 +301,8 @@ def claims(study: Study[Contrastive], arm: Arm, table: pd.DataFrame, label: str,
 
 def examples(study: Study[Contrastive], arm: Arm) -> None:
     """Sheets with the maps of both classes for the first images."""
+    if not study.in_time:
+        return
     names = [name for name in ("plain", "weighted") if name in study.config.contrasts]
     rows = {label: setting for label, setting in settings(study, arm).items() if not label.startswith("gradcam block")}
 

@@ -269,8 +269,11 @@ def run_times(study: Study[Reciprocam], arm: Arm) -> None:
     tables = []
     for device in ("cpu", "cuda"):
         told: dict[str, Any] = {"model": arm.model, "device": device}
-        if device == "cpu" or torch.cuda.is_available() or study.is_kept("times", told):
+        here = study.in_time and (device == "cpu" or torch.cuda.is_available())
+        if here or study.is_kept("times", told):
             tables.append(study.once("times", partial(measure, device), told))
+    if not tables:
+        return
     table = pd.concat(tables, ignore_index=True)
     for row in table.to_dict("records"):
         metric = f"ms per image, batch {row['batch']}, {row['device']}"
@@ -315,6 +318,8 @@ def timed(call: Any, repeats: int, device: str) -> float:
 
 def examples(study: Study[Reciprocam], arm: Arm) -> None:
     """Sheets with the maps of both classes for the first images."""
+    if not study.in_time:
+        return
     names = ["reciprocam", "reciprocam, dirac", "reciprocam, no CLS", *study.config.beside]
 
     def maps(batch: Tensor, classes: Tensor) -> dict[str, Tensor]:

@@ -356,6 +356,8 @@ def run_check(study: Study[Softmax], arm: Arm) -> None:
 
 def examples(study: Study[Softmax], arm: Arm) -> None:
     """Sheets with every method and target for the first images."""
+    if not study.in_time:
+        return
     config, model = study.config, arm.classifier.model
 
     def maps(batch: Tensor, classes: Tensor) -> dict[str, Tensor]:

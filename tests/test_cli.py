@@ -83,6 +83,8 @@ def test_info_says_what_a_model_can_do_and_why_not_the_rest():
     assert rows["cdam"] == {"name": "cdam", "works": "yes", "why not": ""}
     assert rows["rsi_gradcam"]["works"] == "no"
     assert "a ViT's residual stream leads around norm1" in rows["rsi_gradcam"]["why not"]
+    shipped = lidc_xai("info", "methods", "--model", "lidc-small", "--json")
+    assert {row["name"]: row["works"] for row in json.loads(shipped.stdout)}["attn_lrp"] == "yes"
     wrong = lidc_xai("info", "backbones", "--model", "test_vit")
     assert wrong.returncode == 2
     assert "--model goes with info methods, not with info backbones" in wrong.stderr

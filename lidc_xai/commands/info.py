@@ -92,10 +92,14 @@ def _model(name: str) -> Any:
     """A saved model with its weights; of a mere name the architecture, whose weights do not matter here."""
     if (Path(name) / "config.json").is_file() and not (Path(name) / "model.json").is_file():
         return _transformers_model(Path(name))
-    if Path(name).exists() or "/" in name:
-        from lidc_xai.models import load_model
+    from lidc_xai.models import load_model
+    from lidc_xai.models.saved import is_adapter, member_folders, shipped_models
 
-        return load_model(name)
+    if Path(name).exists() or "/" in name or name in shipped_models():
+        member = member_folders(name)[0]
+        if not is_adapter(member):
+            return load_model(member)
+        name = json.loads((member / "model.json").read_text(encoding="utf-8"))["recipe"]["backbone"]
     import timm
     import torch
     import torchvision

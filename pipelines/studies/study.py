@@ -66,7 +66,8 @@ class StudyConfig(Config):
     )
     share: str | None = Field(
         None, pattern=r"^[1-9]\d*/[1-9]\d*$",
-        description="k/n: only every n-th batch, from the k-th (several processes at once, then once without).",
+        description="k/n: only every n-th batch, from the k-th (several processes, each with its own --out; then the "
+        "folders steps/ put together and the command once without).",
     )  # fmt: skip
     published: Path | None = Field(None, description="CSV of published figures to stand beside ours.")
     batch: int = Field(8, ge=1, description="Images in one step.")
@@ -124,6 +125,11 @@ class Study(Generic[C]):
             k, n = map(int, self.config.share.split("/"))
             if number % n != (k - 1) % n:
                 return False
+        return self.in_time
+
+    @property
+    def in_time(self) -> bool:
+        """Whether something new may be begun: not so after ``minutes``."""
         return time.monotonic() <= self.deadline
 
     def skip(self, item: str, stage: str, reason: str) -> None:

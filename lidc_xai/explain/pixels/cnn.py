@@ -55,7 +55,17 @@ class Defaults:
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, tuple[Any, Defaults]] = WeakKeyDictionary()
-_STEMS = ("stem", "embed", "patch_embed", "patch_embeddings", "embeddings", "conv_proj", "pos_drop", "norm_pre")
+_STEMS = (
+    "stem",
+    "conv_stem",
+    "embed",
+    "patch_embed",
+    "patch_embeddings",
+    "embeddings",
+    "conv_proj",
+    "pos_drop",
+    "norm_pre",
+)
 _TRIES = 24
 """How many modules are tried for one that nothing leads around, from the last; each try is a forward pass."""
 
@@ -106,6 +116,12 @@ def choices(run: Pass) -> str:
 def is_stem(name: str) -> bool:
     """Whether a module belongs to what cuts the image into patches, by its name."""
     return any(part in _STEMS for part in name.split("."))
+
+
+def reads_the_image(run: Pass, name: str) -> bool:
+    """Whether a module is the first of several convolutions, whose map says where edges are."""
+    convolutions = _defaults(run, dict(run.model.named_modules())).convolutions
+    return len(set(convolutions)) > 1 and convolutions[0] == name
 
 
 def _by_name(name: str, modules: dict[str, nn.Module]) -> tuple[str, nn.Module]:

@@ -17,7 +17,7 @@ from lidc_xai.errors import ModelError
 from lidc_xai.explain.networks.context import Context, gradients
 from lidc_xai.explain.networks.manners import hooked
 from lidc_xai.explain.networks.plain_model import plain_forward
-from lidc_xai.explain.pixels.cnn import as_maps, choices, grid_of, is_stem
+from lidc_xai.explain.pixels.cnn import as_maps, choices, grid_of, is_stem, reads_the_image
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ def read_layer(
     does not run once, or whose output is not on an image grid.
     """
     images = context.images if images is None else images
-    if is_stem(name):
+    if is_stem(name) or reads_the_image(context.run, name):
+        what = "cuts the image into patches" if is_stem(name) else "is the convolution that reads the image"
         raise ModelError(
-            f"layer {name} cuts the image into patches: its map says where edges are, not what counts; there are "
-            f"{choices(context.run)}"
+            f"layer {name} {what}: its map says where edges are, not what counts; there are {choices(context.run)}"
         )
     seen: list[Tensor] = []
 
