@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 LEVELS = 127
 """Steps on each side of zero."""
+UNSTABLE_GREY = 150
+"""Of patches whose sign another training might not draw again; as see-through as their strength."""
 _NEGATIVE = ((120, 200, 255), (0, 92, 230))  # weak and strong
 _POSITIVE = ((255, 196, 100), (236, 84, 0))
 _MAX_ALPHA = 0.88

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 class ExplainConfig(Config):
     """Explain every output of a model on the nodules of a store.
 
-    Maps are raw and signed, of the middle axial, coronal and sagittal planes. Writes maps/<nodule>/<method>.npz and
-    predictions.csv; on request NIfTI that opens over the CT, and PNG sheets. Maps that are there already are kept. Of a
-    cross-validated run each nodule is explained by the fold that never saw its patient, into fold-k/maps. Several runs
-    or models (separated by commas) give their mean map, its standard error and the patches whose sign is stable, into
-    maps/; each model's own maps lie in model-<hash>/maps.
+    Maps are raw and signed, of the middle slices of the planes that the model reads. Writes maps/<nodule>/<method>.npz
+    and predictions.csv; on request NIfTI that opens over the CT, and PNG sheets. Maps that are there already are kept.
+    Of a cross-validated run each nodule is explained by the fold that never saw its patient, into fold-k/maps. Several
+    runs or models (separated by commas) give their mean map, its standard error and the patches whose sign is stable
+    (on sheets the others are grey), into maps/; each model's own maps lie in model-<hash>/maps.
     """
 
     store: Path | None = Field(None, description="A store made by prepare.")

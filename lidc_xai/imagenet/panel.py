@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lidc_xai.files import atomic_path
-from lidc_xai.palette import levels_of, palette
+from lidc_xai.palette import UNSTABLE_GREY, levels_of, palette
 
 _CELL_INCHES = 2.3
 _QUANTILE = 0.995
@@ -36,10 +36,16 @@ def strength(relevance: np.ndarray, method: str, size: tuple[int, int]) -> tuple
     return np.clip(shown / (limit or 1), -1, 1), words
 
 
-def overlay(pixels: np.ndarray, strength: np.ndarray) -> np.ndarray:
-    """(H, W, 3) in [0, 1]: signed strength (H, W) over the grey photograph (H, W, 3) uint8."""
+def overlay(pixels: np.ndarray, strength: np.ndarray, stable: np.ndarray | None = None) -> np.ndarray:
+    """(H, W, 3) in [0, 1]: signed strength (H, W) over the grey photograph (H, W, 3) uint8; ``stable`` (h, w) bool:
+    patches that are coloured, the others are grey.
+    """
     grey = pixels.astype(np.float32).mean(-1, keepdims=True) / 255
     rgba = np.array(palette(), dtype=np.float32)[levels_of(strength)] / 255
+    if stable is not None:
+        known = torch.from_numpy(np.ascontiguousarray(stable, dtype=np.float32))[None, None]
+        sized = torch.nn.functional.interpolate(known, size=strength.shape, mode="nearest-exact")[0, 0].numpy()
+        rgba[sized < 0.5, :3] = UNSTABLE_GREY / 255
     return np.clip(grey * (1 - rgba[..., 3:]) + rgba[..., 3:] * rgba[..., :3], 0, 1)
 
 
@@ -51,9 +57,12 @@ def draw_panel(
     title: str,
     warning: str | None = None,
     picture: str = "photograph",
+    stable: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write a PNG. ``maps``: method → (T, h, w) raw scores; ``rows``: T labels; ``warning``: a line in red on top;
-    ``picture``: heading of the first column."""
+    ``picture``: heading of the first column; ``stable``: method → (T, h, w) bool, what is coloured (else everything).
+    """
+    settled = stable or {}
     columns = [picture, *maps]
     figure = Figure(
         figsize=(_CELL_INCHES * len(columns) + 0.3, (_CELL_INCHES * 1.08) * len(rows) + (1.0 if warning else 0.7)),
@@ -73,7 +82,7 @@ def draw_panel(
                 axis.set_ylabel(label, fontsize=8)
                 continue
             shown, scale = strength(maps[name][r], name, pixels.shape[:2])
-            axis.imshow(overlay(pixels, shown))
+            axis.imshow(overlay(pixels, shown, settled[name][r] if name in settled else None))
             axis.set_xlabel(scale, fontsize=7)
     figure.suptitle(title, fontsize=9)
     if warning:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import zoom
 
-from lidc_xai.palette import LEVELS, levels_of, palette, signed_colour
+from lidc_xai.palette import LEVELS, UNSTABLE_GREY, levels_of, palette, signed_colour
 
 WINDOWS: dict[str, tuple[float, float]] = {
     "lung": (-1350.0, 150.0),
@@ -29,8 +29,6 @@ READER_DASHES = ("none", "2.2 0.9", "0.7 0.9", "2.6 0.8 0.6 0.8", "1.2 1.6", "4 
 CONSENSUS_COLOUR = "#FFFFFF"
 
 MOST_CELLS = 64
-UNSTABLE_GREY = 150
-"""Of patches whose sign another training might not draw again; as see-through as their strength."""
 _UNDER_SCALE = ((83, 88, 93), (212, 215, 217))  # greys of tissue and bone in the lung window
 
 

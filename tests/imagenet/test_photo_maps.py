@@ -17,6 +17,7 @@ from lidc_xai.errors import DataError, ModelError, UsageError
 from lidc_xai.explain import Explanation, LogOdds, explain
 from lidc_xai.imagenet import explain_images, load_classifier, read_photo
 from lidc_xai.imagenet.panel import overlay, strength
+from lidc_xai.palette import UNSTABLE_GREY
 from lidc_xai.progress import show_progress
 
 
@@ -230,3 +231,14 @@ def test_how_the_command_ends(
     assert words in error
     if code == 3:
         assert "bad.png" in (tmp_path / "out" / "skipped.csv").read_text()
+
+
+def test_patches_without_a_stable_sign_are_grey() -> None:
+    pixels, shown = np.zeros((8, 8, 3), np.uint8), np.ones((8, 8), np.float32)
+    image = overlay(pixels, shown, np.array([[True, False], [False, False]]))
+    grey = np.ptp(image, axis=-1) == 0
+    assert not grey[:4, :4].any()
+    assert grey[4:].all()
+    assert grey[:, 4:].all()
+    opacity = image[0, 0, 0] / (236 / 255)  # full orange
+    assert image[7, 7, 0] == pytest.approx(opacity * UNSTABLE_GREY / 255, abs=0.01)

@@ -41,7 +41,13 @@ def draw_nodule_panels(
         pixels = np.repeat(image.repeat(times, 0).repeat(times, 1)[..., None], 3, axis=-1)
         path = Path(folder) / crop.nodule_id / f"{view}.png"
         shown = {name: item.relevance[v][:, turned] for name, item in maps.items()}
+        stable = {
+            name: item.repeatability.stable[v][:, turned]
+            for name, item in maps.items()
+            if item.repeatability is not None and item.repeatability.stable is not None
+        }
         title = f"{crop.nodule_id}, {view} slice {index}, lung window. Research use only."
-        draw_panel(path, pixels, shown, rows, title, f"{mark.lower()} CT" if mark else None, "CT")
+        title += "\nGrey: patches whose sign other trainings may turn." if stable else ""
+        draw_panel(path, pixels, shown, rows, title, f"{mark.lower()} CT" if mark else None, "CT", stable)
         paths.append(path)
     return paths

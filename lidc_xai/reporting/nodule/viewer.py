@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lidc_xai.imaging.planes import CUT_AXIS, VIEWS, crop_plane
-from lidc_xai.palette import palette
+from lidc_xai.palette import UNSTABLE_GREY, palette
 from lidc_xai.ratings import SCALES
 from lidc_xai.reporting.nodule.facts import SHORT_UNITS, UNITS, method_title
 from lidc_xai.reporting.nodule.geometry import DisplayPlane, turned_for_display
 from lidc_xai.reporting.nodule.outlines import outline_path
 from lidc_xai.reporting.nodule.payload import differences, pack
-from lidc_xai.reporting.pictures import UNSTABLE_GREY, pooled
+from lidc_xai.reporting.pictures import pooled
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
