@@ -24,7 +24,7 @@ from pydantic import Field
 from studies.page import write_page
 from studies.study import main as run_study
 
-from lidc_xai.commands.common import need_out
+from lidc_xai.commands.common import EXIT_INTERRUPTED, EXIT_TERMINATED, need_out
 from lidc_xai.commands.script import run_script
 from lidc_xai.config import Config
 from lidc_xai.errors import LidcXaiError, UsageError
@@ -34,6 +34,7 @@ from lidc_xai.skipped import Skipped, write_skipped
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DONE, PARTLY = 0, 3
+INTERRUPTED = (EXIT_INTERRUPTED, EXIT_TERMINATED)
 
 
 class FourPapers(Config):
@@ -98,6 +99,8 @@ def work(config: FourPapers, run: Run) -> None:
             left = config.limit - (time.monotonic() - start) / 60
             arguments += ["--minutes", f"{max(left, 1e-3) / (len(chosen) - number):.4g}"]
         code = every[name](arguments)
+        if code in INTERRUPTED:
+            raise KeyboardInterrupt
         say(
             f"{name}: done"
             + ("" if code == DONE else ", with something left out" if code == PARTLY else f", failed ({code})")
