@@ -84,11 +84,12 @@ def test_a_classifier_tells_apart_what_differs_and_nothing_else() -> None:
 
 
 def test_edited_nodules_meet_real_ones_of_the_rating_that_the_edit_gave(rows: pd.DataFrame) -> None:
+    # beside the like one: one further from the rating, one of estimated HU, a large one, the patient's own
     manifest = pd.DataFrame(
-        {"nodule_id": ["n0", "n1", "n2", "n3", "like", "large", "own"],
-         "patient_id": ["p0", "p1", "p2", "p3", "q", "r", "p0"],
-         "diameter": [10.0, 10.0, 10.0, 10.0, 11.0, 30.0, 10.0], "spiculation": [1.0, 4.9, 4.9, 4.9, 3.2, 3.0, 3.0],
-         "margin": np.nan}
+        {"nodule_id": ["n0", "like", "further", "estimated", "large", "own"],
+         "patient_id": ["p0", "q", "r", "s", "t", "p0"], "diameter": [10.0, 10.5, 11.5, 10.0, 30.0, 10.0],
+         "spiculation": [1.0, 3.2, 3.4, 3.0, 3.0, 3.0], "margin": np.nan, "larger_than_box": False,
+         "hu_calibrated": [True, True, True, False, True, True], "n_readers_masked": 4}
     )  # fmt: skip
     features = np.zeros(3, np.float32)
     names = [PLAIN + " 0", SHAM + " 1", *(f"spiculation {dose:g}" for dose in doses_of("spiculation"))]
@@ -99,9 +100,11 @@ def test_edited_nodules_meet_real_ones_of_the_rating_that_the_edit_gave(rows: pd
         asked.append(nodule_id)
         return features
 
-    table = realism(rows, kept, manifest, plain, (1.0,), 0).set_index("edit")
-    assert asked == ["like"]  # rated 1 + 2, not the patient's own, not three times the size
-    assert table.loc["spiculation", "n"] == 1
+    rows = rows[rows["nodule_id"] == "n0"]
+    table = realism(rows, kept, manifest, plain, (1.0,), 0).set_index(["edit", "dose"])
+    assert asked == ["like"]  # rated 1 + 2; untouched (rated 1) there is none like it
+    assert table.loc[("spiculation", 1.0), "n"] == 1
+    assert table.loc[("spiculation", 0.0), "n"] == 0
 
 
 def test_at_most_half_of_the_patches_are_removed_and_whole_ones() -> None:
