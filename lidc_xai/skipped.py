@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -15,13 +16,25 @@ ABSENT = "absent"
 """Stage of a nodule whose images are simply not here: asked for, never found, nothing failed."""
 
 
+_FOLDERS = re.compile(r"(?:^|(?<=[\s('\"]))(?:[A-Za-z]:)?[\\/](?:[^\s\\/][^\\/\n:;,'\"]*[\\/])+")
+"""The folders of an absolute path in a sentence."""
+
+
 @dataclass(frozen=True, order=True)
 class Skipped:
-    """One case that was left out: its id (nodule, scan or file), the stage that left it out, and the reason."""
+    """One case that was left out: its id (nodule, scan or file), the stage that left it out, and the reason, which
+    names files without their folders: the table is given to others.
+
+    >>> Skipped("a", "store", "/home/doe/my runs/store/crops/a/ct.nii.gz: is damaged (1/2 of a slice)").reason
+    'ct.nii.gz: is damaged (1/2 of a slice)'
+    """
 
     nodule_id: str
     stage: str
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", _FOLDERS.sub("", self.reason))
 
 
 def write_skipped(folder: Path | str, rows: Iterable[Skipped]) -> Path:

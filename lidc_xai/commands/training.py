@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 from pydantic import Field
 
-from lidc_xai.commands.common import add_verb, need_out, need_path, pick_device, usable_nodules, what_to_look_at, words
+from lidc_xai.commands.common import (
+    add_verb,
+    need_models,
+    need_out,
+    need_path,
+    pick_device,
+    usable_nodules,
+    what_to_look_at,
+    words,
+)
 from lidc_xai.config import Config, load_config
-from lidc_xai.errors import DataError, UsageError
+from lidc_xai.errors import DataError
 from lidc_xai.run import Run
 from lidc_xai.training.options import FitOptions, PretrainOptions
 
@@ -179,7 +188,9 @@ class PredictConfig(Config):
     """
 
     store: Path | None = Field(None, description="A store made by prepare.")
-    model: str | None = Field(None, description="A model or run folder (a shipped model's name).")
+    model: str | None = Field(
+        None, description="A model or run folder, or a shipped name; several, separated by commas, are averaged."
+    )
     weights: str | None = Field(
         None, description="Published weights of a model saved as an adapter: pretrained or a file."
     )
@@ -191,15 +202,13 @@ def predict_verb(config: PredictConfig, run: Run) -> None:
     import sys
 
     store_path = need_path(config.store, "--store")
-    if not config.model:
-        raise UsageError("--model is missing: name a model folder (RUN/model)")
     from lidc_xai.csv_files import csv_text, write_csv
     from lidc_xai.imaging import CropStore
     from lidc_xai.nodules._predict import predict
 
-    store = CropStore(store_path)
+    store, models = CropStore(store_path), need_models(config.model, config.weights)
     ids = usable_nodules(store, words(config.nodule), run)
-    table = predict(config.model, store, nodule_ids=ids, weights=config.weights, device=pick_device(config.device))
+    table = predict(models, store, nodule_ids=ids, device=pick_device(config.device))
     run.results = {"nodules": len(table), "out_of_fold": int(table["out_of_fold"].sum())}
     if config.out is None:
         sys.stdout.write(csv_text(table))

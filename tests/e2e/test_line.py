@@ -121,6 +121,12 @@ WRONG = [
     (["train", "--store", "{store}", "--out", "{out}", "--set", "fit.epohcs=3"], 2, "did you mean 'epochs'"),
     (["train", "--store", "{store}", "--out", "{out}", "--set", "fit.epochs=ten"], 2, "fit.epochs"),
     (["predict", "--store", "{store}"], 2, "--model is missing"),
+    (["predict", "--store", "{store}", "--model", "{model},{model}"], 2, "twice: a copy is not another training"),
+    (["predict", "--store", "{store}", "--model", "{model},{empty}/absent"], 2, "absent: no such model folder"),
+    (["cross-validate", "--store", "{store}", "--splits", "{file}", "--out", "{out}"], 1, "cannot be read as JSON"),
+    (["edit", "--store", "{store}", "--edit", "nonsense", "--out", "{out}"], 2, "choose one of"),
+    (["explain-image", "{file}", "--model", "nosuch_net", "--out", "{out}"], 2, "unknown model 'nosuch_net'"),
+    (["prepare", "--slices", "{empty}", "--hu", "{file}", "--out", "{out}"], 2, "is it the PNG edition?"),
 ]
 
 
