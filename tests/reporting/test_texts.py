@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from markupsafe import escape
 
+import lidc_xai
 from lidc_xai.errors import ModelError
 from lidc_xai.imaging.store.crop_store import CropStore, StoreWriter
 from lidc_xai.models import build_model
 from lidc_xai.models.preprocess import Preprocess
 from lidc_xai.nodules.explained import shared_info
 from lidc_xai.nodules.no_nodule import recorded_no_nodule
-from lidc_xai.nodules.strength import Anchor
+from lidc_xai.nodules.strength import Anchor, recorded_anchors
 from lidc_xai.ratings import BIOMARKERS, SCALES
 from lidc_xai.reporting import nodule_report, study_report
 from lidc_xai.reporting.glossary import WORDS
@@ -187,6 +188,7 @@ def test_own_ct_has_no_word_of_lidc_and_no_identifier(made, tmp_path, mask):
     assert patient in kept.paths[1].read_text(encoding="utf-8")
 
 
+SHIPPED = Path(lidc_xai.__file__).parent / "models" / "shipped"
 NO_NODULE = {"crops": 200, "patients": 90, "clear": 0.67, "low": 0.59, "high": 0.74}
 
 
@@ -209,6 +211,16 @@ def test_a_crop_that_no_reader_marked_may_hold_no_nodule(made, tmp_path):
     assert "Is it a nodule?" not in text
     with pytest.raises(ModelError, match="no_nodule is damaged"):
         recorded_no_nodule({"no_nodule": {"crops": 200}})
+
+
+@pytest.mark.parametrize("name", ["lidc-small", "lidc-dinov2/member-1", "lidc-dinov2/member-5"])
+def test_shipped_models_say_how_strong_a_map_of_theirs_is(name):
+    info = json.loads((SHIPPED / name / "model.json").read_text(encoding="utf-8"))["training_info"]
+    anchor = recorded_anchors(info)["cdam"]["malignancy"]
+    assert anchor.weak < anchor.strong < anchor.full
+    assert anchor.nodules >= 300
+    if name == "lidc-small":
+        assert recorded_no_nodule(info).crops == 200
 
 
 def test_one_model_disagrees_with_nobody(made, tmp_path):
@@ -242,7 +254,7 @@ def test_means_of_several_maps_are_ranked_among_such_means_alone(made, tmp_path)
     )
     assert facts["maps"][0]["strength"]["malignancy"]["rank"] == ""
     assert facts["maps"][0]["limits"]["malignancy"] == 1.0
-    assert "the same colour is the same strength on every page" in text
+    assert "the same colour is the same strength on every page of this model" in text
     bare, _ = written(store, tmp_path, predictions=predictions, maps={"cdam": [maps]})
     assert "they do not compare with other pages" in bare
 
