@@ -64,7 +64,7 @@ class ReportConfig(Config):
     )
     limit: int | None = Field(None, ge=1, description="Only the first so many of them.")
     method: list[str] = Field(
-        ["cdam", "attn_lrp", "attention"], description="Methods to show, separated by commas (docs/faithfulness.md)."
+        ["attn_lrp", "cdam", "attention"], description="Methods to show, separated by commas (docs/faithfulness.md)."
     )
     dicom: Path | None = Field(None, description="The DICOM folder of the store: shows 72 mm around each nodule.")
     paper: Literal["A4", "Letter"] = Field("A4", description="Of the PDF: A4 or Letter.")
