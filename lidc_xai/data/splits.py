@@ -220,10 +220,9 @@ def load_splits(path: Path | str) -> Splits:
         folds = [FoldIds(**{part: [str(key) for key in fold[part]] for part in PARTS}) for fold in values["folds"]]
         splits = Splits(**{**values, "folds": folds})
         hash((splits.kind, splits.by))
-    except DataError as error:
-        raise DataError(f"{error}; make it again with lidc-xai split") from error
-    except (ValueError, TypeError, KeyError) as error:
-        reason = f"{type(error).__name__}: {error}"
+    except (DataError, ValueError, TypeError, KeyError) as error:
+        ours = isinstance(error, DataError)
+        reason = str(error).removeprefix(f"{path}: ") if ours else f"{type(error).__name__}: {error}"
         raise DataError(f"{path}: not a file of splits ({reason}); make it again with lidc-xai split") from error
     _check_loaded(splits, path)
     return splits
