@@ -294,7 +294,7 @@ def test_a_map_is_held_against_the_area_of_the_outline(made, tmp_path):
         text, facts = written(store, tmp_path, predictions=predictions, maps={"cdam": [item]})
         inside = np.mean([weight * mask.sum() / (weight * mask.sum() + (~mask).sum()) for mask in planes])
         area = np.mean([mask.mean() for mask in planes])
-        words = f"{inside:.0%} of the map’s strength inside the outline, which covers {area:.0%} of the plane"
+        words = f"{inside:.0%} of the map’s strength inside the outline ({area:.0%} of the plane)"
         assert words in text
         assert any(against in reason for reason in facts["trust"]["map"]["reasons"]) == wanted
 
@@ -314,7 +314,7 @@ def test_padding_that_no_model_reads_is_no_warning(made, tmp_path, views, level)
     assert flag["level"] == level
     assert flag["text"].startswith("50.0% of the box lies outside the scan")
     assert ("Padded" in facts["trust"]["rating"]["reasons"]) == (level == "warning")
-    assert level == "note" or "25% of the planes that the model reads" in flag["text"]
+    assert {"note": "lie inside it", "warning": "25% of the planes that the model reads"}[level] in flag["text"]
 
 
 def test_the_plane_of_the_largest_outline_is_shown(made, tmp_path):

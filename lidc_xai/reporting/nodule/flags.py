@@ -77,7 +77,7 @@ def _padding_flag(what: str, padding_read: float | None) -> Flag:
     if padding_read is None:
         return _flag("warning", "Padded", f"{what} and was never scanned; the model saw filling there.")
     if padding_read == 0:
-        return _flag("note", "Padded", f"{what} and was never scanned, but none of the planes that the model reads.")
+        return _flag("note", "Padded", f"{what}; the planes that the model reads lie inside it.")
     return _flag(
         "warning", "Padded", f"{what}, {padding_read:.0%} of the planes that the model reads; it saw filling there."
     )

@@ -21,6 +21,8 @@ SHAKY_MAP = 0.5
 RANDOM_ORDER = 0.25
 """A random map's two deletion curves lie this far apart at most, as a share of their range (its 95th percentile on
 single nodules: .20 and .25 for two models): what lies below it tells nothing of the map's order."""
+AS_MUCH = 0.1
+"""Probabilities nearer than this are told as the same."""
 SURE = (0.2, 0.8)
 """Probabilities between these two say little about which side of 3 the readers' median lies on."""
 
@@ -123,7 +125,7 @@ def _drove(malignancy: Output, facts: NoduleFacts) -> str:
         return ""
     head = f"The probability of a high rating is {show_probability(prediction['value'])}"
     if prediction["diameter_only"] is not None:
-        head += f" ({show_probability(prediction['diameter_only'])} from the diameter alone)"
+        head += _beyond_size(prediction["value"], prediction["diameter_only"])
     if shown is None or "malignancy" not in shown["strength"]:
         return f"{head}; what drove it was not explained."
     strength = shown["strength"]["malignancy"]
@@ -138,11 +140,23 @@ def _drove(malignancy: Output, facts: NoduleFacts) -> str:
         text += ", and so does not show what made it high"
     inside, area = strength_inside(facts)
     if inside is not None and area is not None:
-        text += f", {inside:.0%} of the map’s strength inside the outline, which covers {area:.0%} of the plane"
+        text += f", {inside:.0%} of the map’s strength inside the outline ({area:.0%} of the plane)"
     if strength["rank"]:
         rank = {"strong": "top quarter", "usual": "middle half", "weak": "lowest quarter"}[strength["rank"]]
         text += f"; the map is {strength['rank']} ({rank} of the cohort)"
     return text + "."
+
+
+def _beyond_size(value: float, diameter_only: float) -> str:
+    """Whether the readers' diameter alone gives as much: most of a rating is size.
+
+    >>> _beyond_size(0.98, 0.99), _beyond_size(0.95, 0.6)
+    ('; its size alone gives as much (0.99)', '; its size alone gives 0.60')
+    """
+    alone = show_probability(diameter_only)
+    if abs(value - diameter_only) < AS_MUCH:
+        return f"; its size alone gives as much ({alone})"
+    return f"; its size alone gives {alone}"
 
 
 def strength_inside(facts: NoduleFacts) -> tuple[float | None, float | None]:
@@ -202,7 +216,7 @@ def repeats_words(repeats: Repeats | None) -> str:
     figure = f"expected rank correlation {repeats['expected']:.2f}"
     text = f"{repeats['models']} other trainings would draw {share} of this map again ({figure})"
     if repeats["stable_share"] is None:
-        return f"{text}; which patches are stable is not known: {repeats['note']}"
+        return text
     return f"{text}, {100 * repeats['stable_share']:.0f} % of it with a stable sign"
 
 
@@ -218,7 +232,7 @@ def deletion_words(curve: Mapping[str, Any] | None) -> str:
     start = curve["mif"][0]
     most, least = (curve[name][place] - start for name in ("mif", "lif"))
     share = f"{curve['percent'][place]:.0f} %"
-    order = {"follows": "as a right order would", "contradicts": "against its order"}.get(
+    order = {"follows": "the right way round", "contradicts": "the wrong way round"}.get(
         deletion_order(curve), "no more apart than a random order may be"
     )
     return (
@@ -280,8 +294,13 @@ def trust_in_rating(facts: NoduleFacts) -> Trust:
     reasons += [*_contradicted(facts, prediction["value"]), *warned]
     if reasons:
         return {"level": "limited", "text": "Read the rating with care", "reasons": reasons, "unmeasured": unmeasured}
-    text = "The rating can be read as its measured figures say"
-    return {"level": "measured", "text": text, "reasons": ["never seen by this model"], "unmeasured": unmeasured}
+    text = "The rating may be taken at its measured accuracy"
+    return {
+        "level": "measured",
+        "text": text,
+        "reasons": ["the model never saw this patient"],
+        "unmeasured": unmeasured,
+    }
 
 
 def _contradicted(facts: NoduleFacts, probability: float) -> list[str]:
@@ -312,9 +331,10 @@ def trust_in_map(facts: NoduleFacts) -> Trust:
         (against if agreement < SHAKY_MAP else supporting).append(text)
     if curve:
         order = deletion_order(curve)
-        text = (
-            "deletion cannot tell its order from a random one" if order == "untold" else f"deletion {order} its order"
-        )
+        text = {
+            "follows": "the score falls first where the map says it should",
+            "contradicts": "the score falls first where the map says it should not",
+        }.get(order, "taking pixels away at random does as much as the map's order")
         (supporting if order == "follows" else against).append(text)
     if rank == "weak":
         against.append("it is weak: the lowest quarter of the cohort")
@@ -330,5 +350,5 @@ def trust_in_map(facts: NoduleFacts) -> Trust:
     if not supporting:
         words = "The map is untested here: it shows what the method draws"
         return {"level": "limited", "text": words, "reasons": [], "unmeasured": unmeasured}
-    words = "The map passed what was measured"
+    words = "The map passed the tests it was put to"
     return {"level": "measured", "text": words, "reasons": supporting, "unmeasured": unmeasured}
