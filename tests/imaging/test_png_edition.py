@@ -355,6 +355,8 @@ class TestLines:
             HuLines(write_lines(tmp_path / "empty.csv"), {row[:2]})
         with pytest.raises(UsageError, match="no such file"):
             HuLines(tmp_path / "absent.csv", {row[:2]})
+        with pytest.raises(DataError, match="has no column 'intercept'"):  # before the edition and the nodules are read
+            prepare_png(tmp_path / "absent.zip", tmp_path / "store", hu=tmp_path / "lacking.csv")
         archive = write_zip(tmp_path / "slices.zip", made(FIRST)[0])
         elsewhere = write_lines(tmp_path / "elsewhere.csv", ("LIDC-IDRI-0003", 1, 0, 8, -1000, 2))
         with pytest.raises(DataError, match="no line of any nodule of this edition"):

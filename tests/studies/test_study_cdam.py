@@ -122,7 +122,7 @@ def test_sets_of_an_imagenet_folder_and_what_it_has_not(imagenet: Path) -> None:
     wanted = {one.number: one.pair for one in read_multi(LISTED)[:4]}
     chosen = {int(image.path.stem[-8:]): image.classes for image in found.multi}
     assert wanted.items() <= chosen.items()
-    assert any(row.reason == f"{len(chosen)} of 1000 images are in {imagenet}" for row in found.skipped)
+    assert any(row.reason == f"{len(chosen)} of 1000 images are in {imagenet.name}" for row in found.skipped)
     listed = study_sets(imagenet, val=3, tune=0, multi=6, listed=LISTED)
     assert [int(image.path.stem[-8:]) for image in listed.multi] == [one.number for one in read_multi(LISTED)[:4]]
     assert any("2 of 6 images" in row.reason for row in listed.skipped)

@@ -84,6 +84,8 @@ def prepare_png(
     voxels_per_side(size_mm, spacing_mm)
     check_jobs(jobs)
     source = Path(source).resolve()
+    if hu is not None:
+        HuLines(hu, None)  # a wrong file is refused now, not after a minute of reading the edition and the nodules
     edition = open_edition(source)
     wanted = None if cohort is None else frozenset(select_cohort(cohort)["nodule_id"])
     known: dict[str, list[Nodule]] = defaultdict(list)

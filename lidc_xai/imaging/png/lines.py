@@ -35,11 +35,12 @@ Lines = Mapping[int, Line]
 class HuLines:
     """The lines of a calibration file: ``of(patient_id, group)`` are those of one nodule of the edition.
 
-    ``known``: (patient, group) of every nodule that exists; a row of another one makes the file wrong. Raises
+    ``known``: (patient, group) of every nodule that exists; a row of another one makes the file wrong; ``None``
+    compares nothing, to refuse a file that is wrong in itself before the nodules are read. Raises
     UsageError for a missing file; DataError, one line with file, row and field, for what cannot be a calibration.
     """
 
-    def __init__(self, path: Path | str, known: Collection[tuple[str, int]]) -> None:
+    def __init__(self, path: Path | str, known: Collection[tuple[str, int]] | None) -> None:
         self.path = Path(path)
         table = _read(self.path)
         for name in _NUMBERS:
@@ -51,8 +52,9 @@ class HuLines:
         self._refuse(table, table["rmse_hu"] < 0, "rmse_hu is below 0")
         table = table.astype({"nodule": int, "slice": int})
         self._refuse(table, table.duplicated(["patient_id", "nodule", "slice"]), "the same slice stands there twice")
-        strangers = [key not in known for key in zip(table["patient_id"], table["nodule"], strict=True)]
-        self._refuse(table, pd.Series(strangers, index=table.index, dtype=bool), "there is no such nodule in LIDC-IDRI")
+        if known is not None:
+            strangers = pd.Series([key not in known for key in zip(table["patient_id"], table["nodule"], strict=True)])
+            self._refuse(table, strangers.astype(bool), "there is no such nodule in LIDC-IDRI")
         self._lines: dict[tuple[str, int], dict[int, Line]] = {}
         for patient, nodule, number, *line in table.itertuples(index=False):
             self._lines.setdefault((patient, nodule), {})[number] = Line(*line)
