@@ -7,7 +7,7 @@ are drawn. Undefined values (NaN) are left out and counted, never averaged away 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -20,6 +20,7 @@ from lidc_xai.errors import DataError
 Floats = NDArray[np.float64]
 RESAMPLES = 2000
 _CHUNK = 250
+EXACT = "exact interval (Clopper and Pearson, patients counted): every value is the same"
 
 DIAMETER_STRATA = ((8.0, "< 8 mm"), (12.0, "8–12 mm"), (20.0, "12–20 mm"), (np.inf, "≥ 20 mm"))
 """Upper ends (excluded) and names of the size groups that results are split by."""
@@ -85,6 +86,35 @@ def bootstrap_mean(
     drawn = _resample(sums[:, None], counts[:, None], resamples, seed)[:, 0]
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Interval(mean, float(low), float(high), n, len(sums), undefined)
+
+
+def share_interval(
+    values: ArrayLike,
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """``bootstrap_mean`` of a share (values 0 or 1); where all are alike, the exact interval of ``exact_share``.
+
+    >>> [round(end, 3) for end in (share_interval([0] * 35).low, share_interval([0] * 35).high)]
+    [0.0, 0.1]
+    """
+    drawn = bootstrap_mean(values, clusters, resamples=resamples, level=level, seed=seed)
+    if drawn.mean not in (0.0, 1.0) or drawn.clusters < 2:
+        return drawn
+    low, high = exact_share(drawn.mean, drawn.clusters, level)
+    return replace(drawn, low=low, high=high, note=EXACT)
+
+
+def exact_share(share: float, clusters: int, level: float = 0.95) -> tuple[float, float]:
+    """Clopper and Pearson's interval of a share of 0 or 1 among ``clusters`` patients, each counted once.
+
+    Every resample of identical values is the same, so that a bootstrap would give an interval without width.
+    """
+    found = stats.binomtest(round(share) * clusters, clusters).proportion_ci(level, method="exact")
+    return float(found.low), float(found.high)
 
 
 def bootstrap_curve(

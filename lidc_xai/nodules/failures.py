@@ -13,7 +13,7 @@ from lidc_xai.ratings import CALCIFICATION_ABSENT
 
 class Subgroup(TypedDict):
     """Nodules with something in common: how many, how many on the wrong side of 0.5, and the share of these with a
-    95 % interval over patients.
+    95 % interval over patients (bootstrap; Clopper and Pearson's where none or all are wrong).
     """
 
     property: str
@@ -29,7 +29,7 @@ def failure_table(predictions: pd.DataFrame, manifest: pd.DataFrame, votes: pd.D
     """Subgroups of labelled nodules by diameter, texture, margin, spiculation, calcification, readers' agreement, slice
     thickness, padding and box. A property that no nodule or every nodule has is one row.
     """
-    from lidc_xai.evaluation.statistics import bootstrap_mean
+    from lidc_xai.evaluation.statistics import share_interval
 
     table = manifest.merge(predictions[["nodule_id", "malignancy_probability"]], on="nodule_id")
     table["label"] = pd.to_numeric(table["label"], errors="coerce")
@@ -39,7 +39,7 @@ def failure_table(predictions: pd.DataFrame, manifest: pd.DataFrame, votes: pd.D
     for name, groups in _properties(table, votes).items():
         for group in sorted(set(groups.dropna()), key=str):
             here = (groups == group).to_numpy()
-            interval = bootstrap_mean(wrong[here].astype(float), table.loc[here, "patient_id"].astype(str).tolist())
+            interval = share_interval(wrong[here].astype(float), table.loc[here, "patient_id"].astype(str).tolist())
             subgroups.append(
                 {
                     "property": name,

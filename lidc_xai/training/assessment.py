@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from lidc_xai.errors import DataError, UsageError
-from lidc_xai.evaluation.statistics import DIAMETER_STRATA, diameter_stratum, holm
+from lidc_xai.evaluation.statistics import DIAMETER_STRATA, diameter_stratum, exact_share, holm
 from lidc_xai.files import write_json
 from lidc_xai.ratings import BIOMARKERS
 from lidc_xai.training.bootstrap import mcnemar, metric_difference, metric_interval, patient_weights
@@ -31,6 +31,7 @@ from lidc_xai.training.metrics import (
     mean_squared,
     mean_value,
     r_squared,
+    share,
     spearman,
 )
 from lidc_xai.training.noise_floor import reader_noise
@@ -217,7 +218,11 @@ def _shares(
     patients = table["patient_id"].to_numpy()
     return {
         part: {
-            name: _interval(metric_interval(mean_value, value[chosen], value[chosen], patients[chosen], **options))
+            name: _interval(
+                metric_interval(
+                    mean_value if name == "width" else share, value[chosen], value[chosen], patients[chosen], **options
+                )
+            )
             for name, value in values.items()
         }
         for part, chosen in parts.items()
@@ -240,6 +245,8 @@ def reliability(table: pd.DataFrame, options: dict[str, int]) -> list[dict[str, 
             with np.errstate(invalid="ignore", divide="ignore"):
                 shares = drawn @ y[inside] / drawn.sum(1)
             low, high = np.nanquantile(shares, [0.025, 0.975])
+            if y[inside].mean() in (0.0, 1.0):
+                low, high = exact_share(y[inside].mean(), labelled["patient_id"][inside].nunique())
             row |= {"mean_probability": probability[inside].mean(), "share_positive": y[inside].mean()}
             row |= {"low": low, "high": high}
         rows.append(row)

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from lidc_xai.evaluation.statistics import RESAMPLES, Interval, PairedDifference
-from lidc_xai.training.metrics import Array, Metric
+from lidc_xai.evaluation.statistics import EXACT, RESAMPLES, Interval, PairedDifference, exact_share
+from lidc_xai.training.metrics import Array, Metric, counted_in
 
 FEWEST_DEFINED = 0.5
 """Share of replicates in which a figure must be defined for an interval to be given."""
@@ -37,6 +37,8 @@ def metric_interval(
 ) -> Interval:
     """``metric`` (of :mod:`lidc_xai.training.metrics`) with its interval; ``mean`` is the value on all nodules.
 
+    A share of exactly 0 or 1 has Clopper and Pearson's interval, patients counted: its replicates are all alike.
+
     y, predicted: (n,), rows with NaN in either are left out and counted as undefined.
 
     >>> from lidc_xai.training.metrics import auc
@@ -52,6 +54,11 @@ def metric_interval(
     if clusters < 2:
         return Interval(value, np.nan, np.nan, len(y), clusters, left_out, "no interval from a single patient")
     low, high, note = _percentiles(metric(y, predicted, patient_weights(groups, resamples, seed)))
+    counted = counted_in(metric, y, predicted)
+    if value in (0.0, 1.0) and counted is not None:
+        many = len({groups[place] for place in np.flatnonzero(counted)})
+        low, high = exact_share(value, many)
+        note = EXACT
     return Interval(value, low, high, len(y), clusters, left_out, note)
 
 

@@ -97,9 +97,14 @@ def mean_squared(y: Array, value: Array, weights: Array | None = None) -> Array:
 
 
 def mean_value(y: Array, value: Array, weights: Array | None = None) -> Array:
-    """Mean of ``value`` (``y`` is not read): a share of nodules, a width."""
+    """Mean of ``value`` (``y`` is not read): a width."""
     w, single = _weights(y, weights)
     return _ratio(w @ value, w.sum(1), single)
+
+
+def share(y: Array, value: Array, weights: Array | None = None) -> Array:
+    """Share of nodules: the mean of ``value``, 0 or 1 (``y`` is not read)."""
+    return mean_value(y, value, weights)
 
 
 def mean_absolute(y: Array, value: Array, weights: Array | None = None) -> Array:
@@ -144,6 +149,15 @@ def _weighted_ranks(values: Array, w: Array) -> Array:
 def _group_starts(ordered: Array) -> Array:
     """Where each run of equal values begins in a sorted array."""
     return np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+
+
+def counted_in(metric: Metric, y: Array, value: Array) -> Array | None:
+    """(n,) whose nodules a share is a share of; ``None`` for a figure that is no share (AUC, errors, widths)."""
+    if metric is sensitivity:
+        return np.asarray(y > 0.5)
+    if metric is specificity:
+        return np.asarray(y <= 0.5)
+    return np.ones(len(y), bool) if metric in (accuracy, share) else None
 
 
 CLASSIFICATION: dict[str, Metric] = {

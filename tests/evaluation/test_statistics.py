@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from lidc_xai.errors import DataError
+from lidc_xai.evaluation.benchmark.tables import summarise
 from lidc_xai.evaluation.statistics import (
     bootstrap_curve,
     bootstrap_mean,
@@ -16,8 +17,11 @@ from lidc_xai.evaluation.statistics import (
     pearson,
     precision_by_samples,
     rank_correlations,
+    share_interval,
     spearman,
 )
+from lidc_xai.training.bootstrap import metric_interval
+from lidc_xai.training.metrics import accuracy, auc, sensitivity, specificity
 
 
 def test_interval_of_independent_values_is_the_normal_one() -> None:
@@ -149,3 +153,38 @@ def test_size_groups_and_wrong_lengths() -> None:
         bootstrap_mean([1.0, 2, 3], ["a", "b"])
     with pytest.raises(DataError, match="same samples"):
         paired_difference([1.0], [1.0, 2.0])
+
+
+def test_shares_of_none_and_all_have_exact_intervals():
+    """Clopper and Pearson: 0 of n ends at 1 − 0.025^(1/n), patients counted; other shares keep the bootstrap."""
+    none = share_interval([0, 0, 0, 0], ["a", "a", "b", "c"])
+    assert (none.low, none.high) == (0.0, pytest.approx(1 - 0.025 ** (1 / 3)))
+    every = share_interval([1] * 10)
+    assert (every.low, every.high) == (pytest.approx(0.025**0.1), 1.0)
+    assert every.note
+    assert np.isnan(share_interval([1, 1], ["a", "a"]).low)
+    mixed = [0, 1, 1, 0, 1]
+    assert share_interval(mixed) == bootstrap_mean(mixed)
+
+
+def test_figures_that_are_shares_are_never_sure():
+    """Sensitivity 1 counts patients with positives; an AUC of 1 is no share and keeps its replicates."""
+    y = np.array([1.0, 1, 1, 0, 0, 0, 0])
+    probability = np.array([0.9, 0.8, 0.9, 0.1, 0.2, 0.7, 0.1])
+    patients = ["a", "a", "b", "c", "d", "e", "f"]
+    found = metric_interval(sensitivity, y, probability, patients, resamples=50)
+    assert (found.low, found.high) == (pytest.approx(0.025**0.5), 1.0)
+    right = metric_interval(accuracy, y, y, patients, resamples=50)
+    assert (right.low, right.high) == (pytest.approx(0.025 ** (1 / 6)), 1.0)
+    part = metric_interval(specificity, y, probability, patients, resamples=50)
+    assert part.low < 0.75 < part.high
+    assert metric_interval(auc, y, y, patients, resamples=50).low == 1.0
+
+
+def test_pointing_on_every_case_has_the_exact_interval():
+    cases = [{"case": f"c{k}", "cluster": f"p{k // 2}", "method": "cdam", "output": "malignancy", "group": "",
+              "metric": name, "value": 1.0, "note": ""}
+             for k in range(8) for name in ("localisation/pointing", "localisation/positive_mass")]  # fmt: skip
+    table = summarise(pd.DataFrame(cases), resamples=20).set_index("metric")
+    assert table.loc["localisation/pointing", "low"] == pytest.approx(0.025 ** (1 / 4))
+    assert table.loc["localisation/positive_mass", "low"] == 1.0

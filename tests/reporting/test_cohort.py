@@ -13,6 +13,7 @@ from lidc_xai.annotations import load_nodules
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.evaluation.decision import decision_curve
 from lidc_xai.imaging.store.crop_store import CropStore
+from lidc_xai.nodules.failures import failure_table
 from lidc_xai.ratings import BIOMARKERS, OUTPUTS
 from lidc_xai.reporting import (
     benchmark_report,
@@ -153,6 +154,54 @@ def test_failures_are_counted_by_hand(cohort):
         assert sum(row["wrong"] for row in rows) == wrong
     assert "Where it fails" in cohort.result.index.read_text(encoding="utf-8")
     assert "Decision curve" in cohort.result.index.read_text(encoding="utf-8")
+
+
+def test_a_share_of_none_has_the_exact_interval():
+    """0 of 35 patients: 1 − 0.025^(1/35) above; two nodules of one patient count once; 7 of 35 keep the bootstrap."""
+    names = [f"n{place}" for place in range(36)]
+    patients = [f"p{min(place, 34)}" for place in range(36)]
+    manifest = pd.DataFrame({"nodule_id": names, "patient_id": patients, "label": 0.0, "diameter": 5.0})
+    manifest = manifest.assign(texture=5, margin=5, spiculation=1, slice_thickness_mm=1.0, larger_than_box=False)
+    votes = pd.DataFrame({"nodule_id": names, "malignancy": 1.0, "calcification": 6})
+
+    def smallest(wrong):
+        probability = np.where(np.arange(36) < wrong, 0.9, 0.1)
+        table = pd.DataFrame({"nodule_id": names, "malignancy_probability": probability})
+        return failure_table(table, manifest, votes)[0]
+
+    none = smallest(0)
+    assert (none["group"], none["nodules"], none["wrong"], none["share"], none["low"]) == ("< 8 mm", 36, 0, 0.0, 0.0)
+    assert none["high"] == pytest.approx(1 - 0.025 ** (1 / 35))
+    every = smallest(36)
+    assert (every["low"], every["high"]) == (pytest.approx(0.025 ** (1 / 35)), 1.0)
+    some = smallest(7)
+    assert 0.05 < some["low"] < 7 / 36 < some["high"] < 0.4
+
+
+def test_flow_ends_in_the_figures_that_count_what_is_shown(cohort, tmp_path):
+    """A report of some of the predicted nodules: flow and warning name the same figures and numbers."""
+    shown = cohort.store.nodule_ids[:10]
+    made = cohort_report(
+        cohort.store, tmp_path, cohort.predictions, cohort.metrics, nodule_ids=shown, pdf=False,
+        model_info={"options": {"loss": {"class_weights": True}}},
+    )  # fmt: skip
+    facts = json.loads((tmp_path / "cohort.json").read_text(encoding="utf-8"))
+    last = facts["flow"][-1]
+    assert (last["title"], last["count"]) == ("Counted in the decision curve and in where it fails", 10)
+    assert sum(row["nodules"] for row in facts["failures"] if row["property"] == "diameter") == 10
+    assert "count all 24 nodules of the predictions" in facts["counted"]
+    assert "only the 10 that this report shows" in facts["counted"]
+    assert "Counted in the figures of malignancy" not in made.index.read_text(encoding="utf-8")
+    whole = json.loads((cohort.root / "out" / "cohort.json").read_text(encoding="utf-8"))
+    assert whole["flow"][-1]["title"] == "Counted in the figures of malignancy"
+    assert whole["counted"] == ""
+    answers = {item["topic"]: item["answer"] for item in [*facts["claim"], *facts["tripod"]]}
+    assert answers["Class imbalance"].startswith("The loss weighs classes")
+    assert answers["Explainability"] == answers["Ensembling"] == "For the authors."  # neither maps nor folds here
+    answers = {item["topic"]: item["answer"] for item in whole["claim"]}
+    rule = whole["flow"][1]["count"]
+    assert answers["Intended sample size"].startswith(f"24 nodules of 24 patients of the {rule} that its rule gives")
+    assert answers["Explainability"].startswith("Signed maps per output")
 
 
 def test_decision_curve_is_net_benefit():

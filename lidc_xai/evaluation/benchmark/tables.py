@@ -13,13 +13,17 @@ import pandas as pd
 
 from lidc_xai.evaluation.benchmark.options import DISC, RANDOM_WEIGHTS, READERS
 from lidc_xai.evaluation.statistics import (
+    EXACT,
     RESAMPLES,
     bootstrap_curve,
     compare_methods,
+    exact_share,
     rank_correlations,
 )
 
 ALL_OUTPUTS = "all outputs"
+_SHARES = ("/pointing", "/pointing_2mm", "/increase")
+"""Metrics that are 0 or 1 on every plane: their means are shares."""
 SUMMARY_COLUMNS = [
     "metric", "method", "output", "group", "mean", "low", "high", "n", "clusters", "undefined", "note",
 ]  # fmt: skip
@@ -92,6 +96,10 @@ def _summary_of(of_metric: pd.DataFrame, resamples: int, seed: int) -> pd.DataFr
     means["undefined"] = rows["rows"].to_numpy() - means["n"].to_numpy()
     why = np.where(means["n"] == 0, "undefined for every sample", "")
     why = np.where((means["n"] > 0) & (means["clusters"] < 2), "no interval from a single patient", why)
+    alike = means["mean"].isin([0.0, 1.0]) & (means["clusters"] > 1) & of_metric["metric"].iloc[0].endswith(_SHARES)
+    for place in np.flatnonzero(alike):
+        means.loc[place, ["low", "high"]] = exact_share(means["mean"][place], means["clusters"][place])
+    why = np.where(alike, EXACT, why)
     means["note"] = ["; ".join(text for text in (a, b) if text) for a, b in zip(why, rows["note"], strict=True)]
     names = rows.index.to_frame(index=False)
     names.insert(0, "metric", of_metric["metric"].iloc[0])

@@ -7,9 +7,10 @@ words; the checklists have the authoritative text. What a program cannot know is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+from lidc_xai.reporting.cohort.figures import COHORT_STEP
 from lidc_xai.reporting.values import summary
 
 AUTHORS = "For the authors."
@@ -131,7 +132,10 @@ def _filled(topics: tuple[tuple[str, str, str], ...], answers: Mapping[str, str]
 def _answers(facts: Mapping[str, Any]) -> dict[str, str]:
     model, metrics, run = facts.get("model") or {}, facts.get("metrics") or {}, facts.get("run") or {}
     options = model.get("options") or {}
+    weighted = (options.get("loss") or {}).get("class_weights")
+    weighing = "The loss weighs classes" if weighted else "Not re-weighted"
     simulated = "SIMULATED CT around real contours and ratings of LIDC-IDRI. " if facts.get("simulated") else ""
+    learned = facts.get("trained_on") or "none"
     paper = metrics.get("split") == "paper"
     return {
         "design": "Retrospective, on a public collection.",
@@ -142,10 +146,10 @@ def _answers(facts: Mapping[str, Any]) -> dict[str, str]:
         "crops": "Nodules that readers marked, cut around the consensus of at least half of them. Nothing is detected.",
         "acquisition": "As each centre scanned; slice thickness and scanner stand on every nodule's page.",
         "predictors": f"The image alone: {facts['reads']}." if facts.get("reads") else "",
-        "imbalance": "Neither re-weighted nor re-sampled; the label's share stands beside the figures.",
+        "imbalance": f"{weighing}; positives stand beside the figures." if options else "",
         "fairness": "By size, texture, margin, readers' agreement and slices; LIDC gives age and sex for few patients.",
         "output": "A calibrated probability and ratings in their own units; no threshold is recommended.",
-        "internal": "Patients of the same collection, apart from those the model learned from.",
+        "internal": f"Same collection; {learned} of the nodules shown are of patients the model learned from.",
         "updating": "None." if metrics else "",
         "use": "A nodule that somebody has found, on CT like the collection's; pages flag padding, box and HU.",
         "identity": "Pseudonyms of LIDC-IDRI; no name or date of birth is read or written.",
@@ -154,7 +158,7 @@ def _answers(facts: Mapping[str, Any]) -> dict[str, str]:
         "reference_why": "The only reference that the collection has for all nodules. It is opinion, not pathology.",
         "annotators": "Up to four thoracic radiologists of LIDC, blinded and then unblinded, with the tools of LIDC.",
         "variability": "Readers' ICC and the error floor it sets stand beside every biomarker; Dice per nodule.",
-        "size": _size(metrics),
+        "size": _size(metrics, facts.get("flow") or ()),
         "split": "By nodule, as published: it leaks, and is labelled so." if paper else _split(model),
         "disjoint": "None: nodules of a patient are in several parts." if paper else "Patient.",
         "model": summary({key: value for key, value in (options.get("model") or {}).items() if value is not None})
@@ -166,11 +170,11 @@ def _answers(facts: Mapping[str, Any]) -> dict[str, str]:
         if options
         else "",
         "choice": "Best epoch on the validation part of the training patients; calibration from the same part.",
-        "ensemble": "One model per fold; views averaged in logit space.",
+        "ensemble": "One model per fold; views averaged in logit space." if model.get("n_folds") else "",
         "metrics": "Accuracy, AUC, sensitivity, specificity, Brier score, calibration error; MSE, MAE, R², Spearman.",
         "statistics": "95 % intervals by bootstrap over patients; paired differences from baselines, Holm-corrected.",
         "robustness": "By size of the nodule, and against the diameter alone. No other scanner population was tested.",
-        "explanation": "Signed maps per output with controls, overlap with readers' outlines, deletion curves.",
+        "explanation": "Signed maps; their overlap with readers' outlines." if facts.get("overlap") else "",
         "external": "None.",
         "demographics": "LIDC-IDRI gives age and sex for few patients; they are not used.",
         "performance": "See above." if metrics else "",
@@ -180,10 +184,13 @@ def _answers(facts: Mapping[str, Any]) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _size(metrics: Mapping[str, Any]) -> str:
+def _size(metrics: Mapping[str, Any], flow: Sequence[Mapping[str, Any]]) -> str:
     if not metrics.get("nodules"):
         return ""
-    return f"{metrics['nodules']} nodules of {metrics.get('patients', '?')} patients: all that the cohort's rule gives."
+    of = next((f" of the {step['count']} that its rule gives" for step in flow if step["title"] == COHORT_STEP), "")
+    return (
+        f"{metrics['nodules']} nodules of {metrics.get('patients', '?')} patients{of}; not computed beforehand."
+    )
 
 
 def _split(model: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lidc_xai.imaging.store.crop_store import CropStore
     from lidc_xai.nodules.maps import NoduleMaps
 
+COHORT_STEP = "Nodules of the cohort"
 GALLERY = 8
 """Nodules per gallery."""
 
@@ -35,13 +36,18 @@ class FlowStep(TypedDict):
 
 
 def flow(
-    store: CropStore, predictions: pd.DataFrame | None, exclusions: pd.DataFrame | None, shown: Sequence[str]
+    store: CropStore,
+    predictions: pd.DataFrame | None,
+    exclusions: pd.DataFrame | None,
+    shown: Sequence[str],
+    *,
+    performance: bool = True,
 ) -> list[FlowStep]:
     """Steps from the annotation database to the figures. What was before, less what was lost, plus what came in
     beside, is what is there: in every step.
 
     ``exclusions``: as ``cohort_exclusions`` gives them (nodule_id, stage, reason); without, the flow starts at the
-    store.
+    store. ``performance``: whether the figures of performance count the nodules shown, and no others.
     """
     reasons = {item.nodule_id: item.reason for item in reversed(read_skipped(store.path)) if item.nodule_id}
     members = set(store.nodule_ids)
@@ -61,7 +67,7 @@ def flow(
         outside = {str(row.nodule_id): str(row.reason) for row in exclusions.itertuples()}
         every = {nodule.nodule_id for nodule in load_nodules()} | members | set(reasons)
         step("Groups of readings in the annotation database", every, {}, "")
-        step("Nodules of the cohort", every - set(outside), outside, "")
+        step(COHORT_STEP, every - set(outside), outside, "")
         members -= set(outside)
     elif set(reasons) - members:
         step("Nodules asked for", members | set(reasons), {}, "")
@@ -74,7 +80,8 @@ def flow(
         labels = store.manifest.set_index("nodule_id")["label"]
         labelled = {name for name in predicted if not pd.isna(labels[name])}
         reason = "no label: the readers' median malignancy is 3, or there is none"
-        step("Counted in the figures of malignancy", labelled, {}, reason)
+        figures = "the figures of malignancy" if performance else "the decision curve and in where it fails"
+        step(f"Counted in {figures}", labelled, {}, reason)
     return steps
 
 

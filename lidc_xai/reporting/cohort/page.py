@@ -127,19 +127,20 @@ def _facts(
     exclusions: pd.DataFrame | None,
 ) -> dict[str, Any]:
     manifest = store.manifest.set_index("nodule_id").loc[list(ids)]
+    counted = _counted(metrics, parts, ids)
     facts: dict[str, Any] = {
         "nodules": len(ids),
         "patients": int(manifest["patient_id"].nunique()),
         "simulated": bool(manifest["simulated"].any()),
         "edited": bool((manifest["edited"] != "").any()),
         "crop": f"{manifest['size_mm'].iloc[0]:g} mm at {manifest['spacing_mm'].iloc[0]:g} mm" if len(ids) else "",
-        "flow": flow(store, parts.predictions, exclusions, ids),
+        "flow": flow(store, parts.predictions, exclusions, ids, performance=bool(metrics) and not counted),
         "metrics": metrics or {},
         "performance": malignancy_table(metrics or {}),
         "biomarkers": biomarker_table(metrics or {}),
         "overlap": cohort_overlap(pages.rows),
         "failures": _failures(store, parts, ids),
-        "counted": _counted(metrics, parts, ids),
+        "counted": counted,
         "model": parts.model_info or {},
         "run": parts.run_info or {},
         "reads": reads_words(parts.model_info),
@@ -162,7 +163,10 @@ def _counted(metrics: Mapping[str, Any] | None, parts: ReportParts, ids: Sequenc
     nodules = (metrics or {}).get("nodules")
     if nodules is None or parts.predictions is None or nodules == len(set(parts.predictions["nodule_id"]) & set(ids)):
         return ""
-    return f"The figures of performance count all {nodules} nodules of the predictions; this report shows {len(ids)}."
+    return (
+        f"The tables and charts of performance count all {nodules} nodules of the predictions; the decision curve, "
+        f"where it fails, the maps and the galleries only the {len(ids)} that this report shows."
+    )
 
 
 def _drawn(
