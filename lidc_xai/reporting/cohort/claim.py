@@ -188,9 +188,7 @@ def _size(metrics: Mapping[str, Any], flow: Sequence[Mapping[str, Any]]) -> str:
     if not metrics.get("nodules"):
         return ""
     of = next((f" of the {step['count']} that its rule gives" for step in flow if step["title"] == COHORT_STEP), "")
-    return (
-        f"{metrics['nodules']} nodules of {metrics.get('patients', '?')} patients{of}; not computed beforehand."
-    )
+    return f"{metrics['nodules']} nodules of {metrics.get('patients', '?')} patients{of}; not computed beforehand."
 
 
 def _split(model: Mapping[str, Any]) -> str:
