@@ -13,6 +13,7 @@ from lidc_xai.annotations import load_nodules
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.evaluation.decision import decision_curve
 from lidc_xai.imaging.store.crop_store import CropStore
+from lidc_xai.nodules.agreement import FIGURES
 from lidc_xai.nodules.failures import failure_table
 from lidc_xai.ratings import BIOMARKERS, OUTPUTS
 from lidc_xai.reporting import (
@@ -225,6 +226,13 @@ def test_cohort_overlap_is_the_mean_over_nodules(cohort):
     assert figure["value"] == pytest.approx(np.mean(expected))
     assert figure["low"] <= figure["value"] <= figure["high"]
     assert figure["n"] == 24
+
+
+def test_a_peak_that_always_lies_inside_is_not_sure():
+    entry = {"method": "centred disc", "output": None, **dict.fromkeys(FIGURES, 1.0)}
+    (found,) = cohort_overlap([{"overlap": [entry], "patient_id": f"p{place}"} for place in range(10)])
+    assert found["pointing_2mm"]["low"] == pytest.approx(0.025**0.1)
+    assert found["pointing_2mm"]["high"] == 1.0
 
 
 def test_radial_profile_finds_where_a_map_lies(made, cohort):

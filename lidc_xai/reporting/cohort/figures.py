@@ -125,7 +125,7 @@ def cohort_overlap(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             collected.setdefault((entry["method"], entry["output"]), []).append((str(row["patient_id"]), entry))
     if not collected:
         return []
-    from lidc_xai.evaluation.statistics import bootstrap_mean
+    from lidc_xai.evaluation.statistics import bootstrap_mean, share_interval
 
     overlaps = []
     for (method, output), entries in collected.items():
@@ -133,7 +133,7 @@ def cohort_overlap(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         figures = {}
         for name in FIGURES:
             values = [np.nan if entry[name] is None else entry[name] for _, entry in entries]
-            interval = bootstrap_mean(values, patients)
+            interval = (share_interval if name == "pointing_2mm" else bootstrap_mean)(values, patients)
             figures[name] = {"value": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
         overlaps.append({"method": method, "output": output, **figures})
     return overlaps
