@@ -126,7 +126,8 @@ WRONG = [
     (["cross-validate", "--store", "{store}", "--splits", "{file}", "--out", "{out}"], 1, "cannot be read as JSON"),
     (["edit", "--store", "{store}", "--edit", "nonsense", "--out", "{out}"], 2, "choose one of"),
     (["explain-image", "{file}", "--model", "nosuch_net", "--out", "{out}"], 2, "unknown model 'nosuch_net'"),
-    (["prepare", "--slices", "{empty}", "--hu", "{file}", "--out", "{out}"], 2, "is it the PNG edition?"),
+    (["prepare", "--slices", "{empty}", "--out", "{out}"], 2, "is it the PNG edition?"),
+    (["prepare", "--slices", "{empty}", "--hu", "{file}", "--out", "{out}"], 1, "has no column 'patient_id'"),
 ]
 
 
