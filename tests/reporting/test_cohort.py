@@ -202,7 +202,7 @@ def test_flow_ends_in_the_figures_that_count_what_is_shown(cohort, tmp_path):
     answers = {item["topic"]: item["answer"] for item in whole["claim"]}
     rule = whole["flow"][1]["count"]
     assert answers["Intended sample size"].startswith(f"24 nodules of 24 patients of the {rule} that its rule gives")
-    assert answers["Explainability"].startswith("Signed maps per output")
+    assert answers["Explainability"].startswith("Signed maps; their overlap")
 
 
 def test_decision_curve_is_net_benefit():
