@@ -21,7 +21,8 @@ class ExportConfig(Config):
     """Export maps, masks, ratings and predictions as files that viewers open.
 
     nifti and nrrd lie in patient space, on the crop's grid or on the scanner's own voxels. dicom writes a Segmentation
-    of the readers and their consensus, a Parametric Map per output, and a TID 1500 report, all in the source study.
+    of the readers and their consensus, a Parametric Map per output, and a TID 1500 report, all in the source study:
+    they carry its patient's identifiers (docs/privacy.md).
     """
 
     store: Path | None = Field(None, description="A store made by prepare.")
