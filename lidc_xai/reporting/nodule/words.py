@@ -334,7 +334,7 @@ def trust_in_map(facts: NoduleFacts) -> Trust:
         text = {
             "follows": "the score falls first where the map says it should",
             "contradicts": "the score falls first where the map says it should not",
-        }.get(order, "taking pixels away at random does as much as the map's order")
+        }.get(order, "taking pixels away at random may do as much as its order")
         (supporting if order == "follows" else against).append(text)
     if rank == "weak":
         against.append("it is weak: the lowest quarter of the cohort")
