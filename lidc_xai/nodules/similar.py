@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -21,6 +20,7 @@ from lidc_xai.errors import DataError, UsageError
 from lidc_xai.files import atomic_path
 from lidc_xai.models.digest import weights_digest
 from lidc_xai.nodules.ensemble import models_for
+from lidc_xai.npz import read_npz
 from lidc_xai.progress import track
 from lidc_xai.ratings import BIOMARKERS, CALCIFICATION_ABSENT, SCALES
 
@@ -80,9 +80,9 @@ def nodule_features(
 def _kept(path: Path) -> dict[str, NDArray[np.float32]]:
     """Features of an earlier call; none where the file is absent or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as held:
-            return dict(zip(held["ids"].tolist(), held["features"], strict=True))
-    except (OSError, ValueError, KeyError, BadZipFile):
+        held = read_npz(path, ("ids", "features"))
+        return dict(zip(held["ids"].tolist(), held["features"], strict=True))
+    except (FileNotFoundError, DataError, ValueError):
         return {}
 
 

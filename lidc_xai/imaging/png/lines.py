@@ -53,8 +53,9 @@ class HuLines:
         table = table.astype({"nodule": int, "slice": int})
         self._refuse(table, table.duplicated(["patient_id", "nodule", "slice"]), "the same slice stands there twice")
         if known is not None:
-            strangers = pd.Series([key not in known for key in zip(table["patient_id"], table["nodule"], strict=True)])
-            self._refuse(table, strangers.astype(bool), "there is no such nodule in LIDC-IDRI")
+            strangers = [key not in known for key in zip(table["patient_id"], table["nodule"], strict=True)]
+            mask = pd.Series(strangers, index=table.index, dtype=bool)
+            self._refuse(table, mask, "there is no such nodule in LIDC-IDRI")
         self._lines: dict[tuple[str, int], dict[int, Line]] = {}
         for patient, nodule, number, *line in table.itertuples(index=False):
             self._lines.setdefault((patient, nodule), {})[number] = Line(*line)
