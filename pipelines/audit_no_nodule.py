@@ -2,11 +2,12 @@
 
     python pipelines/audit_no_nodule.py --slices slices.zip --hu png_hu.csv --model RUN --out runs/no-nodule
 
-From the pictures around nodules of known HU, boxes elsewhere are cut: empty lung, a vessel, the pleura, none with
-an outline in its box. ``--model``: as in audit_edits.py; each box is read by models that never saw its
-patient. A map is strong where its largest score is above the upper quartile of the nodules' own maps, weak below the
-lower one. no_nodule.csv: shares by kind with intervals by patient; crops.csv: a row per crop. The share of clear
-verdicts is written into the models' records, from which pages of crops without readers' contours say it.
+From the pictures around nodules of known HU, boxes elsewhere are cut: empty lung, a vessel, the pleura, and a place
+drawn with no regard to what lies there ("apart"); none has a reader's contour in its box. ``--model``: as in
+audit_edits.py; each box is read by models that never saw its patient. A map is strong where its largest score is above
+the upper quartile of the nodules' own maps, weak below the lower one. no_nodule.csv: shares by kind with intervals by
+patient; crops.csv: a row per crop. The share of clear verdicts on lung, vessels and pleura is written into the models'
+records, from which pages of crops without readers' contours say it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 from audit.measure import Reader
-from audit.places import KINDS, places
+from audit.places import APART, KINDS, places
 from audit_edits import loaded
 from pydantic import Field
 
@@ -149,7 +150,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     map of the first method, and no doubt on the page."""
     table = []
     first = rows["method"].iloc[0]
-    for kind in (NODULE, *KINDS):
+    for kind in (NODULE, *KINDS, APART):
         of_kind = rows[rows["kind"] == kind]
         one = of_kind[of_kind["method"] == first]
         if one.empty:
@@ -175,8 +176,8 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def no_nodule_record(rows: pd.DataFrame) -> NoNodule:
-    """Over all crops that are no nodule, the share with a clear verdict: what a model's pages say of themselves."""
-    empty = rows[rows["kind"] != NODULE].drop_duplicates("crop")
+    """Over empty lung, vessels and pleura, the share with a clear verdict: what a model's pages say of themselves."""
+    empty = rows[rows["kind"].isin(KINDS)].drop_duplicates("crop")
     clear = ((empty["malignancy_probability"] - 0.5).abs() >= SURE).astype(float).tolist()
     found = bootstrap_mean(clear, empty["patient_id"].tolist())
     ends = {"clear": found.mean, "low": found.low, "high": found.high}

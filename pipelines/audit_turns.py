@@ -5,7 +5,8 @@
 ``--run``: a cross-validated run with predictions.csv; every nodule is asked of the model that never saw its patient.
 The map of the log-odds ("why not the other?") is read as it speaks for the verdict, whole and biomarker by biomarker
 (audit/log_odds.py): it points to the edit where at least twice the edited share of the plane lies on the edited pixels.
-turned.csv has a row per nodule, pointing.csv one per nodule and method, turns.csv the cohort with intervals by patient.
+turned.csv has a row per nodule, pointing.csv one per nodule and method, turns.csv the cohort with intervals by patient;
+parts holds what each nodule gave: the same command goes on after a kill.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from lidc_xai.csv_files import write_csv
 from lidc_xai.errors import DataError
 from lidc_xai.evaluation.geometry import centred_disc
 from lidc_xai.evaluation.statistics import bootstrap_mean
+from lidc_xai.files import read_json, write_json
 from lidc_xai.imaging import CropStore, NoduleCrop
 from lidc_xai.nodules.turning import Turn, smallest_turn, wants_turning
 from lidc_xai.progress import say, track
@@ -60,24 +62,23 @@ def measure(config: Turns, run: Run) -> None:
     reader = Reader(folder.name, loaded(str(folder), config.weights), words(config.methods), config.turns, device)
     predictions = read_predictions_table(folder / "predictions.csv")
     betas, explained = fit_parts(predictions, reader.scaling)
-    out = need_out(config)
+    out, asked = need_out(config), wrong_or_borderline(config, store, predictions)
+    settings = config.model_dump(mode="json", include={"run", "seed", "methods", "turns"})
     turned, pointing = [], []
-    asked = wrong_or_borderline(config, store, predictions)
     for nodule_id in track(asked, "turns", len(asked)):
-        patient = str(store.row(nodule_id)["patient_id"])
-        models, crop = reader.of(patient), store.load(nodule_id)
-        try:
-            turn = smallest_turn(models, crop, seed=config.seed, device=device)
-        except DataError as error:
-            run.skipped.append(Skipped(nodule_id, "edit", str(error)))
+        part = out / "parts" / f"{nodule_id}.json"
+        if not part.exists() or read_json(part)["settings"] != settings:
+            found = one_nodule(config.seed, device, reader, store, nodule_id, betas)
+            write_json(part, {"settings": settings} | found)
+        found = read_json(part)
+        if found["refused"]:
+            run.skipped.append(Skipped(nodule_id, "edit", found["refused"]))
             continue
-        about = {"nodule_id": nodule_id, "patient_id": patient}
-        if turn is None:
-            turned.append(about | {"edit": "", "turned": False})
-            continue
-        row, points = looked_at(reader, models, crop, turn, betas)
-        turned.append(about | row)
-        pointing += [about | {"edit": turn.edit} | one for one in points]
+        about = {"nodule_id": nodule_id, "patient_id": str(store.row(nodule_id)["patient_id"])}
+        turned.append(about | found["turned"])
+        pointing += [about | {"edit": found["turned"]["edit"]} | one for one in found["pointing"]]
+    if not turned:
+        raise DataError(f"{folder}: none of {len(asked)} wrong or borderline nodules can be edited; see skipped.csv")
     run.results = {"logit_explained_by_biomarkers": explained} | {
         f"beta {name}": value for name, value in betas.items()
     }
@@ -97,6 +98,22 @@ def wrong_or_borderline(config: Turns, store: CropStore, predictions: pd.DataFra
     ids = [row["nodule_id"] for row in rows if wants_turning(row, labels[row["nodule_id"]])]
     order = np.random.default_rng(config.seed).permutation(len(ids))
     return [ids[place] for place in order[: config.nodules]]
+
+
+def one_nodule(
+    seed: int, device: str, reader: Reader, store: CropStore, nodule_id: str, betas: dict[str, float]
+) -> dict[str, Any]:
+    """A nodule's part of the tables: ``turned`` (a row), ``pointing`` (a row per method), or why it was ``refused``."""
+    models, crop = reader.of(str(store.row(nodule_id)["patient_id"])), store.load(nodule_id)
+    try:
+        turn = smallest_turn(models, crop, seed=seed, device=device)
+    except DataError as error:
+        return {"refused": str(error)}
+    if turn is None:
+        return {"refused": "", "turned": {"edit": "", "turned": False}, "pointing": []}
+    row, points = looked_at(reader, models, crop, turn, betas)
+    known = [{name: None if value != value else value for name, value in one.items()} for one in points]
+    return {"refused": "", "turned": row, "pointing": known}
 
 
 def looked_at(

@@ -5,15 +5,16 @@
         --set options.metrics=[fidelity] --set options.replacements=[blur,lung] --set options.up_to=50
 
 The copy is tuned on the patients that the model learned from, with random patches (any share from 0 to half of them)
-replaced by lung as around the nodule, labels kept. tuned.json holds the loss on whole images of the validation patients
-before and after, and ``usable``: whether it rose by at most 5 %.
+replaced by lung as around the nodule, labels kept, every batch turned at random. The validation patients choose the
+epoch: of those whose loss on whole images rose by at most 5 %, the one that reads images with patches removed best.
+tuned.json holds both losses before and after, and ``usable``: whether there was such an epoch; else the last is kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,7 @@ from lidc_xai.files import write_json
 from lidc_xai.imaging import CropStore
 from lidc_xai.models import NoduleModel
 from lidc_xai.models.saved import save_model
+from lidc_xai.models.turns import TURNS, turned
 from lidc_xai.nodules.cases import store_cases
 from lidc_xai.progress import say, track
 from lidc_xai.run import Run
@@ -50,6 +52,7 @@ class Tuning(Config):
     epochs: int = Field(3, ge=1, description="Passes over the training part.")
     rate: float = Field(1e-5, gt=0, description="Learning rate of AdamW.")
     batch: int = Field(32, ge=1, description="Images a step.")
+    precision: Literal["32", "bf16-mixed"] = Field("32", description="Arithmetic of the passes that learn.")
 
 
 def tune(config: Tuning, run: Run) -> None:
@@ -58,31 +61,69 @@ def tune(config: Tuning, run: Run) -> None:
     model, device = need_model(config.model, config.weights), pick_device(config.device)
     learn, watch = part(model, store, "train_patients", config), part(model, store, "validation_patients", config)
     model.to(device)
-    before = whole_loss(model, watch)
     generator = torch.Generator().manual_seed(config.seed)
+    gone = with_patches_removed(watch["images"], watch["removed"], grid_of(model), generator)
+    before = Losses(loss_on(model, watch["images"], watch["targets"]), loss_on(model, gone, watch["targets"]))
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.rate)
-    for epoch in range(config.epochs):
-        model.train()
-        order = torch.randperm(len(learn["images"]), generator=generator)
-        total = 0.0
-        for places in track(order.split(config.batch), f"epoch {epoch + 1}", -(-len(order) // config.batch)):
-            images = with_patches_removed(learn["images"][places], learn["removed"][places], grid_of(model), generator)
-            outputs, targets = model(images.to(device)), learn["targets"][places].to(device)
-            loss = masked_loss(outputs, targets, model.output_kinds, LossOptions())
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            total += float(loss.detach()) * len(places)
-        say(f"epoch {epoch + 1}: {total / len(order):.4f}; whole images {whole_loss(model, watch):.4f}")
+    epochs: list[Losses] = []
+    best: dict[str, Tensor] | None = None
+    for epoch in range(1, config.epochs + 1):
+        learned = one_epoch(model, learn, optimiser, generator, config, f"epoch {epoch}")
+        found = Losses(loss_on(model, watch["images"], watch["targets"]), loss_on(model, gone, watch["targets"]))
+        say(f"epoch {epoch}: {learned:.4f}; whole images {found.whole:.4f}, patches removed {found.removed:.4f}")
+        epochs.append(found)
+        if chosen_epoch(epochs, before.whole) == epoch:
+            best = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    if best is not None:
+        model.load_state_dict(best)
+    kept = chosen_epoch(epochs, before.whole) or config.epochs
+    after = epochs[kept - 1]
     model.eval()
-    after = whole_loss(model, watch)
     model.adapter = None  # the LoRA update of before says nothing of the tuned weights
-    model.training_info = {**model.training_info, "tuned_with_patches_removed": {"epochs": config.epochs}}
+    model.training_info = {**model.training_info, "tuned_with_patches_removed": {"epochs": kept}}
     save_model(model, out / "model")
-    rise = after / before - 1
-    run.results = {"before": before, "after": after, "rise": rise, "usable": rise <= MAY_RISE}
+    rise = after.whole / before.whole - 1
+    run.results = {
+        "before": before.whole, "after": after.whole, "rise": rise, "usable": rise <= MAY_RISE, "epoch": kept,
+        "removed_before": before.removed, "removed_after": after.removed,
+    }  # fmt: skip
     write_json(out / "tuned.json", run.results)
-    print(f"{out / 'model'}: loss on whole images {before:.4f} before, {after:.4f} after ({rise:+.1%})")
+    print(f"{out / 'model'}: loss on whole images {before.whole:.4f} before, {after.whole:.4f} after ({rise:+.1%})")
+
+
+class Losses(NamedTuple):
+    """Of the validation patients: on whole images, and with random patches removed."""
+
+    whole: float
+    removed: float
+
+
+def chosen_epoch(epochs: Sequence[Losses], whole: float) -> int | None:
+    """The epoch (from 1) of the lowest loss with patches removed among those whose loss on whole images is at most 5 %
+    above ``whole``; None without one."""
+    good = [(one.removed, epoch) for epoch, one in enumerate(epochs, 1) if one.whole / whole - 1 <= MAY_RISE]
+    return min(good)[1] if good else None
+
+
+def one_epoch(
+    model: NoduleModel, learn: dict[str, Tensor], optimiser: torch.optim.Optimizer, generator: torch.Generator,
+    config: Tuning, name: str,
+) -> float:  # fmt: skip
+    """One pass over the training part; its mean loss."""
+    model.train()
+    device = next(model.parameters()).device
+    order, total = torch.randperm(len(learn["images"]), generator=generator), 0.0
+    for places in track(order.split(config.batch), name, -(-len(order) // config.batch)):
+        images = with_patches_removed(learn["images"][places], learn["removed"][places], grid_of(model), generator)
+        turn = int(torch.randint(TURNS, (1,), generator=generator))
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16-mixed"):
+            outputs = model(turned(images, turn).to(device))
+        loss = masked_loss(outputs.float(), learn["targets"][places].to(device), model.output_kinds, LossOptions())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        total += float(loss.detach()) * len(places)
+    return total / len(order)
 
 
 def part(model: NoduleModel, store: CropStore, which: str, config: Tuning) -> dict[str, Tensor]:
@@ -132,12 +173,12 @@ def with_patches_removed(images: Tensor, removed: Tensor, grid: tuple[int, int],
 
 
 @torch.no_grad()
-def whole_loss(model: NoduleModel, data: dict[str, Tensor]) -> float:
-    """Loss on images that nothing was removed from, in evaluation mode."""
+def loss_on(model: NoduleModel, images: Tensor, targets: Tensor) -> float:
+    """Loss in evaluation mode and full precision."""
     model.eval()
     device = next(model.parameters()).device
-    outputs = torch.cat([model(images.to(device)).cpu() for images in data["images"].split(64)])
-    return float(masked_loss(outputs, data["targets"], model.output_kinds, LossOptions()))
+    outputs = torch.cat([model(some.to(device)).cpu() for some in images.split(64)])
+    return float(masked_loss(outputs, targets, model.output_kinds, LossOptions()))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

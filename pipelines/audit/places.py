@@ -1,4 +1,4 @@
-"""Places in a scan that hold no nodule but look like something: empty lung, a vessel, the pleura."""
+"""Places in a scan that hold no nodule: empty lung, a vessel, the pleura, whatever lies apart from every contour."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 KINDS = ("lung", "vessel", "pleura")
+APART = "apart"
+"""The first place drawn that is apart from every reader's contour, whatever lies there: no kind is looked for."""
 TISSUE_HU = -500.0
 STEP_MM = 3.0
 LARGEST_VESSEL_MM2 = 80.0
@@ -52,7 +54,8 @@ def places(
     hu: NDArray[np.floating], marked: NDArray[np.bool_], spacing_mm: float, box_mm: float, seed: int,
     others_mm: Sequence[tuple[float, float, float]] = (),
 ) -> dict[str, tuple[int, int]]:  # fmt: skip
-    """Kind -> (row, column) of a place whose box lies within the pictures and holds no marked pixel of any slice.
+    """Kind (or ``APART``) -> (row, column) of a place whose box lies within the pictures and holds no marked pixel of
+    any slice.
 
     ``hu`` and ``marked``: (slices, rows, columns), masks of any reader; ``others_mm``: (row, column, radius) in mm of
     other nodules of these slices. Places are tried every 3 mm in a seeded order.
@@ -69,11 +72,12 @@ def places(
             max(abs(r * spacing_mm - y), abs(c * spacing_mm - x)) < box_mm / 2 + radius for y, x, radius in others_mm
         ):
             continue
+        found.setdefault(APART, (r, c))
         r, c = _on_tissue(hu, r, c, half, shadow)
         kind = place_kind(hu[:, r - half : r + half, c - half : c + half], spacing_mm)
         if kind is not None:
             found.setdefault(kind, (r, c))
-        if len(found) == len(KINDS):
+        if len(found) > len(KINDS):
             break
     return found
 

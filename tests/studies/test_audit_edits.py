@@ -12,7 +12,7 @@ from audit.measure import PLAIN, RANDOM, SHAM, Reader, doses_of, measure_nodule
 from audit.realism import realism, told_apart
 from audit.tables import dose_response, map_table, own_measures, selectivity, sham_noise
 from audit.turned import smallest_turns, turns_table
-from tune_masked import with_patches_removed
+from tune_masked import Losses, chosen_epoch, with_patches_removed
 
 from lidc_xai.models import NoduleModel, build_model
 from lidc_xai.nodules import explain_nodules, predict
@@ -173,3 +173,9 @@ def test_the_smallest_edit_that_turns_a_verdict_is_found_in_the_rows() -> None:
     table = turns_table(turns.reset_index()).set_index("edit")
     assert table.loc["any", ["asked", "turned", "wrong"]].tolist() == [2, 1, 1]
     assert table.loc["diameter", "dose"] == 0.5
+
+
+def test_the_tuned_epoch_is_the_best_without_the_patches_that_keeps_whole_images() -> None:
+    epochs = [Losses(1.00, 1.9), Losses(1.049, 1.5), Losses(1.06, 1.2), Losses(1.04, 1.6)]
+    assert chosen_epoch(epochs, 1.0) == 2
+    assert chosen_epoch(epochs[2:3], 1.0) is None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from audit.places import place_kind, places
-from audit_no_nodule import NODULE, ranked, summary
+from audit.places import APART, place_kind, places
+from audit_no_nodule import NODULE, no_nodule_record, ranked, summary
 
 AIR = -850.0
 
@@ -35,8 +35,12 @@ def test_places_keep_away_from_outlines_and_other_nodules() -> None:
     hu, marked = np.full((3, 128, 128), AIR), np.zeros((3, 128, 128), bool)
     marked[1, 60:68, 60:68] = True
     for seed in range(5):
-        row, column = places(hu, marked, 0.7, 32.0, seed)["lung"]
-        assert max(abs(row - 63.5), abs(column - 63.5)) >= 16 / 0.7
+        found = places(hu, marked, 0.7, 32.0, seed)
+        assert set(found) == {"lung", APART}
+        for row, column in found.values():
+            assert max(abs(row - 63.5), abs(column - 63.5)) >= 16 / 0.7
+    full = np.full_like(hu, 40)  # neither lung nor vessel nor pleura: apart all the same
+    assert set(places(full, marked, 0.7, 32.0, 0)) == {APART}
     marked[:] = True
     assert places(hu, marked, 0.7, 32.0, 0) == {}
     marked[:] = False
@@ -44,7 +48,7 @@ def test_places_keep_away_from_outlines_and_other_nodules() -> None:
 
 
 def test_a_map_is_strong_against_the_nodules_own_maps() -> None:
-    given = [(NODULE, value) for value in (1.0, 2.0, 3.0, 4.0)] + [("lung", 0.5), ("lung", 9.0)]
+    given = [("apart", 9.0)] + [(NODULE, value) for value in (1.0, 2.0, 3.0, 4.0)] + [("lung", 0.5), ("lung", 9.0)]
     rows = pd.DataFrame(
         [{"crop": str(k), "patient_id": str(k), "kind": kind, "in_doubt": False, "malignancy_probability": 0.9,
           "method": "cdam", "largest": value} for k, (kind, value) in enumerate(given)]
@@ -54,3 +58,5 @@ def test_a_map_is_strong_against_the_nodules_own_maps() -> None:
     assert table["lung", "cdam weak"] == pytest.approx(0.5)
     assert table[NODULE, "cdam strong"] == pytest.approx(0.25)
     assert table["lung", "strong in all"] == pytest.approx(0.5)
+    assert table[APART, "cdam strong"] == 1
+    assert no_nodule_record(rows).crops == 2  # what pages say counts lung, vessel and pleura

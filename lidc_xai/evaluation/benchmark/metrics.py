@@ -37,7 +37,13 @@ from lidc_xai.evaluation.metrics._deletion_insertion import (
     deletion_result,
     probability_scores,
 )
-from lidc_xai.evaluation.metrics._fidelity import curve_outputs, fidelity_result, read_by, replaced_outputs
+from lidc_xai.evaluation.metrics._fidelity import (
+    curve_outputs,
+    curve_percent,
+    fidelity_result,
+    read_by,
+    replaced_outputs,
+)
 from lidc_xai.evaluation.metrics._parameter_randomisation import cascade
 from lidc_xai.evaluation.metrics._saco import fits, group_outputs, on_cells, saco_result
 from lidc_xai.evaluation.metrics._sensitivity_n import (
@@ -82,21 +88,22 @@ def _curves(
     """Curves of one fill, read by the model itself or (``by``) by its copy tuned with replaced patches."""
     removed = batch.removed(name)
     ends = batch.ends(name) if asked is batch.asked else replaced_outputs(asked.forward, asked.outputs, removed)
-    family, up_to = f"fidelity{'_inpaint' if inpaint else suffix(name)}{by}", batch.options.up_to
+    family, options = f"fidelity{'_inpaint' if inpaint else suffix(name)}{by}", batch.options
+    run_to = 100.0 if discriminate else options.up_to
+    percent = curve_percent(options.points, run_to)
     for label, maps in batch.pixels.items():
         outputs = curve_outputs(
-            asked.forward, asked.images, removed, maps, ends, batch.options.points, batch.options.seed, inpaint
+            asked.forward, asked.images, removed, maps, ends, options.points, options.seed, inpaint, run_to
         )
         scores = np.asarray(asked.read(outputs).cpu().numpy())  # (B, map, 2, P, score)
         bad, flat = broken(maps).cpu().numpy(), constant(maps).cpu().numpy()
         for t in judged(batch):
-            result = fidelity_result(scores[:, t, :, :, t], bad[:, t], flat[:, t], up_to=up_to)
+            result = fidelity_result(scores[:, t, :, :, t], percent, bad[:, t], flat[:, t], up_to=options.up_to)
             rows.add_result(family, label, batch.outputs[t], result)
-            if batch.options.curves:
+            if options.curves:
                 rows.add_curve(f"{family}/mif", label, batch.outputs[t], result.percent, result.mif)
                 rows.add_curve(f"{family}/lif", label, batch.outputs[t], result.percent, result.lif)
         if discriminate:
-            percent = np.linspace(0, 100, scores.shape[3])
             areas = trapezoid(np.moveaxis(scores, 3, -1), percent)  # (B, map, 2, score)
             lif_minus_mif = areas[:, :, 1] - areas[:, :, 0]
             lif_minus_mif[bad] = np.nan

@@ -19,7 +19,13 @@ from lidc_xai.errors import DataError
 from lidc_xai.evaluation.forward import scored_for_one
 from lidc_xai.evaluation.maps import MapLike, as_pixels, broken, constant
 from lidc_xai.evaluation.metrics._box_sensitivity import BoxOptions, box_outputs, box_result, random_boxes
-from lidc_xai.evaluation.metrics._fidelity import FidelityOptions, curve_outputs, fidelity_result, replaced_outputs
+from lidc_xai.evaluation.metrics._fidelity import (
+    FidelityOptions,
+    curve_outputs,
+    curve_percent,
+    fidelity_result,
+    replaced_outputs,
+)
 from lidc_xai.evaluation.options import options_as
 from lidc_xai.evaluation.results import Result
 from lidc_xai.evaluation.statistics import Floats
@@ -75,7 +81,8 @@ def class_discrimination(
     lines, boxes_of = [], []
     for m in range(2):
         bad, flat = broken(maps[:, m]).cpu().numpy(), constant(maps[:, m]).cpu().numpy()
-        lines.append(fidelity_result(curves[:, m, ..., 0].cpu().numpy(), bad, flat, chosen.normalise))
+        scores = curves[:, m, ..., 0].cpu().numpy()
+        lines.append(fidelity_result(scores, curve_percent(chosen.points), bad, flat, chosen.normalise))
         boxes_of.append(box_result(maps[:, m], boxed, plain, boxes, asked.size))
     reasons = tuple(
         "; ".join(dict.fromkeys(reason for reason in each if reason))

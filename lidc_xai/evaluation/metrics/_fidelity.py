@@ -60,8 +60,8 @@ class FidelityOptions(Perturbing):
     """``points`` of the curve, ends included. ``normalise``: divide each curve by its own first value.
 
     ``model_masked``: a copy of the model tuned with patches replaced, whose score is followed in place of the model's.
-    ``up_to``: areas over 0 to so many percent; a point of the curve. ``inpaint``: removed pixels are filled from those
-    that are left, in place of ``replacement``.
+    ``up_to``: areas over 0 to so many percent, a point of the curve; nothing is run between it and 100 %. ``inpaint``:
+    removed pixels are filled from those that are left, in place of ``replacement``.
     """
 
     points: int = POINTS
@@ -96,11 +96,13 @@ def fidelity(
     removed = Replacement("mean").of(asked.images) if chosen.inpaint else chosen.removed(asked.images)
     ends = replaced_outputs(asked.forward, asked.outputs, removed)
     outputs = curve_outputs(
-        asked.forward, asked.images, removed, maps[:, None], ends, chosen.points, chosen.seed, chosen.inpaint
-    )
+        asked.forward, asked.images, removed, maps[:, None], ends, chosen.points, chosen.seed, chosen.inpaint,
+        chosen.up_to,
+    )  # fmt: skip
     scores = asked.read(outputs)[:, 0, ..., 0].cpu().numpy()
+    percent = curve_percent(chosen.points, chosen.up_to)
     return fidelity_result(
-        scores, broken(maps).cpu().numpy(), constant(maps).cpu().numpy(), chosen.normalise, chosen.up_to
+        scores, percent, broken(maps).cpu().numpy(), constant(maps).cpu().numpy(), chosen.normalise, chosen.up_to
     )
 
 
@@ -110,6 +112,16 @@ def check_up_to(up_to: float, points: int) -> None:
         raise UsageError(
             f"up_to is a point of the curve: a multiple of {100 / (points - 1):g} up to 100, not {up_to:g}"
         )
+
+
+def curve_percent(points: int, up_to: float = 100.0) -> Floats:
+    """(P,) percent removed at each point that is run: those up to ``up_to``, and 100, where everything is removed.
+
+    >>> curve_percent(5, 50).tolist()
+    [0.0, 25.0, 50.0, 100.0]
+    """
+    every = np.linspace(0, 100, points)
+    return every[(every <= up_to + _TINY) | (every == 100)]
 
 
 def read_by(asked: Scored, forward: Forward) -> Scored:
@@ -129,17 +141,18 @@ def replaced_outputs(forward: Forward, plain: Outputs, removed: Tensor) -> Outpu
 
 def curve_outputs(
     forward: Forward, images: Tensor, removed: Tensor, maps: Tensor, ends: Outputs, points: int, seed: int,
-    inpaint: bool = False,
+    inpaint: bool = False, up_to: float = 100.0,
 ) -> Outputs:  # fmt: skip
-    """Outputs (B,M,2,points,C) along MIF (first) and LIF of M maps (B,M,H,W) an image; equal maps are run once.
+    """Outputs (B,M,2,P,C) at ``curve_percent`` along MIF (first) and LIF of M maps (B,M,H,W) an image.
 
+    Equal maps are run once.
     ``inpaint``: removed pixels are filled from those that are left; ``removed`` is then what is shown where none is.
     """
     different, which = distinct(maps)
     ranks = pixel_ranks(different, seed)
     count = different.shape[1]
-    low, high = _removed_ranks(points, ranks.shape[-2] * ranks.shape[-1], ranks.device)
-    copies = 2 * (points - 2)
+    low, high = _removed_ranks(points, up_to, ranks.shape[-2] * ranks.shape[-1], ranks.device)
+    copies = len(low)
 
     def fill(buffer: Tensor, image: int, first: int, last: int) -> None:
         at = torch.arange(first, last, device=ranks.device)
@@ -158,9 +171,10 @@ def curve_outputs(
 
 
 def fidelity_result(
-    scores: Floats, not_finite: np.ndarray, is_constant: np.ndarray, normalise: bool = False, up_to: float = 100.0
-) -> FidelityResult:
-    """Areas (over 0 to ``up_to`` percent) and reasons from scores (B,2,P), MIF first."""
+    scores: Floats, percent: Floats, not_finite: np.ndarray, is_constant: np.ndarray, normalise: bool = False,
+    up_to: float = 100.0,
+) -> FidelityResult:  # fmt: skip
+    """Areas (over 0 to ``up_to`` percent) and reasons from scores (B,2,P) at ``percent`` (P,), MIF first."""
     scores = scores.copy()
     first = scores[:, 0, 0].copy()
     replaced = scores[:, 0, -1].copy()
@@ -169,7 +183,6 @@ def fidelity_result(
         unscalable = np.abs(first) <= _TINY * np.abs(scores).max((1, 2))
         scores /= np.where(unscalable, np.nan, first)[:, None, None]
     scores[not_finite] = np.nan
-    percent = np.linspace(0, 100, scores.shape[-1])
     mif, lif = scores[:, 0], scores[:, 1]
     kept = percent <= up_to + _TINY
     areas = trapezoid(scores[..., kept], percent[kept])
@@ -194,9 +207,10 @@ def fidelity_result(
     )
 
 
-def _removed_ranks(points: int, pixels: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _removed_ranks(points: int, up_to: float, pixels: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Ranks [low, high) that are removed at each inner point: first along MIF, then along LIF."""
-    counts = [round(point / (points - 1) * pixels) for point in range(1, points - 1)]
+    shares = [point / (points - 1) for point in range(1, points - 1)]
+    counts = [round(share * pixels) for share in shares if 100 * share <= up_to + _TINY]
     low = [pixels - count for count in counts] + [0] * len(counts)
     high = [pixels] * len(counts) + counts
     return torch.tensor(low, device=device), torch.tensor(high, device=device)
