@@ -30,11 +30,25 @@ class Scale:
         """Words for a positive (``sign`` > 0) or negative relevance: the end of the scale that it argues for."""
         return f"towards {self.high_words if sign > 0 else self.low_words}"
 
+    def compared(self, sign: int) -> str:
+        """A nodule with more (``sign`` > 0) or less of the property than another.
+
+        >>> SCALES["lobulation"].compared(-1), SCALES["margin"].compared(1), SCALES["diameter"].compared(1)
+        ('less lobulated', 'sharper', 'larger')
+        """
+        words = self.high_words if sign > 0 else self.low_words
+        if words in _COMPARATIVES:
+            return _COMPARATIVES[words]
+        return f"less {words.removeprefix('not ')}" if words.startswith("not ") else f"more {words}"
+
     def in_words(self, value: float) -> str:
         """The nearest described step of the scale for ``value``; for a scale without steps, value and unit."""
         if not self.codes:
             return f"{value:.1f} {self.unit}"
         return self.codes[min(self.codes, key=lambda code: abs(code - value))]
+
+
+_COMPARATIVES = {"sharp": "sharper", "round": "rounder", "large": "larger", "small": "smaller"}
 
 
 def _steps(*words: str) -> MappingProxyType[int, str]:
@@ -151,6 +165,9 @@ PAPER_OUTPUT_ORDER = (
 
 CALCIFICATION_ABSENT = 6
 INDETERMINATE = 3
+EVEN_CHANCE = 0.5
+"""A probability is on the high side only above it, as a rating is only above ``INDETERMINATE``: exactly one half is not
+high, in accuracies, subgroups, tables and words alike."""
 
 
 def malignancy_label(votes: Iterable[float]) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -118,7 +119,7 @@ def report(config: ReportConfig, run: Run) -> None:
         "maps": explained.maps,
         "dense": dense,
         "curves": explained.curves,
-        "model_info": shared_info(models),
+        "model_info": _recorded(config, runs, shared_info(models)),
         "run_info": {"argv": base_names(run.argv), "seed": config.seed, "versions": versions()},
         "dicom": need_path(config.dicom, "--dicom") if config.dicom else None,
         "nodule_ids": ids,
@@ -134,6 +135,23 @@ def report(config: ReportConfig, run: Run) -> None:
     run.skipped += [*explained.skipped, *result.skipped]
     run.results = {"pages": len(result.paths)}
     print(result.index)
+
+
+def _recorded(config: ReportConfig, runs: list[Path], info: dict[str, Any]) -> dict[str, Any]:
+    """The models' record with what goes with a high rating among a cohort's predictions: those given, which renew the
+    record, else the record's own, else those of the run."""
+    from lidc_xai.nodules.associations import RECORD, associations
+    from lidc_xai.nodules.strength import save_field
+    from lidc_xai.training.loop.run_files import read_predictions_table
+
+    path = config.predictions or runs[0] / "predictions.csv"
+    if not path.is_file() or (RECORD in info and not config.predictions):
+        return info
+    found = {"malignancy": {name: asdict(one) for name, one in associations(read_predictions_table(path)).items()}}
+    if config.predictions and found["malignancy"]:
+        for run_folder in runs:
+            save_field(run_folder, RECORD, found)
+    return {**info, RECORD: found}
 
 
 def _wanted(config: ReportConfig, store: CropStore) -> list[str]:

@@ -272,10 +272,9 @@ def differs_in_words(entry: SimilarNodule) -> str:
     """What is different about a neighbour: "larger by 6 mm, more spiculated"."""
     parts = []
     for name, by in entry["differs"].items():
-        if name == "diameter":
-            parts.append(f"{'larger' if by > 0 else 'smaller'} by {abs(by):.0f} mm")
-        elif name == "calcification":
+        if name == "calcification":
             parts.append("calcified for more readers" if by > 0 else "calcified for fewer readers")
         else:
-            parts.append(f"more {SCALES[name].high_words if by > 0 else SCALES[name].low_words}")
+            amount = f" by {abs(by):.0f} mm" if name == "diameter" else ""
+            parts.append(SCALES[name].compared(1 if by > 0 else -1) + amount)
     return ", ".join(parts)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from lidc_xai.nodules.agreement import overlap_figures
+from lidc_xai.nodules.associations import Association, associations, recorded_associations
 from lidc_xai.nodules.maps import RANDOM_WEIGHTS
 from lidc_xai.nodules.strength import Anchors
 from lidc_xai.ratings import OUTPUTS
@@ -56,6 +58,7 @@ class NoduleParts:
     anchors: Anchors = field(default_factory=dict)
     similar: Sequence[Mapping[str, Any]] = ()
     turning: Mapping[str, Any] = field(default_factory=dict)
+    associations: Mapping[str, Association] = field(default_factory=dict)
     model_info: Mapping[str, Any] | None = None
     run_info: Mapping[str, Any] | None = None
     context: NoduleCrop | None = None
@@ -113,6 +116,7 @@ class ReportParts:
             anchors=self.anchors,
             similar=self.similar.get(nodule_id, ()),
             turning=self.turning.get(nodule_id, {}),
+            associations=self._associations,
             model_info=self.model_info,
             run_info=self.run_info,
             context=None if self.context is None else self.context(nodule_id),
@@ -120,6 +124,11 @@ class ReportParts:
             paper=check_paper(self.paper),
             summary=self.summary,
         )
+
+    @cached_property
+    def _associations(self) -> dict[str, Association]:
+        """Of the table where it is a cohort's, else as the model's record holds them."""
+        return associations(self.predictions) or recorded_associations(self.model_info)
 
     def maps_of(self, nodule_id: str, of: MapsByMethod | None = None) -> dict[str, NoduleMaps]:
         """Method -> a nodule's maps, controls last; ``of``: other maps than ``maps``."""

@@ -67,6 +67,15 @@ def show_probability(value: float | None) -> str:
     return ">0.99" if value > 0.995 else "<0.01" if value < 0.005 else f"{value:.2f}"
 
 
+def percent(share: float) -> str:
+    """A share as whole percent.
+
+    >>> percent(0.416)
+    '42 %'
+    """
+    return f"{100 * share:.0f} %"
+
+
 def show_score(value: float | None) -> str:
     """A relevance score with two significant digits and its sign."""
     if value is None or not math.isfinite(value):

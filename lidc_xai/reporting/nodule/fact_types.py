@@ -110,6 +110,28 @@ class Repeats(TypedDict):
     note: str
 
 
+class Zone(TypedDict):
+    """A zone's share of a map's positive (``raises``) and negative (``lowers``) relevance, and of the planes."""
+
+    raises: float | None
+    lowers: float | None
+    area: float
+
+
+class Places(TypedDict):
+    """Where the malignancy map lies. ``around``: the outline, or a ball of the predicted diameter; ``zones``: inside,
+    rim (``rim_mm`` to both sides) and outside; ``told_apart``: whether the inside holds a whole patch. The peaks are
+    directions of the patient from the nodule's middle ("middle" where there is none).
+    """
+
+    around: Literal["outline", "ball"]
+    rim_mm: float
+    told_apart: bool
+    zones: dict[str, Zone]
+    raises_peak: list[str]
+    lowers_peak: list[str]
+
+
 class MapFacts(TypedDict):
     """One method's maps. ``limits``: output -> absolute score of full colour; ``anchored``: outputs whose limit is the
     cohort's, with the number of its nodules. ``repeatability``: by output, of a mean over models; empty for one model,
@@ -139,6 +161,13 @@ class Trust(TypedDict):
     unmeasured: list[str]
 
 
+class Said(TypedDict):
+    """One of the first page's three answers: what is asked, and the answer."""
+
+    title: str
+    text: str
+
+
 class NoduleFacts(TypedDict):
     """Everything that a nodule's page says."""
 
@@ -160,10 +189,12 @@ class NoduleFacts(TypedDict):
     readers: list[ReaderMask]
     maps: list[MapFacts]
     overlap: list[dict[str, Any]]
+    places: Places | None
+    associations: dict[str, dict[str, float]]
     curves: dict[str, Any]
     flags: list[Flag]
     missing: list[str]
-    summary: list[str]
+    summary: list[Said]
     trust: dict[str, Trust]
     similar: list[dict[str, Any]]
     turning: dict[str, Any]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
 
 from lidc_xai.imaging.crops.padding import padding_read
+from lidc_xai.nodules.associations import RECORD as ASSOCIATIONS_RECORD
 from lidc_xai.nodules.known import known_patients
 from lidc_xai.nodules.mean_maps import RECORD as NOISE_RECORD
 from lidc_xai.nodules.no_nodule import RECORD as NO_NODULE_RECORD
@@ -21,6 +23,7 @@ from lidc_xai.reporting.nodule.fact_types import (
     MapFacts,
     NoduleFacts,
     Output,
+    Places,
     Prediction,
     ReaderMask,
     Readings,
@@ -29,6 +32,7 @@ from lidc_xai.reporting.nodule.fact_types import (
 )
 from lidc_xai.reporting.nodule.flags import grazing_flags, models_behind, quality_flags
 from lidc_xai.reporting.nodule.outlines import dice
+from lidc_xai.reporting.nodule.places import map_places
 from lidc_xai.reporting.nodule.words import (
     no_nodule_words,
     outline_words,
@@ -62,7 +66,7 @@ CALCIFICATION_NOTE = (
     "The map explains the mean of the readers’ codes, which ends at 6 = absent: orange argues against calcium, "
     "blue for it."
 )
-_SHOWN_ELSEWHERE = (RECORD, NOISE_RECORD, NO_NODULE_RECORD)
+_SHOWN_ELSEWHERE = (RECORD, NOISE_RECORD, NO_NODULE_RECORD, ASSOCIATIONS_RECORD)
 _KINDS = {"malignancy": "probability", "calcification": "any", "diameter": "length"}
 _LIDC_IDENTIFIERS = (
     "nodule_id", "patient_id", "series_uid", "scan_index", "cluster_index", "annotation_ids", "is_from_initial",
@@ -101,6 +105,8 @@ def nodule_facts(row: Mapping[str, Any], votes: pd.DataFrame, crop: NoduleCrop, 
         "readers": _reader_masks(crop) if parts.origin == "lidc" else [],
         "maps": maps,
         "overlap": [one for one in parts.overlap if parts.origin == "lidc" or one["method"] != "readers"],
+        "places": _places(crop, parts, outputs[-1]["prediction"]),
+        "associations": {name: asdict(one) for name, one in parts.associations.items()},
         "curves": dict(parts.curves),
         "flags": [
             *quality_flags(row, readings, prediction, parts.origin, _padding_read(crop, parts)),
@@ -117,6 +123,14 @@ def nodule_facts(row: Mapping[str, Any], votes: pd.DataFrame, crop: NoduleCrop, 
     facts["trust"] = {"rating": trust_in_rating(facts), "map": trust_in_map(facts)}
     facts["summary"] = summary_sentences(facts)
     return cast("NoduleFacts", plain(facts))
+
+
+def _places(crop: NoduleCrop, parts: NoduleParts, diameter: Prediction | None) -> Places | None:
+    """Where the malignancy map of the first method that explains lies."""
+    from lidc_xai.reporting.parts import is_control
+
+    shown = next((item for name, item in parts.maps.items() if not is_control(name)), None)
+    return None if shown is None else map_places(crop, shown, "malignancy", diameter["value"] if diameter else None)
 
 
 def _is_read(row: Mapping[str, Any]) -> bool:
@@ -233,6 +247,9 @@ def _readings(name: str, row: Mapping[str, Any], votes: pd.DataFrame) -> Reading
     if not given and number(row, name) is not None:
         mean, sd, n = number(row, name), number(row, f"{name}_sd"), int(number(row, "n_readers") or 0)
     text = "" if mean is None or name == "diameter" else _mean_in_words(scale, mean)
+    median = number(row, "malignancy_median")
+    if name == "malignancy" and median is not None:
+        text = f"median {median:g}: {_label_words(median)}"  # one word for one nodule: the label's
     return {"mean": mean, "sd": sd, "n": n, "votes": given, "words": text, "tally": ""}
 
 

@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING, Any
 from lidc_xai.nodules.no_nodule import SURE as CLEAR
 from lidc_xai.nodules.no_nodule import recorded_no_nodule
 from lidc_xai.ratings import INDETERMINATE
-from lidc_xai.reporting.values import show, show_probability
+from lidc_xai.reporting.values import percent, show
 
 if TYPE_CHECKING:
-    from lidc_xai.reporting.nodule.fact_types import MapFacts, NoduleFacts, Output, Repeats, Trust
+    from lidc_xai.reporting.nodule.fact_types import MapFacts, NoduleFacts, Output, Repeats, Said, Trust
 
 SHAKY_MAP = 0.5
 """Below this expected rank correlation with another such map, a map belongs to its trainings, not to the nodule."""
 RANDOM_ORDER = 0.25
 """A random map's two deletion curves lie this far apart at most, as a share of their range (its 95th percentile on
 single nodules: .20 and .25 for two models): what lies below it tells nothing of the map's order."""
-AS_MUCH = 0.1
-"""Probabilities nearer than this are told as the same."""
 SURE = (0.2, 0.8)
 """Probabilities between these two say little about which side of 3 the readers' median lies on."""
 
@@ -71,15 +69,22 @@ def no_nodule_words(prediction: Mapping[str, Any] | None, model_info: Mapping[st
         return f"{head}; what it says of crops without one was not measured."
     low, high = (f"{0.5 + sign * CLEAR:.1f}" for sign in (-1, 1))
     return (
-        f"{head}: of {measured.crops} crops without one (lung, vessel, pleura) it gave {measured.clear:.0%} "
-        f"[{measured.low:.0%}, {measured.high:.0%}] a clear verdict (below {low} or above {high})."
+        f"{head}: of {measured.crops} crops without one (lung, vessel, pleura) it gave {percent(measured.clear)} "
+        f"[{percent(measured.low)}, {percent(measured.high)}] a clear verdict (below {low} or above {high})."
     )
 
 
-def summary_sentences(facts: NoduleFacts) -> list[str]:
-    """What it looks like, what drove the rating, how far to believe it: one sentence each, as far as it is known."""
+def summary_sentences(facts: NoduleFacts) -> list[Said]:
+    """What it looks like, what drove the rating, how far to believe it, as far as it is known."""
+    from lidc_xai.reporting.nodule.reason import reason_words
+
     by_name = {output["name"]: output for output in facts["outputs"]}
-    return [text for text in (_looks(by_name, facts), _drove(by_name["malignancy"], facts), _belief(facts)) if text]
+    answers = (
+        ("What it looks like", _looks(by_name, facts)),
+        ("What drove the rating", reason_words(facts)),
+        ("How far to believe it", _belief(facts)),
+    )
+    return [{"title": title, "text": text} for title, text in answers if text]
 
 
 def _looks(outputs: Mapping[str, Output], facts: NoduleFacts) -> str:
@@ -91,15 +96,17 @@ def _looks(outputs: Mapping[str, Output], facts: NoduleFacts) -> str:
     if not adjectives and size is None:
         return ""
     who = "By the model" if of_model else "By the readers"
-    head = f"{who}: a {f'{size:.0f} mm ' if size is not None else ''}{', '.join(adjectives)} nodule"
+    described = f"{f'{size:.0f} mm ' if size is not None else ''}{', '.join(adjectives)} nodule"
+    article = "an" if described.startswith(("8", "11 ", "18 ", "e", "o")) else "a"
+    head = f"{who}: {article} {described}"
     margin = f"{words['margin']}" if words["margin"] else ""
     margin = margin if not margin or "margin" in margin or "defined" in margin else f"{margin} margin"
     parts = [part for part in (margin, words["lobulation"], words["spiculation"]) if part]
     calcified = _value(outputs["calcification"], of_model)
     parts.append(
         "calcification not measured" if calcified is None
-        else f"any calcification {calcified:.0%} likely" if of_model
-        else f"calcified for {calcified:.0%} of readers"
+        else f"any calcification {percent(calcified)} likely" if of_model
+        else f"calcified for {percent(calcified)} of readers"
     )  # fmt: skip
     return f"{head}, {', '.join(parts)}."
 
@@ -117,48 +124,6 @@ def _value(output: Output, of_model: bool) -> float | None:
     return output["readers"]["mean"]
 
 
-def _drove(malignancy: Output, facts: NoduleFacts) -> str:
-    """Where the strength of the malignancy map lies and which way it pulls."""
-    shown = explaining(facts)
-    prediction = malignancy["prediction"]
-    if prediction is None:
-        return ""
-    head = f"The probability of a high rating is {show_probability(prediction['value'])}"
-    if prediction["diameter_only"] is not None:
-        head += _beyond_size(prediction["value"], prediction["diameter_only"])
-    if shown is None or "malignancy" not in shown["strength"]:
-        return f"{head}; what drove it was not explained."
-    strength = shown["strength"]["malignancy"]
-    raised, lowered = strength["positive"], -strength["negative"]
-    pull = "both ways alike" if _alike(raised, lowered) else "mostly up" if raised > lowered else "mostly down"
-    # "strength", but for methods whose scores add up to the output (METHODS 15)
-    sums = f"{strength['word']} {show(raised, 2, True)} and {show(-lowered, 2, True)} logits"
-    text = f"{head}; its map points {pull} ({sums})"
-    if prediction["value"] < 0.5 and pull == "mostly up":
-        text += ", and so does not show what kept it low"
-    elif prediction["value"] > 0.5 and pull == "mostly down":
-        text += ", and so does not show what made it high"
-    inside, area = strength_inside(facts)
-    if inside is not None and area is not None:
-        text += f", {inside:.0%} of the map’s strength inside the outline ({area:.0%} of the plane)"
-    if strength["rank"]:
-        rank = {"strong": "top quarter", "usual": "middle half", "weak": "lowest quarter"}[strength["rank"]]
-        text += f"; the map is {strength['rank']} ({rank} of the cohort)"
-    return text + "."
-
-
-def _beyond_size(value: float, diameter_only: float) -> str:
-    """Whether the readers' diameter alone gives as much: most of a rating is size.
-
-    >>> _beyond_size(0.98, 0.99), _beyond_size(0.95, 0.6)
-    ('; its size alone gives as much (0.99)', '; its size alone gives 0.60')
-    """
-    alone = show_probability(diameter_only)
-    if abs(value - diameter_only) < AS_MUCH:
-        return f"; its size alone gives as much ({alone})"
-    return f"; its size alone gives {alone}"
-
-
 def strength_inside(facts: NoduleFacts) -> tuple[float | None, float | None]:
     """Share of the malignancy map's absolute strength inside the outline, and of the explained planes' area."""
     shown = explaining(facts)
@@ -168,29 +133,22 @@ def strength_inside(facts: NoduleFacts) -> tuple[float | None, float | None]:
     return None, None
 
 
-def _alike(a: float, b: float) -> bool:
-    return min(a, b) > max(a, b) / 1.5
-
-
 def _belief(facts: NoduleFacts) -> str:
-    """Interval, repeatability and deletion, measured or not."""
+    """The 90 % set, whether the map would be drawn again, and deletion, measured or not."""
     malignancy = facts["outputs"][0]["prediction"]
     if malignancy is None:
         return ""
-    parts = []
-    if malignancy["set"]:
-        parts.append(f"at 90 % the rating is {malignancy['set']}")
-    if malignancy["disagree_by"] is not None:
-        parts.append(f"models and planes disagree by {malignancy['disagree_by']:.2f}")
-    elif malignancy["least"] is not None and malignancy["greatest"] is not None:
-        ends = [show_probability(malignancy[end]) for end in ("least", "greatest")]
-        who = "planes" if facts["models"] == 1 else "planes and models"
-        parts.append(f"single {who} give {' to '.join(ends)}" if ends[0] != ends[1] else f"its {who} agree")
-    parts.append(repeats_words(repeats_of(facts, "malignancy")))
-    lost = deletion_words(facts["curves"].get("malignancy"))
-    parts.append(lost or "what the score loses when the map’s pixels go was not measured")
-    text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]}."
+    parts = [f"At 90 % confidence the rating is {malignancy['set']}." if malignancy["set"] else ""]
+    if explaining(facts) is not None:
+        parts.append(f"{capitalised(repeats_words(repeats_of(facts, 'malignancy')))}.")
+        lost = deletion_words(facts["curves"].get("malignancy"))
+        parts.append(f"{lost}." if lost else "What the score loses when the map’s pixels go was not measured.")
+    return " ".join(part for part in parts if part)
+
+
+def capitalised(text: str) -> str:
+    """The beginning of a sentence."""
+    return text[:1].upper() + text[1:]
 
 
 def repeats_of(facts: NoduleFacts, output: str) -> Repeats | None:
@@ -203,21 +161,16 @@ def repeats_words(repeats: Repeats | None) -> str:
     """What other trainings would draw again of a map.
 
     >>> repeats_words(None)
-    'one model drew the map: how far another training would draw it again is unknown'
-    >>> words = repeats_words({"models": 5, "agreement": 0.1, "expected": 0.36, "stable_share": 0.4, "note": ""})
-    >>> words[:57]
-    '5 other trainings would draw a smaller part of this map a'
+    'one model drew the map: whether another training would draw it again is unknown'
+    >>> repeats_words({"models": 5, "agreement": 0.1, "expected": 0.36, "stable_share": 0.4, "note": ""})
+    'other trainings would draw a smaller part of the map again (expected rank correlation 0.36)'
     """
     if repeats is None:
-        return "one model drew the map: how far another training would draw it again is unknown"
+        return "one model drew the map: whether another training would draw it again is unknown"
     if repeats["expected"] is None:
         return f"the maps of the {repeats['models']} models are constant: whether they agree is undefined"
     share = next(words for least, words in _DRAWN_AGAIN if repeats["expected"] >= least)
-    figure = f"expected rank correlation {repeats['expected']:.2f}"
-    text = f"{repeats['models']} other trainings would draw {share} of this map again ({figure})"
-    if repeats["stable_share"] is None:
-        return text
-    return f"{text}, {100 * repeats['stable_share']:.0f} % of it with a stable sign"
+    return f"other trainings would draw {share} of the map again (expected rank correlation {repeats['expected']:.2f})"
 
 
 _DRAWN_AGAIN = ((0.75, "most"), (0.5, "the larger part"), (0.25, "a smaller part"), (-1.0, "little"))
@@ -225,25 +178,25 @@ _DRAWN_AGAIN = ((0.75, "most"), (0.5, "the larger part"), (0.25, "a smaller part
 
 
 def deletion_words(curve: Mapping[str, Any] | None) -> str:
-    """What replacing a fifth of the pixels does, most relevant first against least relevant first."""
+    """What replacing a fifth of the pixels does, most relevant first against least relevant first.
+
+    >>> words = deletion_words({"percent": [0, 20, 100], "mif": [2.0, 0.5, 0.0], "lif": [2.0, 2.2, 0.0]})
+    >>> words.partition("moves")[2]
+    ' the score by −1.50 logits, the 20 % at the other end by +0.20: as the map says'
+    """
     if not curve:
         return ""
     place = min(range(len(curve["percent"])), key=lambda k: abs(curve["percent"][k] - 20))
     start = curve["mif"][0]
-    most, least = (curve[name][place] - start for name in ("mif", "lif"))
+    most, least = (show(curve[name][place] - start, 2, signed=True) for name in ("mif", "lif"))
     share = f"{curve['percent'][place]:.0f} %"
-    order = {"follows": "the right way round", "contradicts": "the wrong way round"}.get(
+    order = {"follows": "as the map says", "contradicts": "not as the map says"}.get(
         deletion_order(curve), "no more apart than a random order may be"
     )
     return (
-        f"without the {share} of pixels that the map says raise the score most it {_moved(most)}, without the {share} "
-        f"at the other end it {_moved(least)} logits, {order}"
+        f"Removing the {share} of pixels that raise it most moves the score by {most} logits, the {share} at the other "
+        f"end by {least}: {order}"
     )
-
-
-def _moved(by: float) -> str:
-    """A change of a score in words."""
-    return f"falls by {show(-by, 2)}" if by < 0 else f"rises by {show(by, 2)}"
 
 
 def deletion_order(curve: Mapping[str, Any]) -> str:

@@ -1,0 +1,189 @@
+"""What drove the rating, in words: where the map lies against a brute-force reference, and what the sentences claim."""
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lidc_xai.errors import ModelError
+from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+from lidc_xai.nodules.associations import Association, associations, recorded_associations
+from lidc_xai.ratings import BIOMARKERS, OUTPUTS
+from lidc_xai.reporting import nodule_report
+from lidc_xai.reporting.nodule.places import ZONES, map_places
+from lidc_xai.reporting.nodule.reason import reason_words, where_words
+
+
+def planted(made, scores: np.ndarray, grid: int = 8):
+    """One axial map whose malignancy scores are ``scores`` (grid, grid)."""
+    maps = made.maps("LIDC-IDRI-0001-s1-n0", grid=grid)
+    relevance = np.zeros((1, len(OUTPUTS), grid, grid), np.float32)
+    relevance[0, OUTPUTS.index("malignancy")] = scores
+    return replace(maps, views=("axial",), indices=(16,), relevance=relevance, values=maps.values[:1])
+
+
+def by_hand(crop, maps, rim: float) -> dict[str, list[float]]:
+    """Zone -> share of positive, of negative relevance, and of the plane: every pixel against every other."""
+    mask = crop.consensus[maps.indices[0]]
+    cell = mask.shape[0] // maps.relevance.shape[-1]
+    scores = np.kron(maps.relevance[0, 0].astype(float), np.ones((cell, cell)))
+    sums = {name: [0.0, 0.0, 0.0] for name in ZONES}
+    pixels = [(row, column) for row in range(mask.shape[0]) for column in range(mask.shape[1])]
+    for row, column in pixels:
+        across = (
+            min(np.hypot(row - r, column - c) for r, c in pixels if mask[r, c] != mask[row, column]) - 0.5
+        )  # the boundary runs half a pixel before the first pixel of the other side
+        name = "rim" if across <= rim else "inside" if mask[row, column] else "outside"
+        value = scores[row, column]
+        for place, amount in enumerate((max(value, 0), max(-value, 0), 1.0)):
+            sums[name][place] += amount
+    total = np.sum(list(sums.values()), axis=0)
+    return {name: (np.array(one) / total).tolist() for name, one in sums.items()}
+
+
+def test_places_are_those_of_every_pixel_by_hand(made):
+    crop = made.crop("n", size=32)
+    maps = planted(made, np.random.default_rng(3).normal(size=(8, 8)))
+    places = map_places(crop, maps, "malignancy")
+    assert places["rim_mm"] == 2.0
+    expected = by_hand(crop, maps, 2.0)
+    for name in ZONES:
+        assert list(places["zones"][name].values()) == pytest.approx(expected[name], abs=1e-6), name
+
+
+def test_directions_are_the_patients(made):
+    """The nodule's middle lies near column 19, row 12 of 32: patches beside it lie left, right, front and back."""
+    crop = made.crop("n")
+    for (row, column), wanted in {
+        (3, 6): ["left"], (3, 2): ["right"], (1, 4): ["front"], (5, 4): ["back"], (3, 4): ["middle"],
+    }.items():  # fmt: skip
+        scores = np.zeros((8, 8))
+        scores[row, column] = 1.0
+        places = map_places(crop, planted(made, scores), "malignancy")
+        assert (places["raises_peak"], places["lowers_peak"]) == (wanted, [])
+        assert places["zones"]["inside"]["lowers"] is None
+    mirrored = NoduleCrop(
+        crop.ct, crop.affine @ np.diag([-1.0, 1, 1, 1]), crop.reader_masks, crop.consensus, [], "n", "1.2.3"
+    )
+    scores = np.zeros((8, 8))
+    scores[3, 6] = 1.0
+    assert map_places(mirrored, planted(made, scores), "malignancy")["raises_peak"] == ["right"]
+
+
+def test_without_an_outline_a_ball_of_the_predicted_diameter_stands_for_it(made):
+    crop = made.crop("n", readers=0)
+    affine = crop.affine.copy()
+    scores = np.zeros((8, 8))
+    scores[3:5, 3:5] = 1.0
+    maps = planted(made, scores)
+    assert map_places(crop, maps, "malignancy") is None
+    places = map_places(crop, maps, "malignancy", 10.0)
+    assert places["around"] == "ball"
+    assert places["zones"]["outside"]["raises"] == 0.0
+    area = np.pi * 7**2 / 32**2  # the ball's section and 2 mm about it
+    assert places["zones"]["inside"]["area"] + places["zones"]["rim"]["area"] == pytest.approx(area, rel=0.1)
+    assert "within 2 mm of a ball of its predicted diameter" in where_words(places, "raises")
+    assert (crop.affine == affine).all()
+
+
+@pytest.mark.parametrize(
+    ("shares", "told_apart", "wanted"),
+    [
+        ((0.6, 0.2, 0.2), True, "inside the nodule:"),
+        ((0.1, 0.7, 0.2), True, "at the nodule’s rim:"),
+        ((0.35, 0.3, 0.35), True, "over the whole nodule:"),
+        ((0.1, 0.7, 0.2), False, "on the nodule:"),
+        ((0.1, 0.15, 0.75), True, "partly on the nodule:"),
+        ((0.05, 0.05, 0.9), True, "mostly away from the nodule:"),
+        ((0.05, 0.09, 0.86), True, "scattered over the plane:"),
+    ],
+)
+def test_where_it_lies_is_held_against_chance(shares, told_apart, wanted):
+    areas = (0.05, 0.05, 0.9)
+    zones = {
+        name: {"raises": share, "lowers": 1 / 3, "area": area}
+        for name, share, area in zip(ZONES, shares, areas, strict=True)
+    }
+    places = {"around": "outline", "rim_mm": 2.0, "told_apart": told_apart, "zones": zones, "raises_peak": []}
+    words = where_words(places, "raises")
+    assert words.startswith(wanted)
+    assert f"{100 * (shares[0] + shares[1]):.0f} % of it on the nodule" in words
+    assert words.endswith("10 % by chance")
+
+
+def cohort(n: int = 60) -> pd.DataFrame:
+    """Malignancy rises with the diameter, falls with the margin, and has nothing to do with the rest."""
+    rng = np.random.default_rng(0)
+    high = np.linspace(0.01, 0.99, n)
+    table = {name: rng.normal(3, 0.5, n) for name in BIOMARKERS if name != "calcification"}
+    table |= {"diameter": 4 + 20 * high, "margin": 5 - 3 * high, "p_calcified": rng.uniform(0, 0.2, n)}
+    ids = [f"LIDC-IDRI-{place:04d}-s1-n0" for place in range(1, n + 1)]
+    return pd.DataFrame({"nodule_id": ids, "malignancy_probability": high, "malignancy_logit": 0.0, **table})
+
+
+def test_associations_are_rank_correlations_over_a_cohort_or_the_models_record():
+    table = cohort()
+    found = associations(table)
+    assert found["diameter"].rho == 1.0
+    assert found["margin"].rho == -1.0
+    expected = table[["malignancy_probability", "texture"]].corr("spearman").iloc[0, 1]
+    assert found["texture"].rho == pytest.approx(expected, abs=1e-4)
+    assert (found["diameter"].low, found["diameter"].high) == tuple(table["diameter"].quantile([0.25, 0.75]))
+    assert found["calcification"].nodules == 60
+    assert associations(table.head(19)) == {}
+    assert associations(None) == {}
+    info = {"associations": {"malignancy": {name: asdict(one) for name, one in found.items()}}}
+    assert recorded_associations(info) == found
+    assert recorded_associations({}) == {}
+    with pytest.raises(ModelError, match="associations is damaged"):
+        recorded_associations({"associations": {"malignancy": {"diameter": {"rho": 1}}}})
+
+
+def test_the_reason_says_what_was_measured_and_no_more(made, tmp_path):
+    store = made.store(tmp_path / "store", n=1)
+    nodule_id, table = store.nodule_ids[0], cohort()
+    scores = np.full((8, 8), -0.1)
+    scores[3, 4] = 4.0
+    table = table.assign(nodule_id=[*table["nodule_id"][1:], nodule_id])  # the highest of the cohort
+    table["baseline.diameter_only.malignancy_probability"] = 0.6
+    nodule_report(store, nodule_id, tmp_path, pdf=False, predictions=table, maps={"cdam": [planted(made, scores)]})
+    facts = json.loads((tmp_path / f"{nodule_id}.json").read_text(encoding="utf-8"))
+    title, text = facts["summary"][1].values()
+    assert title == "What drove the rating"
+    assert "More than its size: that alone gives 0.60, something else raises it." in text
+    assert "39 % of the CDAM map raises the rating, 61 % lowers it." in text
+    assert "So it does not show what made it high." in text
+    assert "more poorly defined and larger than most, which goes with high ratings (association, not cause)" in text
+    page = (tmp_path / f"{nodule_id}.html").read_text(encoding="utf-8")
+    assert page.index("<b>What it looks like.</b>") < page.index("<b>What drove the rating.</b>")
+    facts["associations"] = {}
+    assert "association" not in reason_words(facts)
+    facts["maps"] = []
+    assert reason_words(facts).endswith("No map explains it.")
+    facts["outputs"][0]["prediction"] = None
+    assert reason_words(facts) == ""
+
+
+def test_a_record_of_the_model_stands_in_for_the_cohort(made, tmp_path):
+    store = made.store(tmp_path / "store", n=1)
+    held = Association(rho=0.8, low=5.0, high=9.0, nodules=700)
+    info = {"associations": {"malignancy": {"diameter": asdict(held)}}}
+    nodule_report(
+        store, store.nodule_ids[0], tmp_path, pdf=False, predictions=made.predictions(store.nodule_ids), model_info=info
+    )
+    text = (tmp_path / f"{store.nodule_ids[0]}.html").read_text(encoding="utf-8")
+    assert "The model also calls it larger than most, which goes with high ratings" in text
+    assert "rho 0.8" not in text  # not again among the model's record
+
+
+def test_one_word_for_a_nodule_that_readers_rated(made, tmp_path):
+    """Votes whose median is 3.5 have a mean that rounds to "indeterminate": the label's word alone is told."""
+    store = made.store(tmp_path / "store", n=1)
+    store.votes["malignancy"] = [2, 3, 4, 4]
+    store.manifest["malignancy_median"] = 3.5
+    nodule_report(store, store.nodule_ids[0], tmp_path, pdf=False, predictions=made.predictions(store.nodule_ids))
+    text = (tmp_path / f"{store.nodule_ids[0]}.html").read_text(encoding="utf-8")
+    assert text.count("median 3.5: rated high (above 3)") == 2
+    assert "ndeterminate" not in text.replace("<dt>", "")
