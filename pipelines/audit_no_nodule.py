@@ -157,7 +157,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
             continue
         sure = (one["malignancy_probability"] - 0.5).abs() >= SURE
         figures = {
-            "probability": one["malignancy_probability"], "high rating": one["malignancy_probability"] >= 0.5,
+            "probability": one["malignancy_probability"], "high rating": one["malignancy_probability"] > 0.5,
             "clear verdict": sure, "in doubt": one["in_doubt"],
         }  # fmt: skip
         for name in ("subtlety", "diameter"):

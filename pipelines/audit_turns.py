@@ -138,7 +138,7 @@ def looked_at(
     area = float(changed.mean())
     disc = np.asarray(centred_disc(changed.shape, int(changed.sum())), dtype=float)
     found = [{"method": DISC, "whole": share_inside(disc, changed), "own_part": np.nan, "area": area}]
-    sign = 1.0 if turn.before >= 0.5 else -1.0
+    sign = 1.0 if turn.before > 0.5 else -1.0
     columns = torch.arange(len(reader.output_names))[None]
     for method, maps in reader.maps(models, [crop], columns).items():
         by_name = dict(zip(reader.output_names, maps[0].double().numpy(), strict=True))

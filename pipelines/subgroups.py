@@ -113,7 +113,7 @@ def figures(part: pd.DataFrame, resamples: int) -> dict[str, Any]:
 def wrong(table: pd.DataFrame) -> pd.DataFrame:
     """The nodules on the wrong side, worst first."""
     p, label = table["malignancy_probability"], table["label"]
-    chosen = table[((p >= 0.5) != (label > 0.5)) & label.notna()].copy()
+    chosen = table[((p > 0.5) != (label > 0.5)) & label.notna()].copy()
     chosen["off_by"] = (chosen["malignancy_probability"] - chosen["label"]).abs()
     kept = ["nodule_id", "label", "malignancy_probability", "malignancy_readers", "malignancy_readers_sd", "n_readers"]
     said = [f"{name}{end}" for name in BIOMARKERS for end in ("", "_readers") if f"{name}{end}" in table]

@@ -28,7 +28,7 @@ def decision_curve(label: ArrayLike, probability: ArrayLike, thresholds: Sequenc
     rows = []
     for threshold in thresholds:
         odds = threshold / (1 - threshold)
-        called = chances >= threshold
+        called = chances > threshold
         model = float((called & positive).sum() - (called & ~positive).sum() * odds) / max(len(positive), 1)
         everyone = float(positive.sum() - (~positive).sum() * odds) / max(len(positive), 1)
         rows.append({"threshold": float(threshold), "model": model, "all": everyone})

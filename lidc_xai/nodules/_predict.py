@@ -27,7 +27,7 @@ from lidc_xai.models.preprocess import Preprocess
 from lidc_xai.models.saved import is_adapter, load_model, member_folders
 from lidc_xai.nodules.known import known_patients
 from lidc_xai.progress import track
-from lidc_xai.ratings import SCALES
+from lidc_xai.ratings import EVEN_CHANCE, SCALES
 from lidc_xai.training.intervals import add_intervals, malignancy_set
 
 Models = NoduleModel | Path | str | Sequence["NoduleModel | Path | str"]
@@ -170,7 +170,7 @@ def prediction_row(models: Sequence[NoduleModel], raw: Sequence[Tensor], flag: s
             row[f"{name}_probability_least"] = min(float(spread.min()), probability)
             row[f"{name}_probability_greatest"] = max(float(spread.max()), probability)
             row[f"{name}_words"] = doubted(
-                SCALES[name].high_words if probability >= 0.5 else SCALES[name].low_words, flag
+                SCALES[name].high_words if probability > EVEN_CHANCE else SCALES[name].low_words, flag
             )
         else:
             scale = SCALES[name]

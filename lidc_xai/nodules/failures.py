@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lidc_xai.evaluation.statistics import diameter_stratum
-from lidc_xai.ratings import CALCIFICATION_ABSENT
+from lidc_xai.ratings import CALCIFICATION_ABSENT, EVEN_CHANCE
 
 
 class Subgroup(TypedDict):
@@ -34,7 +34,7 @@ def failure_table(predictions: pd.DataFrame, manifest: pd.DataFrame, votes: pd.D
     table = manifest.merge(predictions[["nodule_id", "malignancy_probability"]], on="nodule_id")
     table["label"] = pd.to_numeric(table["label"], errors="coerce")
     table = table.dropna(subset=["label", "malignancy_probability"]).reset_index(drop=True)
-    wrong = (table["malignancy_probability"] > 0.5) != (table["label"] > 0.5)
+    wrong = (table["malignancy_probability"] > EVEN_CHANCE) != (table["label"] > 0.5)
     subgroups: list[Subgroup] = []
     for name, groups in _properties(table, votes).items():
         for group in sorted(set(groups.dropna()), key=str):

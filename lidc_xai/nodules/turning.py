@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lidc_xai.errors import DataError
+from lidc_xai.ratings import EVEN_CHANCE
 from lidc_xai.simulate.edits.edit import EDITS, edit_nodule
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def wants_turning(row: Mapping[str, Any], label: float | None) -> bool:
     probability = float(row.get("malignancy_probability", np.nan))
     if not np.isfinite(probability):
         return False
-    wrong = label is not None and np.isfinite(label) and (probability >= 0.5) != bool(label)
+    wrong = label is not None and np.isfinite(label) and (probability > EVEN_CHANCE) != bool(label)
     return bool(wrong or abs(probability - 0.5) <= NEAR)
 
 
@@ -56,7 +57,7 @@ def smallest_turn(models: Models, crop: NoduleCrop, *, seed: int = 0, device: st
     where none of them turns it; ``DataError`` where the nodule cannot be edited.
 
     >>> turn = smallest_turn(model, crop)
-    >>> turn is None or (turn.before >= 0.5) != (turn.after >= 0.5)
+    >>> turn is None or (turn.before > 0.5) != (turn.after > 0.5)
     True
     """
     from lidc_xai.nodules._predict import predict
@@ -73,7 +74,7 @@ def smallest_turn(models: Models, crop: NoduleCrop, *, seed: int = 0, device: st
                 continue
             asked += 1
             after = float(predict(models, edited, device=device)["malignancy_probability"].iloc[0])
-            if (after >= 0.5) != (before >= 0.5):
+            if (after > EVEN_CHANCE) != (before > EVEN_CHANCE):
                 turned.append(Turn(name, dose, before, after, edited, changed, asked))
         if turned:
             return max(turned, key=lambda turn: abs(turn.after - turn.before))
@@ -89,7 +90,7 @@ def map_on_turn(turn: Turn, maps: NoduleMaps) -> tuple[float, float] | None:
 
     if "malignancy" not in maps.output_names:
         return None
-    sign = 1.0 if turn.before >= 0.5 else -1.0
+    sign = 1.0 if turn.before > EVEN_CHANCE else -1.0
     scores = sign * maps.relevance[:, maps.output_names.index("malignancy")]
     planes = [
         extract_plane(turn.changed, turn.crop.affine, view, index).image

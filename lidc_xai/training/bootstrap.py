@@ -13,8 +13,10 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from lidc_xai.evaluation.statistics import EXACT, RESAMPLES, Interval, PairedDifference, exact_share
-from lidc_xai.training.metrics import Array, Metric, counted_in
+from lidc_xai.ratings import EVEN_CHANCE
+from lidc_xai.training.metrics import Array, Metric, auc, counted_in, disjoint_pairs
 
+SEPARATED = "perfectly separated: exact interval (Clopper and Pearson) of pairs of patients, each patient in one pair"
 FEWEST_DEFINED = 0.5
 """Share of replicates in which a figure must be defined for an interval to be given."""
 
@@ -37,7 +39,9 @@ def metric_interval(
 ) -> Interval:
     """``metric`` (of :mod:`lidc_xai.training.metrics`) with its interval; ``mean`` is the value on all nodules.
 
-    A share of exactly 0 or 1 has Clopper and Pearson's interval, patients counted: its replicates are all alike.
+    A share of exactly 0 or 1 has Clopper and Pearson's interval, patients counted, and an AUC of 0 or 1 that of as many
+    pairs of patients as can be formed without using one twice: their replicates are all alike. Any other figure whose
+    replicates are all alike has no interval.
 
     y, predicted: (n,), rows with NaN in either are left out and counted as undefined.
 
@@ -57,8 +61,11 @@ def metric_interval(
     counted = counted_in(metric, y, predicted)
     if value in (0.0, 1.0) and counted is not None:
         many = len({groups[place] for place in np.flatnonzero(counted)})
-        low, high = exact_share(value, many)
-        note = EXACT
+        low, high, note = *exact_share(value, many), EXACT
+    elif value in (0.0, 1.0) and metric is auc:
+        low, high, note = *exact_share(value, disjoint_pairs(y, groups)), SEPARATED
+    elif low == high:
+        low, high, note = np.nan, np.nan, "no interval: every resample gives the same"
     return Interval(value, low, high, len(y), clusters, left_out, note)
 
 
@@ -104,7 +111,7 @@ def mcnemar(y: Array, first: Array, second: Array) -> float:
     clustering).
     """
     there = np.isfinite(y) & np.isfinite(first) & np.isfinite(second)
-    right = [(given[there] >= 0.5) == (y[there] > 0.5) for given in (first, second)]
+    right = [(given[there] > EVEN_CHANCE) == (y[there] > 0.5) for given in (first, second)]
     only_first, only_second = int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum())
     if only_first + only_second == 0:
         return 1.0

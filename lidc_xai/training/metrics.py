@@ -6,9 +6,11 @@ how often a nodule was drawn. A figure that is undefined (one class only, consta
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
+
+from lidc_xai.ratings import EVEN_CHANCE
 
 Array = np.ndarray
 Metric = Callable[[Array, Array, "Array | None"], Array]
@@ -28,21 +30,21 @@ def _ratio(above: Array, below: Array, single: bool) -> Array:
 
 
 def accuracy(y: Array, probability: Array, weights: Array | None = None) -> Array:
-    """Share of nodules on the right side of probability one half."""
+    """Share of nodules on the right side of probability one half (exactly one half is not high)."""
     w, single = _weights(y, weights)
-    return _ratio(w @ ((probability >= 0.5) == (y > 0.5)), w.sum(1), single)
+    return _ratio(w @ ((probability > EVEN_CHANCE) == (y > 0.5)), w.sum(1), single)
 
 
 def sensitivity(y: Array, probability: Array, weights: Array | None = None) -> Array:
-    """Share of the positives with probability of one half or more."""
+    """Share of the positives with a probability above one half."""
     w, single = _weights(y, weights)
-    return _ratio(w @ ((probability >= 0.5) & (y > 0.5)), w @ (y > 0.5), single)
+    return _ratio(w @ ((probability > EVEN_CHANCE) & (y > 0.5)), w @ (y > 0.5), single)
 
 
 def specificity(y: Array, probability: Array, weights: Array | None = None) -> Array:
-    """Share of the negatives with probability below one half."""
+    """Share of the negatives with a probability of one half or less."""
     w, single = _weights(y, weights)
-    return _ratio(w @ ((probability < 0.5) & (y <= 0.5)), w @ (y <= 0.5), single)
+    return _ratio(w @ ((probability <= EVEN_CHANCE) & (y <= 0.5)), w @ (y <= 0.5), single)
 
 
 def auc(y: Array, score: Array, weights: Array | None = None) -> Array:
@@ -158,6 +160,18 @@ def counted_in(metric: Metric, y: Array, value: Array) -> Array | None:
     if metric is specificity:
         return np.asarray(y <= 0.5)
     return np.ones(len(y), bool) if metric in (accuracy, share) else None
+
+
+def disjoint_pairs(y: Array, patients: Sequence[Hashable]) -> int:
+    """How many pairs of a patient with a positive and another with a negative nodule there are, each patient in one.
+
+    An AUC is the share of such pairs that are ranked right; these are independent of each other.
+
+    >>> disjoint_pairs(np.array([1.0, 1, 1, 0, 0]), ["a", "a", "b", "b", "c"])
+    1
+    """
+    positive, negative = ({patients[place] for place in np.flatnonzero(one)} for one in (y > 0.5, y <= 0.5))
+    return min(len(positive), len(negative), len(positive | negative) // 2)
 
 
 CLASSIFICATION: dict[str, Metric] = {

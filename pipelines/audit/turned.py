@@ -25,8 +25,8 @@ def smallest_turns(rows: pd.DataFrame, labels: Mapping[str, float]) -> pd.DataFr
         if not wants_turning({"malignancy_probability": before}, label):
             continue
         about = {"model": model, "nodule_id": nodule_id, "patient_id": own["patient_id"].iloc[0], "before": before}
-        about["wrong"] = bool(label == label and (before >= 0.5) != bool(label))
-        turning = own[own["edit"].isin(set(EDITS) - {"remove"}) & ((own["probability"] >= 0.5) != (before >= 0.5))]
+        about["wrong"] = bool(label == label and (before > 0.5) != bool(label))
+        turning = own[own["edit"].isin(set(EDITS) - {"remove"}) & ((own["probability"] > 0.5) != (before > 0.5))]
         if turning.empty:
             found.append(about | {"edit": "", "dose": float("nan"), "after": float("nan")})
             continue

@@ -1,12 +1,16 @@
 """Metrics against scikit-learn and SciPy, weights against repetition, intervals against plain resampling."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import optimize, stats
 from sklearn import metrics as reference
 
 from lidc_xai.annotations import select_cohort
+from lidc_xai.evaluation.decision import decision_curve
 from lidc_xai.evaluation.statistics import Interval
+from lidc_xai.nodules.failures import failure_table
+from lidc_xai.nodules.turning import wants_turning
 from lidc_xai.training import metrics
 from lidc_xai.training.bootstrap import mcnemar, metric_difference, metric_interval, patient_weights
 from lidc_xai.training.calibration import calibrate
@@ -29,11 +33,6 @@ def test_classification_figures_equal_scikit_learns(sample: tuple) -> None:
     assert np.isclose(metrics.sensitivity(y, p), reference.recall_score(y, p >= 0.5))
     assert np.isclose(metrics.specificity(y, p), reference.recall_score(1 - y, p < 0.5))
     assert np.isclose(metrics.brier(y, p), reference.brier_score_loss(y, p))
-
-
-def test_one_half_is_a_positive() -> None:
-    y, p = np.array([1.0, 1.0, 0.0, 0.0]), np.array([0.5, 0.4, 0.5, 0.1])
-    assert (metrics.sensitivity(y, p), metrics.specificity(y, p), metrics.accuracy(y, p)) == (0.5, 0.5, 0.5)
 
 
 def test_auc_within_folds_does_not_see_a_folds_own_calibration(sample: tuple) -> None:
@@ -165,3 +164,50 @@ def test_interval_and_p_are_those_of_the_replicates(sample: tuple) -> None:
     one_side = min((gap <= 0).sum(), (gap >= 0).sum())
     assert paired.p == pytest.approx(min(1.0, 2 * (one_side + 1) / 201))
     assert paired.p < 1
+
+
+def test_exactly_one_half_is_not_high_anywhere() -> None:
+    """As a median of exactly 3 is not: one rule for accuracies, subgroups, decision curves, edits and words."""
+    y, half = np.array([0.0, 1.0]), np.array([0.5, 0.5])
+    assert (metrics.accuracy(y, half), metrics.sensitivity(y, half), metrics.specificity(y, half)) == (0.5, 0.0, 1.0)
+    assert mcnemar(np.zeros(8), np.full(8, 0.5), np.full(8, 0.4)) == 1.0  # both call every one low
+    net_benefit = decision_curve(y, half, [0.5])
+    assert net_benefit["model"].iloc[0] == 0.0
+    manifest = pd.DataFrame({"nodule_id": ["a", "b"], "patient_id": ["p", "q"], "label": y})
+    manifest = manifest.assign(diameter=9.0, texture=5.0, margin=4.0, spiculation=1.0, slice_thickness_mm=1.0)
+    manifest["larger_than_box"] = False
+    votes = pd.DataFrame({"nodule_id": ["a", "a", "b", "b"], "malignancy": [2, 2, 4, 4], "calcification": 6})
+    table = failure_table(manifest[["nodule_id"]].assign(malignancy_probability=0.5), manifest, votes)
+    assert {row["wrong"] for row in table} == {1}  # each property is one group of both nodules
+    assert wants_turning({"malignancy_probability": 0.5}, 1)
+
+
+def test_a_perfect_ranking_has_the_exact_interval_of_pairs_of_patients() -> None:
+    y, p = np.array([0.0, 0, 0, 1, 1, 1, 1]), np.array([0.1, 0.2, 0.2, 0.7, 0.8, 0.8, 0.9])
+    patients = ["a", "a", "b", "b", "c", "d", "e"]  # pairs: a-c, b-d (or b's positive with a): two at most
+    assert metrics.disjoint_pairs(y, patients) == 2
+    found = metric_interval(metrics.auc, y, p, patients, resamples=50)
+    assert (found.mean, found.high) == (1.0, 1.0)
+    assert found.low == pytest.approx(0.025 ** (1 / 2))
+    assert found.note.startswith("perfectly separated")
+    worst = metric_interval(metrics.auc, y, -p, patients, resamples=50)
+    assert (worst.mean, worst.low) == (0.0, 0.0)
+    assert worst.high == pytest.approx(1 - 0.025 ** (1 / 2))
+    alike = metric_interval(metrics.mean_absolute, y, y, patients, resamples=50)
+    assert alike.mean == 0.0
+    assert np.isnan(alike.low)
+    assert alike.note == "no interval: every resample gives the same"
+
+
+def test_the_exact_interval_of_a_perfect_ranking_covers_the_truth() -> None:
+    """One nodule a patient, true AUC .95: of rankings that come out perfect, nearly all hold it."""
+    rng, truth = np.random.default_rng(0), 0.95
+    shift = np.sqrt(2) * stats.norm.ppf(truth)
+    y, held, perfect = np.repeat([0.0, 1.0], 6), 0, 0
+    for _ in range(400):
+        score = rng.normal(size=12) + shift * y
+        if metrics.auc(y, score) == 1.0:
+            perfect += 1
+            held += metric_interval(metrics.auc, y, score, list(range(12)), resamples=2).low <= truth
+    assert perfect > 50
+    assert held == perfect  # .025 ** (1/6) = .54 lies well below

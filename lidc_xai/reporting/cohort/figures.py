@@ -11,6 +11,7 @@ import pandas as pd
 
 from lidc_xai.annotations import load_nodules
 from lidc_xai.nodules.agreement import FIGURES, evaluated_masks
+from lidc_xai.ratings import EVEN_CHANCE
 from lidc_xai.reporting.values import number
 from lidc_xai.skipped import Skipped, read_skipped
 
@@ -103,7 +104,7 @@ def galleries(rows: Sequence[Mapping[str, Any]], size: int = GALLERY) -> list[di
     wrong: list[tuple[float, Mapping[str, Any]]] = []
     for row in predicted:
         probability = row["outputs"][0]["prediction"]["value"]
-        (right if (probability > 0.5) == bool(row["label"]) else wrong).append((abs(probability - 0.5), row))
+        (right if (probability > EVEN_CHANCE) == bool(row["label"]) else wrong).append((abs(probability - 0.5), row))
     disagreed = [(row["outputs"][0]["readers"]["sd"], row) for row in rows if row["outputs"][0]["readers"]["sd"]]
     chosen = (
         ("Surest and right", "The probability furthest from 0.5, on the readers’ side.", right),

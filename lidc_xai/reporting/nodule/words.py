@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lidc_xai.nodules.no_nodule import SURE as CLEAR
 from lidc_xai.nodules.no_nodule import recorded_no_nodule
-from lidc_xai.ratings import INDETERMINATE
+from lidc_xai.ratings import EVEN_CHANCE, INDETERMINATE
 from lidc_xai.reporting.values import percent, show
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def trust_in_rating(facts: NoduleFacts) -> Trust:
 def _contradicted(facts: NoduleFacts, probability: float) -> list[str]:
     """What the readers say of this very nodule, where it is the opposite."""
     median = facts["malignancy_median"]
-    if median is None or median == INDETERMINATE or (median > INDETERMINATE) == (probability > 0.5):
+    if median is None or median == INDETERMINATE or (median > INDETERMINATE) == (probability > EVEN_CHANCE):
         return []
     return [f"the readers rated this nodule {'high' if median > INDETERMINATE else 'low'} (median {median:g})"]
 
