@@ -56,6 +56,17 @@ def test_neighbours_are_closer_in_ratings_than_those_of_the_same_size(store, mod
     assert gain["nodules"] == 24
     assert gain["difference"].high < 0  # grey level carries the rating, size does not
     assert gain["by_model"].mean < 0.2 < gain["by_size"].mean
+    assert set(gain["by_rating"]) == {*similar.COMPARED, "calcified"} - {"diameter"}
+    margin = gain["by_rating"]["margin"]
+    ratings = mean_ratings(store)["margin"]
+    apart = [
+        abs(ratings[name] - ratings[one["nodule_id"]]) / ratings.std(ddof=0)
+        for name, near in similar_nodules(model, store, count=3).items()
+        for one in near
+    ]
+    assert margin["by_model"].mean == pytest.approx(np.mean(apart))
+    assert margin["difference"].high < 0
+    assert gain["by_rating"]["calcified"]["difference"].mean == 0.0  # nobody saw any
 
 
 def test_what_differs_is_said_against_the_models_values(store, model):
