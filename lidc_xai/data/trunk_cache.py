@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from lidc_xai.models.nodule_model import NoduleModel
 
 _WORDS = {
-    "weights": "other weights", "preprocess": "other preprocessing", "slices": "another number of slices",
-    "depth": "another number of blocks", "views": "other views", "precision": "another precision",
-    "mixed": "products of another precision",
-}  # fmt: skip
+    "preprocess": "other preprocessing", "slices": "another number of slices", "depth": "another number of blocks",
+    "views": "other views", "precision": "another precision", "mixed": "products of another precision",
+    "weights": "other weights",
+}  # fmt: skip  # weights last: another size or depth changes their hash too
 _EVERY = 32
 """Nodules between two records of what is done."""
 
@@ -77,7 +77,10 @@ class TrunkCache:
         place = {name: row for row, name in enumerate(record["planes"])}
         self.rows = [place[name] for name in data.nodule_ids]
         shape = (len(record["planes"]), *each)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"trunk.folder {self.folder}: cannot be made ({error.strerror})") from None
         path = self.folder / "tokens.bin"
         if record["done"] < shape[0]:
             self._build(path, shape, precision, record, model, reads)
@@ -119,6 +122,10 @@ class TrunkCache:
         try:
             record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             other = [words for name, words in _WORDS.items() if record[name] != made_from[name]]
+            if record["preprocess"] != made_from["preprocess"]:
+                before, now = record["preprocess"], made_from["preprocess"]
+                field = next(name for name in [*now, *before] if before.get(name) != now.get(name))
+                other[0] += f" ({field} {before.get(field)}, now {now.get(field)})"
             if not other and any(record["planes"].get(name) != digest for name, digest in planes.items()):
                 other = ["other planes"]
         except (OSError, ValueError, KeyError, AttributeError) as error:

@@ -91,8 +91,6 @@ def fit(
         finished = _finished(folder, key)
         if finished is not None:
             return finished
-        if is_first_process():
-            write_json(folder / RECORD, {"key": key, "complete": False})
     if data is None:
         wanted = [*train_ids, *(name for name in validation_ids if name not in set(train_ids))]
         data = planes_for(store, wanted, options)
@@ -100,6 +98,8 @@ def fit(
     check_parts(data, rows, validation_rows, options.model.outputs, patients_apart)
     model = prepare_model(options, data, rows)
     cache = trunk_for(model, data, options)
+    if folder is not None and is_first_process():  # only now: wrong weights must not bind the folder to a run
+        write_json(folder / RECORD, {"key": key, "complete": False})
     module = FitModule(model, data, rows, validation_rows, options, cache, teacher)
     history, best_epoch = train(module, options, folder)
     if options.lora.rank:

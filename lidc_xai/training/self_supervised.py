@@ -63,10 +63,10 @@ def pretrain(
     record = read_record(folder / RECORD, key)
     if record is not None and record["complete"]:
         return weights
-    if is_first_process():
-        write_json(folder / RECORD, {"key": key, "complete": False})
     data = PlaneDataset(store, ids, views=options.views, slices=options.slices)
     module = DinoModule(data.planes, options)
+    if is_first_process():  # only now: wrong weights must not bind the folder to a run
+        write_json(folder / RECORD, {"key": key, "complete": False})
     history = History(folder / "history.csv")
     run_epochs(module, options, folder, [history], clip=3.0)
     if is_first_process():

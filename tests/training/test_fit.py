@@ -138,6 +138,14 @@ def test_a_large_validation_part_gives_intervals_but_no_coverage(toy_store: Crop
     assert "intervals" not in few.training_info
 
 
+def test_wrong_weights_do_not_bind_the_folder(toy_store: CropStore, quick: Quick, tmp_path: Path) -> None:
+    ids, wrong, out = toy_store.nodule_ids, tmp_path / "wrong.safetensors", tmp_path / "run"
+    wrong.write_bytes(b"no weights")
+    with pytest.raises(LidcXaiError, match=r"wrong\.safetensors"):
+        fit(toy_store, out, train_ids=ids[:16], options=quick(epochs=1, model={"weights": str(wrong)}))
+    assert fit(toy_store, out, train_ids=ids[:16], options=quick(epochs=1)).folder == out
+
+
 def test_weights_are_recorded_by_name_and_hash(toy_store: CropStore, quick: Quick, tmp_path: Path) -> None:
     ids, out = toy_store.nodule_ids, tmp_path / "run"
 

@@ -137,10 +137,12 @@ def test_a_cache_of_something_else_is_refused(
     TrunkCache(folder, model(), PlaneDataset(toy_store, toy_store.nodule_ids[2:5], views=["axial"], slices=3), 2)
     with pytest.raises(UsageError, match="made with other weights"):
         TrunkCache(folder, model(seed=1), data, 2)
-    with pytest.raises(UsageError, match="made with other preprocessing"):
+    with pytest.raises(UsageError, match=r"made with other preprocessing \(mean -630.0, now -600.0\)"):
         TrunkCache(folder, model(mean=-600.0), data, 2)
-    with pytest.raises(UsageError, match=r"other weights|another number of blocks"):
+    with pytest.raises(UsageError, match="made with another number of blocks"):
         TrunkCache(folder, model(), data, 3)
+    with pytest.raises(UsageError, match=r"trunk.folder .*trunk.json/x: cannot be made \(Not a directory\)"):
+        TrunkCache(folder / "trunk.json" / "x", model(), data, 2)
     with pytest.raises(UsageError, match="made with another precision"):
         TrunkCache(folder, model(), data, 2, "float32")
     with pytest.raises(UsageError, match="products of another precision"):
