@@ -80,7 +80,7 @@ def compare(options: Options, run: Run) -> None:
     shown = pd.concat(tables, ignore_index=True)
     shown = shown[shown["output"].isin(["all", "malignancy"])]
     columns = ["lever", "method", "sigma", "maps", "output", "k", "models", "nodules", "agreement", "low", "high"]
-    print(shown[[*columns, "expected", "absolute"]].round(3).to_string(index=False))
+    print(shown[[*columns, "expected", "absolute", "identified"]].round(3).to_string(index=False))
     if options.faithful:
         folder = out / "maps" / _folder(levers[0], words(options.method)[0], {})
         rows = pd.DataFrame(

@@ -44,6 +44,7 @@ from .repeatability import benjamini_hochberg as benjamini_hochberg
 from .repeatability import disjoint_groups as disjoint_groups
 from .repeatability import group_agreement as group_agreement
 from .repeatability import group_correlations as group_correlations
+from .repeatability import group_identified as group_identified
 from .repeatability import models_needed as models_needed
 from .repeatability import moderated_t as moderated_t
 from .repeatability import spearman_brown as spearman_brown

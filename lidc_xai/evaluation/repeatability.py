@@ -97,6 +97,32 @@ def group_correlations(maps: ArrayLike, k: int = 1, *, most: int = MOST_SPLITS, 
     return np.stack(columns, axis=-1)
 
 
+def group_identified(maps: ArrayLike, k: int = 1, *, most: int = MOST_SPLITS, seed: int = 0) -> Floats:
+    """Is a mean map most like the other group's map of the same output? (outputs, pairs of groups), chance 1 / outputs.
+
+    ``maps``: (R, outputs, N) scores of R models. Each value is the mean of both directions, and a tie of n maps counts
+    1/n, so that a method that draws one map for all outputs has chance. NaN where a mean map is constant.
+
+    >>> group_identified([[[1, 2, 3], [3, 2, 1]], [[1, 2, 4], [3, 2, 1]]]).tolist()
+    [[1.0], [1.0]]
+    """
+    scores = np.asarray(maps, dtype=np.float64)
+    columns = []
+    for first, second in disjoint_groups(len(scores), k, most, seed):
+        one, other = scores[list(first)].mean(0), scores[list(second)].mean(0)
+        rho = spearman(one[:, None], other[None])
+        columns.append((_share_of_best(rho) + _share_of_best(rho.T)) / 2)
+    return np.stack(columns, axis=-1)
+
+
+def _share_of_best(rho: Floats) -> Floats:
+    """Of (outputs, outputs): 1/n where the diagonal is one of n largest values of its row, else 0."""
+    known, own = np.where(np.isnan(rho), -np.inf, rho), np.diagonal(rho)
+    best = known.max(1)
+    share = np.isclose(own, best, rtol=0, atol=1e-9) / np.isclose(known, best[:, None], rtol=0, atol=1e-9).sum(1)
+    return np.where(np.isnan(own), np.nan, share)
+
+
 def group_agreement(maps: ArrayLike, k: int = 1) -> float:
     """ρ_k of one map: the mean of ``group_correlations``; NaN where none is defined.
 

@@ -18,7 +18,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lidc_xai.errors import DataError, UsageError
-from lidc_xai.evaluation.repeatability import disjoint_groups, group_correlations, spearman_brown
+from lidc_xai.evaluation.repeatability import (
+    disjoint_groups,
+    group_correlations,
+    group_identified,
+    spearman_brown,
+)
 from lidc_xai.models.digest import check_different, weights_digest
 from lidc_xai.nodules.ensemble import Ensemble, models_for
 from lidc_xai.nodules.map_record import load_maps
@@ -85,7 +90,8 @@ def map_repeatability(
     Columns: method, maps, output (or "all", the mean over outputs), k, models, nodules, patients, pairs (of groups);
     agreement ρ_k with its 95 % interval (low, high) and what that one has resampled (models and patients, or patients
     alone where most draws of so few models hold no two groups of k), and what Spearman and Brown expect from k = 1;
-    absolute (of |S|, with interval) and mean_abs (mean |ρ|).
+    absolute (of |S|, with interval) and mean_abs (mean |ρ|); identified, with interval: how often a group's map is most
+    like the other group's map of the same output (``evaluation.group_identified``; chance 1 / outputs).
 
     Raises ``UsageError`` for fewer than two runs, two copies of one model, models without a shared output;
     ``DataError`` where no nodule is left.
@@ -204,6 +210,7 @@ def agreement_rows(
     """Rows by output (and "all") and k of ``map_repeatability``, from each nodule's (R, outputs, tokens)."""
     signed: dict[int, list[Floats]] = {}
     absolute: dict[int, list[Floats]] = {}
+    identified: dict[int, list[Floats]] = {}
     outputs: tuple[str, ...] = ()
     count = 0
     for names, scores in nodules:
@@ -211,23 +218,26 @@ def agreement_rows(
         for k in range(1, count // 2 + 1):
             signed.setdefault(k, []).append(group_correlations(scores, k, seed=seed))
             absolute.setdefault(k, []).append(group_correlations(np.abs(scores), k, seed=seed))
+            identified.setdefault(k, []).append(group_identified(scores, k, seed=seed))
     rows = []
     places: list[tuple[int | slice, str]] = [*enumerate(outputs)]
     places += [(slice(None), "all")] if len(outputs) > 1 else []
     for place, output in places:
         single = float("nan")
         for k in signed:
-            rho, rho_abs = (_of_output(np.stack(some[k]), place) for some in (signed, absolute))
+            rho, rho_abs, same = (_of_output(np.stack(some[k]), place) for some in (signed, absolute, identified))
             pairs = disjoint_groups(count, k, seed=seed)
             mean, low, high = resampled_mean(rho, pairs, count, patients, resamples, seed)
             size, size_low, size_high = resampled_mean(rho_abs, pairs, count, patients, resamples, seed)
+            share, share_low, share_high = resampled_mean(same, pairs, count, patients, resamples, seed)
             single = mean if k == 1 else single
             rows.append({
                 "output": output, "k": k, "models": count, "nodules": len(rho), "patients": len(set(patients)),
                 "pairs": len(pairs), "agreement": mean, "low": low, "high": high,
                 "resampled": "models and patients" if models_vary(count, k) else "patients",
                 "expected": spearman_brown(single, k), "absolute": size, "absolute_low": size_low,
-                "absolute_high": size_high, "mean_abs": _nanmean(np.abs(rho)),
+                "absolute_high": size_high, "mean_abs": _nanmean(np.abs(rho)), "identified": share,
+                "identified_low": share_low, "identified_high": share_high,
             })  # fmt: skip
     return rows
 

@@ -16,6 +16,7 @@ from lidc_xai.evaluation import (
     disjoint_groups,
     group_agreement,
     group_correlations,
+    group_identified,
     models_needed,
     moderated_t,
     spearman_brown,
@@ -87,6 +88,17 @@ def test_many_groups_are_drawn_without_repetition_and_the_same_again() -> None:
     assert all(len({*first, *second}) == 8 and first < second for first, second in found)
     with pytest.raises(UsageError, match="need 4 models, there are 3"):
         disjoint_groups(3, 2)
+
+
+def test_one_map_for_all_outputs_is_told_apart_by_chance() -> None:
+    rng = np.random.default_rng(0)
+    own = rng.normal(size=(1, 5, 40))
+    told = group_identified(own + 0.3 * rng.normal(size=(6, 5, 40)))
+    assert told.shape == (5, 15)
+    assert told.min() == 1
+    assert np.allclose(group_identified(np.repeat(rng.normal(size=(6, 1, 40)), 5, axis=1)), 1 / 5)
+    assert group_identified(rng.normal(size=(40, 5, 40)), most=300).mean() == pytest.approx(1 / 5, abs=0.04)
+    assert np.isnan(group_identified([[[1.0, 1.0], [1.0, 2.0]], [[1.0, 2.0], [2.0, 1.0]]])[0]).all()
 
 
 def test_a_constant_map_agrees_with_nothing() -> None:

@@ -40,7 +40,7 @@ def test_the_table_against_a_naive_reference(store: CropStore, tmp_path: Path) -
     for column, output in enumerate(OUTPUTS):
         flat = maps[:, :, :, column].reshape(4, 4, -1)
         for k in (1, 2):
-            values, sizes = [], []
+            values, sizes, same = [], [], []
             for first in combinations(range(4), k):
                 for second in combinations(range(4), k):
                     if first < second and not set(first) & set(second):
@@ -48,10 +48,15 @@ def test_the_table_against_a_naive_reference(store: CropStore, tmp_path: Path) -
                             a, b = flat[list(first), n], flat[list(second), n]
                             values.append(spearmanr(a.mean(0), b.mean(0)).statistic)
                             sizes.append(spearmanr(np.abs(a).mean(0), np.abs(b).mean(0)).statistic)
+                            x, y = (maps[list(some), n].mean(0).swapaxes(0, 1) for some in (first, second))
+                            ranks = np.array([[spearmanr(p, q, axis=None).statistic for q in y] for p in x])
+                            same += [ranks[column].argmax() == column, ranks[:, column].argmax() == column]
             row = table.loc[("models", output, k)]
             assert row["agreement"] == pytest.approx(np.mean(values), abs=1e-9)
             assert row["absolute"] == pytest.approx(np.mean(sizes), abs=1e-9)
             assert row["mean_abs"] == pytest.approx(np.mean(np.abs(values)), abs=1e-9)
+            assert row["identified"] == pytest.approx(np.mean(same), abs=1e-9)
+            assert row["identified_low"] <= row["identified"] <= row["identified_high"]
             assert row["low"] <= row["agreement"] <= row["high"]
     single = table.loc[("models", "all", 1)]
     assert single["agreement"] == pytest.approx(
