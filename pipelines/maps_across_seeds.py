@@ -5,8 +5,9 @@
 
 One nodule of each sampled patient that no training saw (``--several``: nodules, whoever's). Writes repeatability.csv
 (``nodules.map_repeatability``, with the lever in front: how many slices and turns each map is averaged over, and the
-noise of Smooth CDAM) and faithfulness.csv: on malignancy, with lung as fill, how far a single model's map and the mean
-map of all separate the model's deletion curves, paired by nodule and model. A killed run goes on.
+noise of Smooth CDAM), repeatability.svg (agreement over the number of models averaged) and faithfulness.csv: on
+malignancy, with lung as fill, how far a single model's map and the mean map of all separate the model's deletion
+curves, paired by nodule and model. A killed run goes on.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from lidc_xai.config import Config
 from lidc_xai.csv_files import write_csv
 from lidc_xai.errors import DataError
 from lidc_xai.evaluation import fidelity
+from lidc_xai.evaluation.benchmark.curves import CurveFigure, draw_curves
 from lidc_xai.evaluation.statistics import paired_difference
+from lidc_xai.files import write_text
 from lidc_xai.imaging import CropStore
 from lidc_xai.models import NoduleModel
 from lidc_xai.nodules import load_maps, map_repeatability, nodule_case
@@ -78,6 +81,7 @@ def compare(options: Options, run: Run) -> None:
             tables.append(table)
             write_csv(out / "repeatability.csv", pd.concat(tables, ignore_index=True).round(4))
     shown = pd.concat(tables, ignore_index=True)
+    write_text(out / "repeatability.svg", draw_agreement(shown))
     shown = shown[shown["output"].isin(["all", "malignancy"])]
     columns = ["lever", "method", "sigma", "maps", "output", "k", "models", "nodules", "agreement", "low", "high"]
     print(shown[[*columns, "expected", "absolute", "identified"]].round(3).to_string(index=False))
@@ -90,6 +94,22 @@ def compare(options: Options, run: Run) -> None:
         difference = paired_difference(rows["mean"], rows["single"], rows["patient_id"].tolist())
         interval = f"[{difference.low:.4f}, {difference.high:.4f}], p {difference.p:.3f}"
         print(f"area: single {rows['single'].mean():.4f}, mean map {difference.difference:+.4f} {interval}")
+
+
+def draw_agreement(table: pd.DataFrame) -> str:
+    """SVG text: ρ_k over k with its 95 % band, a line for each lever, method and kind of maps that the table holds.
+
+    Panels: all outputs, malignancy.
+    """
+    keys = [name for name in ("lever", "method", "sigma", "maps") if name in table and table[name].nunique() > 1]
+    names = table[keys or ["method"]].astype(str).agg(", ".join, axis=1)
+    named = table.assign(x=table["k"], method=names, mean=table["agreement"])
+    drawn = {name: named[named["output"] == name].assign(output="") for name in ("all", "malignancy")}
+    figure = CurveFigure(
+        "repeatability", ("all", "malignancy"), ("all outputs", "malignancy"), "models averaged, k",
+        "rank correlation of two groups' maps", zero=True,
+    )  # fmt: skip
+    return draw_curves(figure, drawn)
 
 
 def unseen_nodules(

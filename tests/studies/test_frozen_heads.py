@@ -1,9 +1,10 @@
 """Heads on a frozen backbone: the linear layer gives what the fits in standardised features give."""
 
 import numpy as np
+import pandas as pd
 import torch
 from frozen_heads import set_head
-from maps_across_seeds import unseen_nodules
+from maps_across_seeds import draw_agreement, unseen_nodules
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
@@ -32,8 +33,6 @@ def test_the_head_predicts_what_was_fitted() -> None:
 def test_only_patients_that_every_run_left_out(tmp_path) -> None:
     from types import SimpleNamespace
 
-    import pandas as pd
-
     table = pd.DataFrame(
         {"nodule_id": [f"n{k}" for k in range(6)], "patient_id": ["P0", "P0", "P1", "P2", "P3", "P4"],
          "n_readers": [4, 4, 3, 4, 2, 3]}
@@ -44,3 +43,18 @@ def test_only_patients_that_every_run_left_out(tmp_path) -> None:
     fold.training_info = {"validation_patients": ["P2"]}
     chosen = unseen_nodules(store, [[first], [second, fold]], 10, 0)
     assert set(chosen) in ({"n0", "n3", "n5"}, {"n1", "n3", "n5"})  # P1 is known, P3 has two readers
+
+
+def test_a_line_for_every_method_with_an_interval() -> None:
+    table = pd.DataFrame(
+        [
+            {"lever": "one slice", "method": method, "sigma": None, "maps": "models", "output": output, "k": k,
+             "agreement": 0.2 * k, "low": 0.1 * k, "high": 0.3 * k}
+            for method in ("cdam", "attn_lrp") for output in ("all", "malignancy", "margin") for k in (1, 2)
+        ]
+    )  # fmt: skip
+    text = draw_agreement(table)
+    assert [text.count(f">{words}<") for words in ("cdam", "attn_lrp", "all outputs", "malignancy", "margin")] == [
+        1, 1, 1, 1, 0,
+    ]  # fmt: skip
+    assert text == draw_agreement(table)
