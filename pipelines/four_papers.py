@@ -5,8 +5,8 @@
 
 CDAM (arXiv 2312.02364), contrast (2501.11096), ViT-ReciproCAM (2310.02588), softmax (2306.13197): each with its own
 configuration in ``--configs``, in OUT/<study>, features in OUT/features. ``--limit``: minutes for all of them, what is
-left divided evenly; the same command goes on where the last one stopped. ``--page``: a page with marks
-(studies/page.py).
+left divided evenly; the same command goes on where the last one stopped. ``--page``: the page to write, from the text
+studies/page.md and the runs' tables; the same runs give the same page.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import study_contrastive
 import study_reciprocam
 import study_softmax
 from pydantic import Field
-from studies.page import write_page
+from studies.page import BESIDE, write_page
 from studies.study import main as run_study
 
 from lidc_xai.commands.common import EXIT_INTERRUPTED, EXIT_TERMINATED, need_out
@@ -46,8 +46,8 @@ class FourPapers(Config):
     limit: float | None = Field(None, gt=0, description="Minutes for all studies.")
     configs: Path = Field(CONFIGS, description="Folder with study_<name>.yaml (configs/gpu: 224 px, larger samples).")
     only: list[str] = Field([], description="Of cdam, contrastive, reciprocam, softmax; empty: all.")
-    page: Path | None = Field(None, description="Markdown page whose marks are filled.")
-    beside: Path | None = Field(None, description="Another run's --out: it fills the page's marks of STUDY_beside.")
+    page: Path | None = Field(None, description="Markdown page to write.")
+    beside: Path | None = Field(None, description="Another run's --out: it fills the marks of STUDY_beside.")
 
 
 def studies() -> dict[str, Callable[[Sequence[str]], int]]:
@@ -74,8 +74,8 @@ def work(config: FourPapers, run: Run) -> None:
     unknown = [name for name in config.only if name not in every]
     if unknown:
         raise UsageError(f"only: {unknown[0]!r} is none of {', '.join(every)}")
-    if config.page is not None and not config.page.is_file():
-        raise UsageError(f"{config.page}: no such page; give one with marks (pipelines/studies/page.py)")
+    if config.page is not None and not config.page.parent.is_dir():
+        raise UsageError(f"--page {config.page}: no such folder")
     chosen = config.only or list(every)
     start = time.monotonic()
     for number, name in enumerate(chosen):
@@ -115,7 +115,7 @@ def work(config: FourPapers, run: Run) -> None:
     if config.page is not None:
         folders = {name: out / name for name in every}
         if config.beside is not None:
-            folders |= {f"{name}_beside": config.beside / name for name in every}
+            folders |= {f"{name}{BESIDE}": config.beside / name for name in every}
         say(f"{config.page}: {write_page(config.page, folders)} tables written")
 
 

@@ -25,14 +25,26 @@ from pydantic import Field
 from studies.cdam_figures import attention_agreement, draw_curves
 from studies.cdam_pictures import attention_figure, class_figures
 from studies.cdam_tables import CDAM, METRICS, OTHERS, benchmark_arm, claims_of, not_run
-from studies.concept_maps import concept_claims, concept_measures, learned_sets
+from studies.concept_maps import concept_measures, learned_sets
 from studies.peaks import run_peaks
 from studies.photo_arms import CNN, VIT, PhotoArms
 from studies.study import Study, StudyConfig, main
 from studies.study_arms import PHOTOS, Arm, StudyImage, describe, find_weights, photo_images, what_to_bring
-from studies.study_measures import AUPRC, IOU, OWN_OTHER, POINTING, joined, object_classes, on_objects, tidy
+from studies.study_measures import (
+    AUPRC,
+    IOU,
+    OWN_OTHER,
+    POINTING,
+    POSITIVE_OWN,
+    POSITIVE_REST,
+    QUIET_REST,
+    joined,
+    object_classes,
+    on_objects,
+    sign_shares,
+    tidy,
+)
 from studies.study_sets import X_MULTI, X_VAL, StudySets, study_sets
-from studies.study_table import Finding
 from torch import Tensor, nn
 
 from lidc_xai.errors import ModelError
@@ -40,7 +52,6 @@ from lidc_xai.evaluation import fidelity, tune_sigma
 from lidc_xai.evaluation.benchmark.options import BenchmarkOptions
 from lidc_xai.evaluation.geometry import centred_disc
 from lidc_xai.evaluation.published import CDAM_PAPER
-from lidc_xai.evaluation.statistics import bootstrap_mean
 from lidc_xai.evaluation.tuning import SIGMAS
 from lidc_xai.explain import explain, list_methods
 from lidc_xai.imagenet.classifier import Classifier, load_classifier
@@ -251,17 +262,42 @@ def localise(study: Study[CdamConfig], arm: Arm) -> None:
     for name in (name for name in (*CDAM, "attn_lrp", "reciprocam", "gradcam") if name in names and name in able):
         rival = "attention" if "attention" in names else "random"
         study.claim(arm, f"{name} lies more on the asked class's object than {rival}", table, AUPRC, name, rival)
-        own = table[(table["metric"] == OWN_OTHER) & (table["method"] == name)]
-        if len(own):
-            claim = f"{name} tells the asked class from the other one (own − other above 0)"
-            mean = bootstrap_mean(own["value"], own["image"].tolist(), seed=config.seed)
-            study.findings.append(Finding.of(claim, arm.data, arm.model, mean, note="Fig. 3"))
+        claim = f"{name} tells the asked class from the other one (own − other above 0)"
+        study.mean_claim(arm, claim, table, OWN_OTHER, name)
+    claim = "CDAM tells the classes apart better than relevance propagation (own − other)"
+    study.claim(arm, claim, table, OWN_OTHER, "cdam", "relevance_propagation")
+    for rival in ("gradcam", "cdam", "relevance_propagation"):
+        claim = f"ReciproCAM lies more on the asked class's object than the gradient-based {rival}"
+        study.claim(arm, claim, table, AUPRC, "reciprocam", rival)
     if "cdam" not in able:
         return
     some = replace(arm, images=arm.images[: config.concept_images])
+    signs(study, arm)
     altered(study, some)
     if study.photo_arms is not None and some.images:
         concepts(study, some, study.photo_arms)
+
+
+def signs(study: Study[CdamConfig], arm: Arm) -> None:
+    """Where CDAM is positive, and what it is worth without the norm: the paper's words about Figures 1 and 3."""
+
+    def measure(images: Sequence[StudyImage], batch: Tensor) -> pd.DataFrame:
+        both = explain(arm.classifier.model, batch, object_classes(images), "cdam", tokens="block_input").relevance
+        found = explain(arm.classifier.model, batch, object_classes(images), "cdam").relevance
+        return joined(
+            [sign_shares(arm, images, "cdam", found), on_objects(arm, images, "cdam, not normalised", both),
+             on_objects(arm, images, "cdam, normalised", found)]
+        )  # fmt: skip
+
+    table = study.by_batch(arm, "signs", measure)
+    study.means(arm, table, note="Figures 1 and 3: signs; tokens without norm")
+    wide = table.assign(method=table["metric"]).assign(metric="share")
+    claim = "CDAM is positive on more of the asked object than of the rest"
+    study.claim(arm, claim, wide, "share", POSITIVE_OWN, POSITIVE_REST)
+    claim = "CDAM is near zero or negative on more than half of what is not the asked object"
+    study.mean_claim(arm, claim, table, QUIET_REST, "cdam", above=0.5)
+    claim = "CDAM of the normalised tokens lies better than of those that are not"
+    study.claim(arm, claim, table, AUPRC, "cdam, normalised", "cdam, not normalised")
 
 
 def altered(study: Study[CdamConfig], arm: Arm) -> None:
@@ -293,7 +329,9 @@ def concepts(study: Study[CdamConfig], arm: Arm, arms: PhotoArms) -> None:
     told = {"sizes": config.concept_sizes, "classes": sorted(sets)}
     table = study.by_batch(some, "concepts", concept_measures(some, sets, config.concept_sizes, config.seed), told)
     study.means(some, table, note="Figures 4 to 6, against the masks")
-    study.findings += concept_claims(some, table, config.seed)
+    for name in (name for name in table["method"].unique() if str(name).endswith(" images")):
+        claim = f"CDAM of a {name} distinguishes the concept's parts of an image from the rest"
+        study.mean_claim(some, claim, table, OWN_OTHER, name)
 
 
 def perturb(study: Study[CdamConfig], scene: Scene) -> None:
@@ -359,11 +397,11 @@ def draw(study: Study[CdamConfig], scene: Scene) -> None:
     told = {"attention/spearman": values["spearman"], "attention/share of |S| on the least tenth": values["low"]}
     table = tidy(few, "cdam", told)
     study.means(some, table, note="Figure S1, A.1: |CDAM| and attention over the patches")
-    own = table[table["metric"] == "attention/spearman"]
-    if len(own):
-        mean = bootstrap_mean(own["value"], own["image"].tolist(), seed=config.seed)
-        claim = "CDAM scales attention: |CDAM| and attention rank the patches alike"
-        study.findings.append(Finding.of(claim, arm.data, arm.model, mean, note="Figure S1, A.1"))
+    study.mean_claim(
+        arm, "CDAM scales attention: |CDAM| and attention rank the patches alike", table, "attention/spearman", "cdam"
+    )
+    claim = "the tenth of the patches with least attention has less than a tenth of |CDAM|"
+    study.mean_claim(arm, claim, table, "attention/share of |S| on the least tenth", "cdam", above=0.1, sign=-1)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

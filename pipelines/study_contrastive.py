@@ -36,7 +36,7 @@ from studies.study_measures import (
 )
 from torch import Tensor
 
-from lidc_xai.evaluation import blur_mask_test, epsilon_perturbation, two_probable
+from lidc_xai.evaluation import blur_mask_test, epsilon_perturbation, map_similarity, two_probable
 from lidc_xai.explain.networks.families import as_vit
 
 SOURCE = "arXiv 2501.11096"
@@ -44,6 +44,8 @@ TITLE = "Contrastive explanations"
 EPSILON_NAMES = {"plain": "logit", "mean": "mean", "max": "max", "weighted": "weighted"}
 SELECTED, WRONG = "share with two probable classes", "share misclassified"
 SURE = "share misclassified with confidence"
+ALIKE, NEGATIVE = "dominance/Spearman of weighted and plain map", "dominance/share of maps wholly negative"
+DOMINATED, DOMINANCE_IMAGES = 0.01, 64
 
 
 class Contrastive(StudyConfig):
@@ -88,6 +90,8 @@ def work(study: Study[Contrastive]) -> None:
         chosen = arm if arm.masked else probable(study, arm)
         run_epsilon(study, replace(chosen, images=chosen.images[: config.epsilon_images]))
         run_maps(study, chosen)
+        if not arm.masked:
+            run_dominance(study, arm)
         examples(study, chosen)
     panels = {f"epsilon n={n}/Δ probability": f"ε-perturbation, n = {n}: Δ probability" for n in config.steps}
     panels |= {f"{mode}/blur": f"{mode} pixels, blurred: gain of the own class" for mode in config.modes}
@@ -198,10 +202,44 @@ def run_maps(study: Study[Contrastive], arm: Arm) -> None:
     ) -> pd.DataFrame:
         return measured(study, arm, images, batch, label, *setting)
 
-    for label, setting in settings(study, arm).items():
-        table = study.by_variant(arm, "maps", {label: setting}, measure)
-        study.means(arm, table)
-        claims(study, arm, table, label, setting[2])
+    every, tables = settings(study, arm), []
+    for label, setting in every.items():
+        tables.append(study.by_variant(arm, "maps", {label: setting}, measure))
+        study.means(arm, tables[-1])
+        claims(study, arm, tables[-1], label, setting[2])
+    table, metric = joined(tables), OWN_OTHER if arm.masked else "positive/blur"
+    for label in (label for label in every if label.startswith("gradcam block")):
+        claim = f"gradient_rollout tells the two classes apart better than {label} (weighted)"
+        study.claim(arm, claim, table, metric, "gradient_rollout, weighted", f"{label}, weighted")
+
+
+def run_dominance(study: Study[Contrastive], arm: Arm) -> None:
+    """Where one class dominates, is the weighted map still another than the plain one? Are maps wholly negative?"""
+    config, model = study.config, arm.classifier.model
+    vit = as_vit(model) is not None
+    methods = ["gradient_rollout"] if vit else [name for name in ("gradcam", "fullgrad") if name in config.methods]
+    options: dict[str, Any] = {"max_batch": config.batch} | ({"clamp": False} if vit else {})
+    arm = replace(arm, images=arm.images[:DOMINANCE_IMAGES])
+
+    def measure(images: Sequence[StudyImage], batch: Tensor, label: str, method: str) -> pd.DataFrame:
+        with torch.no_grad():
+            top = model(batch).softmax(-1).topk(2)
+        found = contrast_maps(model, batch, top.indices[:, :1].cpu(), method, ["plain", "weighted"], **options)
+        plain, weighted = found["plain"][:, 0], found["weighted"][:, 0]
+        alike, second = map_similarity(plain, weighted).spearman, top.values[:, 1].cpu().numpy()
+        parts = [tidy(images, f"{label}, weighted", {NEGATIVE: (weighted.flatten(1).amax(1) <= 0).cpu().numpy()})]
+        for name, chosen in (("one", second <= DOMINATED), ("two", second > config.threshold)):
+            rows = np.flatnonzero(chosen)
+            parts.append(tidy([images[r] for r in rows], f"{label}, {name} probable", {ALIKE: alike[rows]}))
+        return joined(parts)
+
+    table = study.by_variant(arm, "dominance", {name: name for name in methods}, measure)
+    study.means(arm, table, note=f"the predicted class; one probable: p₂ ≤ {DOMINATED:g}")
+    for name in methods:
+        claim = f"{name}: where one class dominates, weighted and plain map rank the pixels alike (Spearman above .9)"
+        study.mean_claim(arm, claim, table, ALIKE, f"{name}, one probable", above=0.9)
+        claim = f"{name}: a tenth of the weighted maps or more are wholly negative"
+        study.mean_claim(arm, claim, table, NEGATIVE, f"{name}, weighted", above=0.1)
 
 
 def measured(

@@ -168,6 +168,10 @@ def run_maps(study: Study[Softmax], arm: Arm) -> None:
         claim = f"{method}: the probability's map is more faithful than the logit's ({{}})"
         study.claim(arm, claim.format("insertion"), table, "insertion", probability, logit)
         study.claim(arm, claim.format("deletion"), table, "deletion", logit, probability)
+        claim = f"{method}: the log-probability's map is as faithful as the probability's ({{}})"
+        for metric in ("insertion", "deletion"):
+            log = f"{method}, log-probability"
+            study.alike_claim(arm, claim.format(metric), table, metric, log, probability, within=0.01)
 
 
 def run_information(study: Study[Softmax], arm: Arm) -> None:

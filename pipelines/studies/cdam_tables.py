@@ -18,11 +18,11 @@ from lidc_xai.evaluation.benchmark.runner import part_path, read_parts, run_benc
 from lidc_xai.evaluation.benchmark.tables import figures
 from lidc_xai.evaluation.cases import Case, LazyCase
 from lidc_xai.evaluation.published import CDAM_PAPER, published
-from lidc_xai.evaluation.statistics import bootstrap_mean, paired_difference
+from lidc_xai.evaluation.statistics import bootstrap_mean, paired_difference, spearman
 from studies.study import Study
 from studies.study_arms import Arm, StudyImage
 from studies.study_sets import X_MULTI, X_VAL
-from studies.study_table import Finding
+from studies.study_table import Finding, alike
 
 CDAM = ("cdam", "smooth_cdam", "integrated_cdam")
 OTHERS = (
@@ -32,12 +32,15 @@ OTHERS = (
 """The importance estimators that the paper compares with."""
 FIDELITY, BOX = "fidelity/area", "box/area"
 OWN_FIDELITY, OWN_BOX, COMPACT = "discrimination/fidelity", "discrimination/box", "compactness/value"
-WRONG = "fidelity/area of the other class's map"
+WRONG, WRONG_BOX = "fidelity/area of the other class's map", "box/area of the other class's map"
 METRICS = {
     FIDELITY: "LIF − MIF", "fidelity/area_mif": "MIF", "fidelity/area_lif": "LIF", BOX: "box sensitivity",
     OWN_FIDELITY: "class discrimination, LIF − MIF", OWN_BOX: "class discrimination, boxes", COMPACT: "compactness",
     "fidelity/at_stake": "f(x) − f(all replaced)",
 }  # fmt: skip
+MIF, LIF = "fidelity/area_mif", "fidelity/area_lif"
+_IG = "integrated_gradients"
+_UNRELATED = 0.3  # a rank correlation below it counts as none
 CURVES = ("fidelity/mif", "fidelity/lif", "box/correlation")
 _AT_ONCE = 4
 
@@ -161,12 +164,14 @@ def _all_measured(place: Path, images: Sequence[StudyImage]) -> bool:
 
 
 def with_wrong(table: pd.DataFrame) -> pd.DataFrame:
-    """With LIF' − MIF' of the other class's map on the own score: the own map's area − class discrimination."""
+    """With the areas of the other class's map on the own score: the own map's − class discrimination."""
     wide = table.pivot_table(index=["image", "method"], columns="metric", values="value", aggfunc="mean", observed=True)
-    if FIDELITY not in wide or OWN_FIDELITY not in wide:
-        return table
-    wrong = (wide[FIDELITY] - wide[OWN_FIDELITY]).dropna().rename("value").reset_index()
-    return pd.concat([table, wrong.assign(metric=WRONG, note="")], ignore_index=True)
+    parts = [table]
+    for metric, own, apart in ((WRONG, FIDELITY, OWN_FIDELITY), (WRONG_BOX, BOX, OWN_BOX)):
+        if own in wide and apart in wide:
+            wrong = (wide[own] - wide[apart]).dropna().rename("value").reset_index()
+            parts.append(wrong.assign(metric=metric, note=""))
+    return pd.concat(parts, ignore_index=True)
 
 
 def claims_of(study: Study[Any], arm: Arm, table: pd.DataFrame) -> None:
@@ -183,11 +188,46 @@ def claims_of(study: Study[Any], arm: Arm, table: pd.DataFrame) -> None:
         difference = paired_difference(wide[claim.more], wide[best], seed=study.config.seed)
         note = f"{claim.place}; against the {'highest' if claim.sign > 0 else 'lowest'} of the others here, {best}"
         study.findings.append(Finding.of(claim.text, arm.data, arm.model, difference, claim.sign, note))
-    wrong = table[(table["metric"] == WRONG) & (table["method"] == "cdam")]
-    if len(wrong):
-        text = "With the other class's map the order of CDAM is reversed: LIF′ − MIF′ is negative"
-        mean = bootstrap_mean(wrong["value"], wrong["image"].tolist(), seed=study.config.seed)
-        study.findings.append(Finding.of(text, arm.data, arm.model, mean, -1, "Fig. S4 and S5"))
+    if arm.like == X_MULTI:
+        _multi_claims_of(study, arm, table)
+
+
+def _multi_claims_of(study: Study[Any], arm: Arm, table: pd.DataFrame) -> None:
+    """What the paper says of X_multi beside who is best."""
+    text = "With the other class's map the order of CDAM is reversed: LIF′ − MIF′ is negative"
+    study.mean_claim(arm, text, table, WRONG, "cdam", sign=-1)
+    text = "With the other class's map CDAM's boxes are anti-correlated with the score"
+    study.mean_claim(arm, text, table, WRONG_BOX, "cdam", sign=-1)
+    wide = table.pivot_table(index="image", columns=["metric", "method"], values="value", aggfunc="mean")
+    ours = {metric: wide[metric] for metric in dict.fromkeys(wide.columns.get_level_values(0))}
+    apart = ours.get(OWN_FIDELITY)
+    for name in ("attention", "partial_lrp", "smoothgrad", "input_x_gradient", "integrated_gradients"):
+        if apart is not None and {name, "cdam"} <= set(apart.columns):
+            left = paired_difference(apart["cdam"] / 10, apart[name].abs(), seed=study.config.seed)
+            text = f"{name} does not follow the class: its class discrimination is less than a tenth of CDAM's"
+            study.findings.append(Finding.of(text, arm.data, arm.model, left))
+    text = "CDAM tells the classes apart better than relevance propagation (LIF − MIF)"
+    study.claim(arm, text, table, OWN_FIDELITY, "cdam", "relevance_propagation")
+    text = "Smooth CDAM is more faithful than CDAM (LIF − MIF)"
+    study.claim(arm, text, table, FIDELITY, "smooth_cdam", "cdam")
+    for text, metric, sign in (
+        ("Integrated gradients are better than every other method with the most important pixels first", MIF, -1),
+        ("Integrated gradients are worse than the best of the others with the least important pixels first", LIF, -1),
+    ):
+        own = ours.get(metric)
+        others = [] if own is None else [name for name in (*CDAM, *OTHERS) if name in own and name != _IG]
+        if own is None or _IG not in own or not others:
+            continue
+        means = own[others].mean()
+        best = str(means.idxmin() if metric == MIF else means.idxmax())
+        found = paired_difference(own[_IG], own[best], seed=study.config.seed)
+        study.findings.append(Finding.of(text, arm.data, arm.model, found, sign, f"the best of the others: {best}"))
+    if FIDELITY in ours and COMPACT in ours:
+        names = [name for name in (*CDAM, *OTHERS) if name in ours[FIDELITY] and name in ours[COMPACT]]
+        pairs = [(ours[FIDELITY].loc[image, names], ours[COMPACT].loc[image, names]) for image in wide.index]
+        found = bootstrap_mean([spearman(*pair) for pair in pairs], seed=study.config.seed)
+        text = "Fidelity and compactness are unrelated: their rank correlation over the methods is near 0"
+        study.findings.append(alike(text, arm.data, arm.model, found, _UNRELATED, f"correlation {found}"))
 
 
 def not_run(study: Study[Any]) -> list[str]:

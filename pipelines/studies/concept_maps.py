@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lidc_xai.evaluation.statistics import bootstrap_mean
 from lidc_xai.explain import ConceptSimilarity, explain
 from studies.features import features_of
 from studies.photo_arms import PhotoArms
 from studies.study_arms import Arm, StudyImage
-from studies.study_measures import OWN_OTHER, joined, object_classes, on_objects
-from studies.study_table import Finding
+from studies.study_measures import joined, object_classes, on_objects
 
 AGGREGATIONS = ("mean", "median", "mean of unit vectors")
 MEASURES = ("dot", "cosine", "l2")
@@ -82,14 +80,3 @@ def concept_measures(
         return joined([*parts, on_objects(arm, images, "cdam of the class", of_class, seed)])
 
     return measure
-
-
-def concept_claims(arm: Arm, table: pd.DataFrame, seed: int) -> list[Finding]:
-    """The paper's: the map shows which parts are relevant for the concept, and which are not."""
-    claims = []
-    for name in (name for name in table["method"].unique() if str(name).endswith(" images")):
-        own = table[(table["method"] == name) & (table["metric"] == OWN_OTHER)]
-        mean = bootstrap_mean(own["value"], own["image"].tolist(), seed=seed)
-        text = f"CDAM of a {name} distinguishes the concept's parts of an image from the rest"
-        claims.append(Finding.of(text, arm.data, arm.model, mean, note=f"Fig. 4 to 6; {OWN_OTHER}"))
-    return claims

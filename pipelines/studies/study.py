@@ -48,7 +48,7 @@ from studies.study_arms import (
     what_to_bring,
 )
 from studies.study_measures import joined
-from studies.study_table import Finding, Row, with_published, write_study
+from studies.study_table import Finding, Row, alike, with_published, write_study
 
 
 class StudyConfig(Config):
@@ -260,6 +260,26 @@ class Study(Generic[C]):
         wide = wide.reindex(columns=[more, less])
         difference = paired_difference(wide[more], wide[less], seed=self.config.seed)
         self.findings.append(Finding.of(claim, arm.data, arm.model, difference, note=note))
+
+    def mean_claim(
+        self, arm: Arm, claim: str, table: pd.DataFrame, metric: str, method: str, above: float = 0.0, sign: int = 1,
+        note: str = "",
+    ) -> None:  # fmt: skip
+        """Test that ``metric`` of ``method`` is above a figure (``sign`` −1: below it)."""
+        own = table[(table["metric"] == metric) & (table["method"] == method)]
+        if len(own):
+            found = bootstrap_mean(own["value"] - above, own["image"].tolist(), seed=self.config.seed)
+            self.findings.append(Finding.of(claim, arm.data, arm.model, found, sign, note))
+
+    def alike_claim(
+        self, arm: Arm, claim: str, table: pd.DataFrame, metric: str, one: str, other: str, within: float
+    ) -> None:
+        """Test that ``metric`` of two methods differs by less than ``within``: the effect is what is left of it."""
+        own = table[(table["metric"] == metric) & table["method"].isin([one, other])]
+        wide = own.pivot_table(index="image", columns="method", values="value", aggfunc="mean")
+        if {one, other} <= set(wide.columns):
+            found = paired_difference(wide[one], wide[other], seed=self.config.seed)
+            self.findings.append(alike(claim, arm.data, arm.model, found, within))
 
     def finish(self, title: str, about: Sequence[str], panels: Mapping[str, str]) -> None:
         """Write the table, the claims, the page and the figure; ``panels``: metrics to draw, with titles."""

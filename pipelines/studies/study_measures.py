@@ -30,6 +30,8 @@ from studies.study_arms import Arm, StudyImage
 COLUMNS = ("image", "method", "metric", "value")
 OWN_SHARE, AUPRC, OWN_OTHER = "objects/own share", "objects/auprc", "objects/own − other"
 IOU, POINTING = "objects/iou", "objects/pointing"
+POSITIVE_OWN, POSITIVE_REST = "signs/positive share of the object", "signs/positive share of the rest"
+QUIET_REST = "signs/share of the rest below 5 % of the highest"
 
 
 def tidy(images: Sequence[StudyImage], method: str, values: Mapping[str, ArrayLike]) -> pd.DataFrame:
@@ -71,6 +73,21 @@ def on_objects(arm: Arm, images: Sequence[StudyImage], method: str, relevance: T
         POINTING: [one.pointing for one in own],
     }
     return tidy(images, method, {metric: np.mean(parts, axis=0) for metric, parts in values.items()})
+
+
+def sign_shares(arm: Arm, images: Sequence[StudyImage], method: str, relevance: Tensor) -> pd.DataFrame:
+    """Of maps (n, 2, h, w): how much of the own object and of all the rest is positive, and how much of the rest is
+    below 5 % of the map's highest value (negative included); the mean of both classes."""
+    masks = np.stack([arm.masks(image) for image in images])
+    size = (masks.shape[-2], masks.shape[-1])
+    maps = resampled(relevance.detach().double().cpu(), size).numpy()
+    low = maps < 0.05 * maps.max((-2, -1), keepdims=True)
+    values = {
+        POSITIVE_OWN: ((maps > 0) & masks).sum((-2, -1)) / masks.sum((-2, -1)),
+        POSITIVE_REST: ((maps > 0) & ~masks).sum((-2, -1)) / (~masks).sum((-2, -1)),
+        QUIET_REST: (low & ~masks).sum((-2, -1)) / (~masks).sum((-2, -1)),
+    }
+    return tidy(images, method, {metric: own.mean(1) for metric, own in values.items()})
 
 
 def own_share(maps: NDArray[np.float64], own: NDArray[np.bool_], other: NDArray[np.bool_]) -> NDArray[np.float64]:

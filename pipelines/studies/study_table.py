@@ -110,6 +110,25 @@ class Finding:
         return "shown" if self.low > 0 else "refuted" if self.high < 0 else "not decided"
 
 
+def alike(
+    claim: str, data: str, model: str, found: Interval | PairedDifference, within: float, note: str = ""
+) -> Finding:
+    """A claim that an effect is none: shown where its whole interval lies within ± ``within``, refuted where outside.
+
+    ``effect``: ``within`` less the effect's size.
+
+    >>> from lidc_xai.evaluation.statistics import Interval
+    >>> found = alike("the same", "images", "m", Interval(-0.1, -0.3, 0.2, 20, 20, 0), within=0.5)
+    >>> found.verdict, round(found.effect, 3), round(found.low, 3), round(found.high, 3)
+    ('shown', 0.4, 0.2, 0.5)
+    """
+    effect = found.difference if isinstance(found, PairedDifference) else found.mean
+    nearest = 0.0 if found.low <= 0 <= found.high else min(abs(found.low), abs(found.high))
+    low, high = within - max(abs(found.low), abs(found.high)), within - nearest
+    note = "; ".join(text for text in (note, f"margin {within:g}") if text)
+    return Finding(claim, data, model, within - abs(effect), low, high, found.n, note=note)
+
+
 def with_published(rows: Sequence[Row], known: pd.DataFrame, source: str) -> list[Row]:
     """Rows with the figures that ``source`` prints for their method and metric, on the images that they stand for."""
     found = []
