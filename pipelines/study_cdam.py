@@ -147,9 +147,9 @@ def on_photographs(study: Study[CdamConfig]) -> Iterator[Scene]:
     """X_multi and X_val with DINOv2, X_multi with a CNN; a Swin is named with its file."""
     config = study.config
     makers = [
-        (VIT, lambda arms: arms.masked(VIT)),
-        (VIT, lambda arms: arms.superclasses(VIT)),
-        (CNN, lambda arms: arms.masked(CNN)),
+        ((VIT,), lambda arms: arms.masked(VIT)),
+        ((VIT,), lambda arms: arms.superclasses(VIT)),
+        ((CNN,), lambda arms: arms.masked(CNN)),
     ]
     for arm in study.on_photographs(makers):
         if arm.classifier.name.endswith(CNN):

@@ -81,10 +81,10 @@ def work(study: Study[Contrastive]) -> None:
     config = study.config
     check_contrasts([*config.contrasts, *config.of_maps])
     makers: list[Maker] = [
-        (CNN, lambda arms: arms.thousand()),
-        (VIT, lambda arms: arms.superclasses(VIT)),
-        (VIT, lambda arms: arms.distilled(VIT)),
-        (VIT, lambda arms: arms.masked(VIT)),
+        ((CNN,), lambda arms: arms.thousand()),
+        ((VIT,), lambda arms: arms.superclasses(VIT)),
+        ((VIT, CNN), lambda arms: arms.distilled(VIT)),
+        ((VIT,), lambda arms: arms.masked(VIT)),
     ]
     for arm in study.each_arm(models(config), makers):
         chosen = arm if arm.masked else probable(study, arm)

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field
-from studies.photo_arms import VIT
+from studies.photo_arms import CNN, VIT
 from studies.study import Maker, Study, StudyConfig, main
 from studies.study_arms import Arm, StudyImage
 from studies.study_measures import (
@@ -69,9 +69,9 @@ def work(study: Study[Reciprocam]) -> None:
     """ADCC and ablations on every arm, then times, then the table."""
     timed_models: set[str] = set()
     makers: list[Maker] = [
-        (VIT, lambda arms: arms.masked(VIT)),
-        (VIT, lambda arms: arms.superclasses(VIT)),
-        (VIT, lambda arms: arms.distilled(VIT)),
+        ((VIT,), lambda arms: arms.masked(VIT)),
+        ((VIT,), lambda arms: arms.superclasses(VIT)),
+        ((VIT, CNN), lambda arms: arms.distilled(VIT)),
     ]
     for arm in study.each_arm(study.config.vits, makers):
         if arm.masked:
@@ -329,9 +329,8 @@ def examples(study: Study[Reciprocam], arm: Arm) -> None:
         shown = {}
         for label, (method, options) in variants(study, arm).items():
             if label in names:
-                found = explain(arm.classifier.model, batch, classes, method, **options).relevance[0]
-                lowest = found.amin((-2, -1), keepdim=True) if method == "reciprocam" else 0
-                shown[label.replace(", ", "\n")] = found - lowest
+                found = explain(arm.classifier.model, batch, classes, method, **options)
+                shown[label.replace(", ", "\n")] = found.relevance[0]
         return shown
 
     draw_examples(arm, study.config.examples, study.out / "examples", study.device, maps)

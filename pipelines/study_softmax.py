@@ -76,10 +76,10 @@ def work(study: Study[Softmax]) -> None:
     """Every part on every arm, then the table."""
     config = study.config
     makers: list[Maker] = [
-        (CNN, lambda arms: arms.thousand()),
-        (VIT, lambda arms: arms.superclasses(VIT)),
-        (VIT, lambda arms: arms.distilled(VIT)),
-        (VIT, lambda arms: arms.masked(VIT)),
+        ((CNN,), lambda arms: arms.thousand()),
+        ((VIT,), lambda arms: arms.superclasses(VIT)),
+        ((VIT, CNN), lambda arms: arms.distilled(VIT)),
+        ((VIT,), lambda arms: arms.masked(VIT)),
     ]
     for arm in study.each_arm(config.cnns, makers):
         if arm.masked:

@@ -59,7 +59,7 @@ def draw_panel(
     picture: str = "photograph",
     stable: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Write a PNG. ``maps``: method → (T, h, w) raw scores; ``rows``: T labels; ``warning``: a line in red on top;
+    """Write a PNG. ``maps``: method (a variant's name on a line below it) → (T, h, w) raw scores; ``rows``: T labels; ``warning``: a line in red on top;
     ``picture``: heading of the first column; ``stable``: method → (T, h, w) bool, what is coloured (else everything).
     """
     settled = stable or {}
@@ -81,7 +81,7 @@ def draw_panel(
                 axis.imshow(pixels)
                 axis.set_ylabel(label, fontsize=8)
                 continue
-            shown, scale = strength(maps[name][r], name, pixels.shape[:2])
+            shown, scale = strength(maps[name][r], name.partition("\n")[0], pixels.shape[:2])
             axis.imshow(overlay(pixels, shown, settled[name][r] if name in settled else None))
             axis.set_xlabel(scale, fontsize=7)
     figure.suptitle(title, fontsize=9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from lidc_xai.files import atomic_path
 from lidc_xai.imagenet.classifier import RANDOM, Classifier
 from lidc_xai.imagenet.panel import overlay, strength
 
-_CELL = 1.75
+_CELL, _LETTERS = 1.75, 28  # inches of a map, letters of a heading's line above it
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class MapRow:
 def draw_map_rows(path: Path, rows: Sequence[MapRow], title: str, random: bool = False) -> None:
     """A PNG with a row per entry: the photograph, then its maps, each with its own scale below it."""
     columns = 1 + max(len(row.maps) for row in rows)
-    height = _CELL * 1.22 * len(rows) + 0.6 + 0.25 * random
+    height = _CELL * 1.28 * len(rows) + 0.6 + 0.25 * random
     figure = Figure(figsize=(_CELL * columns + 0.2, height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -54,7 +55,7 @@ def draw_map_rows(path: Path, rows: Sequence[MapRow], title: str, random: bool =
         for c, cell in enumerate(row.maps, start=1):
             shown, scale = strength(cell.relevance, cell.method, row.pixels.shape[:2])
             axes[r, c].imshow(overlay(row.pixels, shown))
-            axes[r, c].set_title(cell.heading, fontsize=7)
+            axes[r, c].set_title(fill(cell.heading, _LETTERS), fontsize=7)
             axes[r, c].set_xlabel(scale, fontsize=6)
         for c in range(columns):
             axes[r, c].set_xticks([])

@@ -79,8 +79,8 @@ PerBatch = Callable[[Sequence[StudyImage], Tensor], pd.DataFrame]
 V = TypeVar("V")
 PerVariant = Callable[[Sequence[StudyImage], Tensor, str, V], pd.DataFrame]
 """The same of one variant: (images, batch, its label, what it is)."""
-Maker = tuple[str, Callable[[PhotoArms], Arm]]
-"""The model that an arm on photographs needs, and how it is made."""
+Maker = tuple[tuple[str, ...], Callable[[PhotoArms], Arm]]
+"""The models that an arm on photographs needs, and how it is made."""
 _NOT_OPTIONS = {
     "out", "quiet", "device", "images", "photographs", "photos", "weights", "features", "limit", "minutes", "share",
     "published",
@@ -139,10 +139,11 @@ class Study(Generic[C]):
     def on_photographs(self, makers: Sequence[Maker]) -> Iterator[Arm]:
         """Each arm on the real photographs whose model's weights are there; how good its head is becomes a row."""
         arms = self.photo_arms
-        for model, make in makers if arms is not None else ():
+        for needed, make in makers if arms is not None else ():
             assert arms is not None
-            if not arms.has(model):
-                self.skip(model, "weights", what_to_bring(model))
+            absent = [model for model in needed if not arms.has(model)]
+            if absent:
+                self.run.skipped += [Skipped(model, "weights", what_to_bring(model)) for model in absent]
                 continue
             arm = make(arms)
             self.rows += [row for row in arms.rows if row not in self.rows]

@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import Field
-from studies.study import Study, StudyConfig, main
-from studies.study_arms import VIT, Arm, StudyImage, find_weights
+from studies.photo_arms import CNN, VIT
+from studies.study import Maker, Study, StudyConfig, main
+from studies.study_arms import Arm, StudyImage, find_weights
 from studies.study_measures import OWN_SHARE, own_share, tidy
 from studies.study_table import Finding, Row, draw_rows
 from torch import Tensor
@@ -51,7 +52,10 @@ def brightness() -> tuple[Work, list[str]]:
     computed: list[str] = []
 
     def work(study: Study[Options]) -> None:
-        makers = [(VIT, lambda arms: arms.masked(VIT)), (VIT, lambda arms: arms.superclasses(VIT))]
+        makers: list[Maker] = [
+            ((VIT,), lambda arms: arms.masked(VIT)),
+            ((VIT,), lambda arms: arms.superclasses(VIT)),
+        ]
         for arm in study.each_arm(study.config.cnns, makers):
 
             def measure(images: Sequence[StudyImage], batch: Tensor) -> pd.DataFrame:
@@ -132,7 +136,7 @@ def test_every_image_meets_the_head_that_did_not_learn_from_it(run: Callable[...
     arms: list[Arm] = []
 
     def work(study: Study[Options]) -> None:
-        for arm in study.on_photographs([(VIT, lambda arms: arms.superclasses(VIT))]):
+        for arm in study.on_photographs([((VIT,), lambda arms: arms.superclasses(VIT))]):
             arms.append(arm)
 
             def measure(images: Sequence[StudyImage], batch: Tensor, arm: Arm = arm) -> pd.DataFrame:
@@ -151,6 +155,27 @@ def test_every_image_meets_the_head_that_did_not_learn_from_it(run: Callable[...
     for _, images in arm.by_fold():
         arm.read(images[0])
         assert torch.equal(arm.classifier.model.get_classifier().weight, arm.heads[images[0].fold][0])  # type: ignore[operator]
+
+
+def test_an_arm_without_all_its_networks_is_left_out_with_the_file_to_bring(
+    run: Callable[..., int], tmp_path: Path
+) -> None:
+    """A head distilled from the CNN needs both files; the study goes on with the others."""
+    made: list[str] = []
+
+    def work(study: Study[Options]) -> None:
+        makers: list[Maker] = [
+            ((VIT, CNN), lambda arms: arms.distilled(VIT)),
+            ((VIT,), lambda arms: arms.superclasses(VIT)),
+        ]
+        made.extend(arm.data for arm in study.on_photographs(makers))
+        study.finish("Arms", [], {})
+
+    assert run(work, tmp_path, "--set", "cnns=[]") == 3
+    assert made == [VAL]
+    (left,) = rows_of(tmp_path / "skipped.csv")
+    assert left["nodule_id"] == CNN
+    assert "--weights" in left["reason"]
 
 
 def test_images_of_the_paper_stand_beside_published_figures(
