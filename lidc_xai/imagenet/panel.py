@@ -59,8 +59,9 @@ def draw_panel(
     picture: str = "photograph",
     stable: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Write a PNG. ``maps``: method (a variant's name on a line below it) → (T, h, w) raw scores; ``rows``: T labels; ``warning``: a line in red on top;
-    ``picture``: heading of the first column; ``stable``: method → (T, h, w) bool, what is coloured (else everything).
+    """Write a PNG. ``maps``: method (a variant's name on a line below it) → (T, h, w) raw scores; ``rows``: T labels;
+    ``warning``: a line in red on top; ``picture``: heading of the first column; ``stable``: method → (T, h, w)
+    bool, what is coloured (else everything).
     """
     settled = stable or {}
     columns = [picture, *maps]
