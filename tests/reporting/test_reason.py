@@ -113,6 +113,13 @@ def test_where_it_lies_is_held_against_chance(shares, told_apart, wanted):
     assert words.endswith("10 % by chance")
 
 
+def test_a_nodule_that_fills_the_plane_has_no_place_beside_it(made):
+    zones = {name: {"raises": 0.5, "lowers": 0.5, "area": area} for name, area in (("inside", 0.7), ("rim", 0.25))}
+    zones["outside"] = {"raises": 0.0, "lowers": 0.0, "area": 0.05}
+    places = {"around": "outline", "rim_mm": 2.0, "told_apart": True, "zones": zones, "raises_peak": ["left"]}
+    assert where_words(places, "raises") == "nearly anywhere: the nodule and 2 mm about it are 95 % of the plane"
+
+
 def cohort(n: int = 60) -> pd.DataFrame:
     """Malignancy rises with the diameter, falls with the margin, and has nothing to do with the rest."""
     rng = np.random.default_rng(0)
@@ -158,6 +165,9 @@ def test_the_reason_says_what_was_measured_and_no_more(made, tmp_path):
     assert "more poorly defined and larger than most, which goes with high ratings (association, not cause)" in text
     page = (tmp_path / f"{nodule_id}.html").read_text(encoding="utf-8")
     assert page.index("<b>What it looks like.</b>") < page.index("<b>What drove the rating.</b>")
+    assert "relied on" not in text
+    facts["trust"]["map"]["level"] = "low"
+    assert "61 % lowers it (not to be relied on, see below)." in reason_words(facts)
     facts["associations"] = {}
     assert "association" not in reason_words(facts)
     facts["maps"] = []

@@ -160,6 +160,9 @@ def _known(row: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 def shown_info(model_info: Mapping[str, Any] | None, origin: str) -> dict[str, Any]:
     """The model's record as a page shows it; on one of somebody's own CT its lists of patients are numbers."""
     shown = {key: value for key, value in (model_info or {}).items() if key not in _SHOWN_ELSEWHERE}
+    if isinstance(shown.get("intervals"), Mapping):  # how they are computed is nothing to read
+        told = ("level", "nodules", "coverage")
+        shown["intervals"] = {key: value for key, value in shown["intervals"].items() if key in told}
     if origin == "lidc":
         return shown
     return {key: len(value) if key.endswith("_patients") else value for key, value in shown.items()}

@@ -20,6 +20,8 @@ AS_MUCH = 0.1
 TELLING = 0.3
 """Rank correlation with the rating from which on a biomarker is said to go with it."""
 _MOST_TOLD = 3
+_FILLS = 0.8
+"""Share of the plane from which on a nodule leaves no place beside it."""
 _DENSER = 1.5
 """How many times as dense as by chance, or as elsewhere, a map is where it is said to lie."""
 
@@ -63,9 +65,10 @@ def _map_words(facts: NoduleFacts, value: float) -> str:
         strength["rank"], ""
     )
     name = f"{shown['title']} map{rank}"
-    text = f"{percent(share)} of the {name} raises the rating, {percent(1 - share)} lowers it."
+    doubt = " (not to be relied on, see below)" if facts["trust"]["map"]["level"] == "low" else ""
+    text = f"{percent(share)} of the {name} raises the rating, {percent(1 - share)} lowers it{doubt}."
     if not lowered or not raised:
-        text = f"The {name} only {'raises' if raised else 'lowers'} the rating."
+        text = f"The {name} only {'raises' if raised else 'lowers'} the rating{doubt}."
     if (share if high else 1 - share) < 0.5:
         text += f" So it does not show what {'made it high' if high else 'kept it low'}."
     towards = "raises" if share > 0.5 else "lowers"
@@ -89,6 +92,8 @@ def where_words(places: Places, towards: str) -> str:
             return ""
         share[name], area[name] = found, zone["area"]
     on, chance = share["inside"] + share["rim"], area["inside"] + area["rim"]
+    if chance > _FILLS:
+        return f"nearly anywhere: the nodule and {places['rim_mm']:g} mm about it are {percent(chance)} of the plane"
     around = "the outline" if places["around"] == "outline" else "a ball of its predicted diameter"
     if places["around"] == "ball":
         extent = f"within {places['rim_mm']:g} mm of {around}"
