@@ -7,7 +7,8 @@ drawn with no regard to what lies there ("apart"); none has a reader's contour i
 audit_edits.py; each box is read by models that never saw its patient. A map is strong where its largest score is above
 the upper quartile of the nodules' own maps, weak below the lower one. no_nodule.csv: shares by kind with intervals by
 patient; crops.csv: a row per crop. The share of clear verdicts on lung, vessels and pleura is written into the models'
-records, from which pages of crops without readers' contours say it.
+records, from which pages of crops without readers' contours say it. Crops that an earlier call into OUT has
+read are not read again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from audit.measure import Reader
+from audit.measure import RANDOM, Reader
 from audit.places import APART, KINDS, places
 from audit_edits import loaded
 from pydantic import Field
@@ -72,7 +73,12 @@ def measure(config: NoNoduleConfig, run: Run) -> None:
     if config.output not in reader.output_names:
         raise UsageError(f"--output {config.output}: the model has {', '.join(reader.output_names)}")
     out = need_out(config)
-    rows = [row for found in crops(config, reader, run) for row in read(config, reader, *found)]
+    known = measured_before(out / "crops.csv", reader.methods)
+    rows = [
+        row
+        for found in crops(config, reader, run)
+        for row in known.get(found[2].nodule_id) or read(config, reader, *found)
+    ]
     table = ranked(pd.DataFrame(rows))
     write_csv(out / "crops.csv", table)
     write_csv(out / "no_nodule.csv", summary(table))
@@ -80,6 +86,16 @@ def measure(config: NoNoduleConfig, run: Run) -> None:
     for one in config.model.split("+"):
         save_field(Path(one), RECORD, asdict(measured))
     print(out / "no_nodule.csv")
+
+
+def measured_before(path: Path, methods: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """Crop -> its rows in the table of an earlier call into the same folder, where they hold every method."""
+    if not path.exists():
+        return {}
+    table = pd.read_csv(path, keep_default_na=False, dtype={"patient_id": str})
+    wanted = [*methods, RANDOM]
+    of_crops = table[table["method"].isin(wanted)].groupby("crop", sort=False)
+    return {str(crop): rows.to_dict("records") for crop, rows in of_crops if len(rows) == len(wanted)}
 
 
 def crops(config: NoNoduleConfig, reader: Reader, run: Run) -> Iterator[tuple[str, str, NoduleCrop]]:

@@ -40,6 +40,7 @@ from lidc_xai.training.options import LossOptions
 
 MOST_REMOVED = 0.5
 MAY_RISE = 0.05
+Precision = Literal["float32", "bfloat16"]
 
 
 class Tuning(Config):
@@ -52,7 +53,8 @@ class Tuning(Config):
     epochs: int = Field(3, ge=1, description="Passes over the training part.")
     rate: float = Field(1e-5, gt=0, description="Learning rate of AdamW.")
     batch: int = Field(32, ge=1, description="Images a step.")
-    precision: Literal["32", "bf16-mixed"] = Field("32", description="Arithmetic of the passes that learn.")
+    blocks: int | None = Field(None, ge=1, description="Only the last so many blocks learn; all by default.")
+    precision: Precision = Field("float32", description="Arithmetic of the passes.")
 
 
 def tune(config: Tuning, run: Run) -> None:
@@ -61,15 +63,23 @@ def tune(config: Tuning, run: Run) -> None:
     model, device = need_model(config.model, config.weights), pick_device(config.device)
     learn, watch = part(model, store, "train_patients", config), part(model, store, "validation_patients", config)
     model.to(device)
+    if config.blocks is not None:
+        freeze(model, config.blocks)
     generator = torch.Generator().manual_seed(config.seed)
     gone = with_patches_removed(watch["images"], watch["removed"], grid_of(model), generator)
-    before = Losses(loss_on(model, watch["images"], watch["targets"]), loss_on(model, gone, watch["targets"]))
-    optimiser = torch.optim.AdamW(model.parameters(), lr=config.rate)
+
+    def losses() -> Losses:
+        return Losses(
+            *(loss_on(model, images, watch["targets"], config.precision) for images in (watch["images"], gone))
+        )
+
+    before = losses()
+    optimiser = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=config.rate)
     epochs: list[Losses] = []
     best: dict[str, Tensor] | None = None
     for epoch in range(1, config.epochs + 1):
         learned = one_epoch(model, learn, optimiser, generator, config, f"epoch {epoch}")
-        found = Losses(loss_on(model, watch["images"], watch["targets"]), loss_on(model, gone, watch["targets"]))
+        found = losses()
         say(f"epoch {epoch}: {learned:.4f}; whole images {found.whole:.4f}, patches removed {found.removed:.4f}")
         epochs.append(found)
         if chosen_epoch(epochs, before.whole) == epoch:
@@ -111,14 +121,12 @@ def one_epoch(
 ) -> float:  # fmt: skip
     """One pass over the training part; its mean loss."""
     model.train()
-    device = next(model.parameters()).device
     order, total = torch.randperm(len(learn["images"]), generator=generator), 0.0
     for places in track(order.split(config.batch), name, -(-len(order) // config.batch)):
         images = with_patches_removed(learn["images"][places], learn["removed"][places], grid_of(model), generator)
         turn = int(torch.randint(TURNS, (1,), generator=generator))
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16-mixed"):
-            outputs = model(turned(images, turn).to(device))
-        loss = masked_loss(outputs.float(), learn["targets"][places].to(device), model.output_kinds, LossOptions())
+        outputs, targets = forward(model, turned(images, turn), config.precision), learn["targets"][places]
+        loss = masked_loss(outputs, targets.to(outputs.device), model.output_kinds, LossOptions())
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -172,12 +180,27 @@ def with_patches_removed(images: Tensor, removed: Tensor, grid: tuple[int, int],
     return torch.where(gone.repeat_interleave(tall, -2).repeat_interleave(wide, -1), removed, images)
 
 
-@torch.no_grad()
-def loss_on(model: NoduleModel, images: Tensor, targets: Tensor) -> float:
-    """Loss in evaluation mode and full precision."""
-    model.eval()
+def forward(model: NoduleModel, images: Tensor, precision: Precision) -> Tensor:
+    """(B,outputs) in float32, whatever the passes are run in."""
     device = next(model.parameters()).device
-    outputs = torch.cat([model(some.to(device)).cpu() for some in images.split(64)])
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        return model(images.to(device)).float()
+
+
+def freeze(model: NoduleModel, blocks: int) -> None:
+    """All that lies before the last so many blocks stays as it is."""
+    backbone: Any = model.backbone
+    for part_of in (backbone.patch_embed, *backbone.blocks[:-blocks]):
+        part_of.requires_grad_(False)
+    for name in ("cls_token", "pos_embed"):
+        getattr(backbone, name).requires_grad_(False)
+
+
+@torch.no_grad()
+def loss_on(model: NoduleModel, images: Tensor, targets: Tensor, precision: Precision) -> float:
+    """Loss in evaluation mode."""
+    model.eval()
+    outputs = torch.cat([forward(model, some, precision).cpu() for some in images.split(64)])
     return float(masked_loss(outputs, targets, model.output_kinds, LossOptions()))
 
 

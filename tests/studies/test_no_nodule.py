@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+from audit.measure import RANDOM
 from audit.places import APART, place_kind, places
-from audit_no_nodule import NODULE, no_nodule_record, ranked, summary
+from audit_no_nodule import NODULE, measured_before, no_nodule_record, ranked, summary
 
 AIR = -850.0
 
@@ -60,3 +63,14 @@ def test_a_map_is_strong_against_the_nodules_own_maps() -> None:
     assert table["lung", "strong in all"] == pytest.approx(0.5)
     assert table[APART, "cdam strong"] == 1
     assert no_nodule_record(rows).crops == 2  # what pages say counts lung, vessel and pleura
+
+
+def test_crops_of_an_earlier_call_are_not_read_again(tmp_path: Path) -> None:
+    rows = [
+        {"crop": crop, "patient_id": "007", "in_doubt": False, "method": method, "largest": 0.5}
+        for crop, methods in (("a", ("cdam", RANDOM, "gradcam")), ("b", ("cdam",)))
+        for method in methods
+    ]
+    assert measured_before(tmp_path / "crops.csv", ["cdam"]) == {}
+    pd.DataFrame(rows).to_csv(tmp_path / "crops.csv", index=False)
+    assert measured_before(tmp_path / "crops.csv", ["cdam"]) == {"a": rows[:2]}
