@@ -5,7 +5,8 @@
         --set options.metrics=[fidelity] --set options.replacements=[blur,lung] --set options.up_to=50
 
 The copy is tuned on the patients that the model learned from, with random patches (any share from 0 to half of them)
-replaced by lung as around the nodule, labels kept, every batch turned at random. The validation patients choose the
+replaced by lung as around the nodule, labels kept (with --set own_answers=true what the model itself says of whole
+images, where labels are learned by heart), every batch turned at random. The validation patients choose the
 epoch: of those whose loss on whole images rose by at most 5 %, the one that reads images with patches removed best.
 tuned.json holds both losses before and after, and ``usable``: whether there was such an epoch; else the last is kept.
 """
@@ -53,6 +54,7 @@ class Tuning(Config):
     epochs: int = Field(3, ge=1, description="Passes over the training part.")
     rate: float = Field(1e-5, gt=0, description="Learning rate of AdamW.")
     batch: int = Field(32, ge=1, description="Images a step.")
+    own_answers: bool = Field(False, description="Learn the model's own outputs of whole images in place of labels.")
     blocks: int | None = Field(None, ge=1, description="Only the last so many blocks learn; all by default.")
     precision: Precision = Field("float32", description="Arithmetic of the passes.")
 
@@ -75,6 +77,8 @@ def tune(config: Tuning, run: Run) -> None:
 
     before = losses()
     optimiser = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=config.rate)
+    if config.own_answers:
+        learn["targets"] = answers(model, learn["images"], config.precision)
     epochs: list[Losses] = []
     best: dict[str, Tensor] | None = None
     for epoch in range(1, config.epochs + 1):
@@ -185,6 +189,15 @@ def forward(model: NoduleModel, images: Tensor, precision: Precision) -> Tensor:
     device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return model(images.to(device)).float()
+
+
+@torch.no_grad()
+def answers(model: NoduleModel, images: Tensor, precision: Precision) -> Tensor:
+    """(B,outputs) what the model says of whole images, as targets: probabilities of binary outputs."""
+    model.eval()
+    outputs = torch.cat([forward(model, some, precision).cpu() for some in images.split(64)])
+    binary = torch.tensor([kind == "binary" for kind in model.output_kinds])
+    return torch.where(binary, outputs.sigmoid(), outputs)
 
 
 def freeze(model: NoduleModel, blocks: int) -> None:

@@ -57,6 +57,20 @@ def test_an_edit_moves_its_own_measure_with_the_dose(name: str, kind: str, reque
     assert (np.diff(values.mean(axis=0)) > 0).all(), values
 
 
+def test_a_margin_beside_a_wall_leaves_the_wall_as_it_is() -> None:
+    z, y, x = np.indices((32, 32, 32))
+    ball = ((z - 16) ** 2 + (y - 16) ** 2 + (x - 15) ** 2 < 36) & (x >= 11)
+    noise = np.random.default_rng(0).normal(0, 10, ball.shape)
+    ct = (np.where(ball | (x < 11), 50.0, -850.0) + noise).astype(np.float32)
+    crop = NoduleCrop(ct, np.eye(4), ball[None], ball, [], "at-the-wall")
+    for dose in (-1.0, 0.5, 1.0):
+        change = edit_nodule(crop, "margin", dose)[0].ct - ct
+        assert np.abs(change[x < 10]).max() < 60, dose  # the blur put 500 HU on it
+        assert change[ct > 0].max() < 100, dose
+    touching = (x == 11) & ball & (np.hypot(z - 16, y - 16) < 2)
+    assert edit_nodule(crop, "margin", 0.25)[0].ct[touching].mean() > 0  # nor is the nodule lost to it
+
+
 def test_the_lower_ends(made: list[NoduleCrop]) -> None:
     small = measured(made[0], "diameter", (-1.0, -0.5, 0.0))
     assert (np.diff(small) > 0).all()

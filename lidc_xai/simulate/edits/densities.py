@@ -84,12 +84,12 @@ def margin(site: Site, dose: float, rng: np.random.Generator) -> Floats:
     A blur reaches inwards until it makes no difference: ending it sooner would leave the core an edge of its own.
     """
     near = ramp((RIM_MM + TAPER_MM - np.abs(site.distance)) / TAPER_MM)
-    own = (site.ct - site.level) * _own(site)
+    own, free = (site.ct - site.level) * _own(site), _free(site)
     if dose < 0:
-        return site.ct - dose * near * (_sharper(site, own) - own)
+        return site.ct - dose * near * (free * _sharper(site, own, free) - own)
     near = np.where(site.distance < 0, ramp((RIM_MM + 3 * TAPER_MM + site.distance) / (2 * TAPER_MM)), near)
-    blurred, kept = _locally_blurred(site, own, BLUR_MM * dose * near, grain(site, rng))
-    return site.ct + blurred - own + kept
+    blurred, kept = _locally_blurred(site, own, free, BLUR_MM * dose * near, grain(site, rng))
+    return site.ct + np.where(near > 0, free * blurred - own + kept, 0)
 
 
 def _own(site: Site) -> Floats:
@@ -97,10 +97,25 @@ def _own(site: Site) -> Floats:
     return site.nodule * ramp((RIM_MM + TAPER_MM - site.distance) / 1.0)
 
 
-def _locally_blurred(site: Site, own: Floats, sigma_mm: Floats, noise: Floats) -> tuple[Floats, Floats]:
+def _free(site: Site) -> Floats:
+    """Share of a voxel that other tissue (a vessel, the wall) leaves to the nodule and the lung."""
+    share = _own(site)
+    full = max(site.body_hu - float(site.level[site.body].mean()), 1.0)
+    others = ramp(((1 - share) * (site.ct - site.level) / full - 0.1) / 0.6)  # a tenth may be noise
+    return np.maximum(1 - others, share)
+
+
+def _spread(site: Site, own: Floats, free: Floats, sigma_mm: float) -> Floats:
+    """``own`` blurred over what is free alone: nothing is spread into a wall, and nothing is lost to it."""
+    if sigma_mm == 0:
+        return own / np.maximum(free, 1e-3)
+    return site.smooth(own, sigma_mm) / np.maximum(site.smooth(free, sigma_mm), 0.02)
+
+
+def _locally_blurred(site: Site, own: Floats, free: Floats, sigma_mm: Floats, noise: Floats) -> tuple[Floats, Floats]:
     """``own`` under a blur whose sigma (mm) differs from voxel to voxel, and the grain that the blur took away."""
     steps = np.linspace(0, BLUR_MM, 9)
-    stack = np.stack([own, *(site.smooth(own, step) for step in steps[1:])])
+    stack = np.stack([_spread(site, own, free, float(step)) for step in steps])
     gains = np.array([1.0, *(site.smooth(noise, step).std() / noise.std() for step in steps[1:])])
     at = sigma_mm / BLUR_MM * (len(steps) - 1)
     lower = np.minimum(at.astype(int), len(steps) - 2)
@@ -113,10 +128,10 @@ def _locally_blurred(site: Site, own: Floats, sigma_mm: Floats, noise: Floats) -
     return blurred, np.sqrt(np.maximum(1 - gain**2, 0)) * noise * touched
 
 
-def _sharper(site: Site, own: Floats) -> Floats:
+def _sharper(site: Site, own: Floats, free: Floats) -> Floats:
     """An edge as steep as unsharp masking makes it, without its overshoot: never beyond what lies within 1.5 mm."""
-    calm = site.smooth(own, 0.5)
-    steep = own + 1.5 * (calm - site.smooth(calm, SHARPEN_MM))
+    calm = _spread(site, own, free, 0.5)
+    steep = _spread(site, own, free, 0) + 1.5 * (calm - _spread(site, free * calm, free, SHARPEN_MM))
     size = 2 * round(1.5 / site.spacing_mm) + 1
     return np.clip(steep, ndimage.minimum_filter(calm, size), ndimage.maximum_filter(calm, size))
 
