@@ -68,7 +68,7 @@ def site_of(crop: NoduleCrop) -> Site:
     name = crop.nodule_id or "crop"
     if crop.consensus is None or not crop.consensus.any():
         raise DataError(
-            f"{name}: has no reader's outline, and an edit needs one; for own CT draw a mask and run prepare --roi"
+            f"{name}: has no reader's outline, and an edit needs one; for own CT draw a mask and run prepare --mask"
         )
     count = int(crop.consensus.sum())
     if count < FEWEST_VOXELS:
