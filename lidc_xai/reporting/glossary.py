@@ -60,7 +60,9 @@ WORDS = {
     ),
     "beats chance": "lies above a centred disc that has not seen the image, with the paired 95 % interval",
     "net benefit": "true positives less false positives weighted by the threshold's odds, a nodule (decision curve)",
-    "size alone": "the probability of a high rating that the readers' diameter gives by itself, fitted on other patients",
+    "size alone": (
+        "the probability of a high rating that the readers' diameter gives by itself, fitted on other patients"
+    ),
     "by chance": "the share of the plane: what a map that is the same everywhere would have there",
     "goes with": (
         "over a cohort, the model's own predictions of both rise and fall together (rank correlation of .3 or more); "
