@@ -170,7 +170,7 @@ def disjoint_pairs(y: Array, patients: Sequence[Hashable]) -> int:
     >>> disjoint_pairs(np.array([1.0, 1, 1, 0, 0]), ["a", "a", "b", "b", "c"])
     1
     """
-    positive, negative = ({patients[place] for place in np.flatnonzero(one)} for one in (y > 0.5, y <= 0.5))
+    positive, negative = ({patients[int(place)] for place in np.flatnonzero(one)} for one in (y > 0.5, y <= 0.5))
     return min(len(positive), len(negative), len(positive | negative) // 2)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import pandas as pd
 
 from lidc_xai.reporting.benchmark.tables import BenchmarkTable, Row
-from lidc_xai.reporting.nodule.words import listed
+from lidc_xai.reporting.nodule.words import capitalised, listed
 
 _MOST_NAMES = 4
 
@@ -53,7 +53,7 @@ def _leader(rows: Sequence[Row], place: int, title: str) -> str:
         return f"By {title}, no method leads."
     tied = [row["title"] for row in rows if row["cells"][place]["tied"]]
     among = f"{_names(tied)} cannot be told from it" if tied else "every other is told from it"
-    return f"{best['title']} leads; {among} (paired by patient, Holm-corrected)."
+    return f"{capitalised(best['title'])} leads; {among} (paired by patient, Holm-corrected)."
 
 
 def _names(names: Sequence[str]) -> str:
