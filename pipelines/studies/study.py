@@ -85,8 +85,9 @@ _NOT_OPTIONS = {
     "out", "quiet", "device", "images", "photographs", "photos", "weights", "features", "limit", "minutes", "share",
     "published",
     "batch", "examples", "shown", "x_val", "x_multi", "attention_images", "concept_images", "peaks_images",
-    "peaks_size", "adcc_images", "masked_images", "epsilon_images", "probable_images",
+    "peaks_size", "adcc_images", "masked_images", "epsilon_images", "probable_images", "benchmark",
 }  # fmt: skip
+"""What no kept step depends on; the benchmark keeps its parts under a hash of its own options."""
 
 
 @dataclass
