@@ -133,15 +133,15 @@ def benchmark_arm(
     parts, left_out, numbers = [], 0, count()
     for fold, images in arm.by_fold():
         place = folder / f"benchmark-{fold}-{chosen.fingerprint(arm.classifier.model)}"
-        reached = 0
+        reached: set[str] = set()
         for start in range(0, len(images), _AT_ONCE):
             some = replace(arm, images=images[start : start + _AT_ONCE])
             if not study.takes(next(numbers)) and not _all_measured(place, some.images):
                 continue
             run = run_benchmark(arm.classifier.model, cases(some, roles), place, chosen, total=len(some.images))
             study.run.skipped += run.skipped
-            reached += len(some.images)
-        left_out += len(images) - reached
+            reached.update(image.name for image in some.images)
+        left_out += sum(image.name not in reached and not _all_measured(place, [image]) for image in images)
         if (place / "parts").is_dir() and any((place / "parts").iterdir()):
             table = read_parts(place)
             parts.append(table[table["case"].isin([image.name for image in images])])
