@@ -203,7 +203,7 @@ def _multi_claims_of(study: Study[Any], arm: Arm, table: pd.DataFrame) -> None:
     apart = ours.get(OWN_FIDELITY)
     for name in ("attention", "partial_lrp", "smoothgrad", "input_x_gradient", "integrated_gradients"):
         if apart is not None and {name, "cdam"} <= set(apart.columns):
-            left = paired_difference(apart["cdam"] / 10, apart[name].abs(), seed=study.config.seed)
+            left = paired_difference(apart["cdam"] / 10, apart[name], seed=study.config.seed)
             text = f"{name} does not follow the class: its class discrimination is less than a tenth of CDAM's"
             study.findings.append(Finding.of(text, arm.data, arm.model, left))
     text = "CDAM tells the classes apart better than relevance propagation (LIF − MIF)"

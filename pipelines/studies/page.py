@@ -57,8 +57,8 @@ def write_page(page: Path, folders: Mapping[str, Path], text: Path = TEXT) -> in
         parts = [part.strip() for part in mark["parts"].split(";")]
         return one_effect(found_by, parts[1:]) if parts[0] == "effect" else one_figure(tables, parts)
 
-    written, count = _MARK.subn(filled, _FIGURE.sub(figure, found))
-    write_text(page, written)
+    written, count = _MARK.subn(filled, found)
+    write_text(page, _FIGURE.sub(figure, written))
     return count
 
 
@@ -99,7 +99,9 @@ def one_figure(tables: Mapping[str, pd.DataFrame], parts: list[str]) -> str:
 
 
 def _short(value: float) -> str:
-    """Two digits behind the point below 10, none from 100."""
+    """Two digits behind the point below 10, none from 100; a power of ten where that would be 0."""
+    if 0 < abs(value) < 0.001:
+        return f"{value:.0e}"
     return f"{value:.{2 if abs(value) < 10 else 1 if abs(value) < 100 else 0}f}"
 
 
@@ -143,7 +145,8 @@ def claims(study: str, found_by: Mapping[str, list[dict[str, Any]]]) -> list[str
             continue
         said = [f"“{sentence['sentence']}” ({sentence['place']})", sentence["figure"]]
         if not tests:
-            lines.append(_row([*said, sentence["untested"] or "not reached", "", "", "", "**not tested**"]))
+            told = sentence["untested"] or "not reached"
+            lines.append(_row([*said, told, "", "", "", f"**{sentence['answer'] or 'not tested'}**"]))
         for number, k in enumerate(tests):
             lines.append(_row([*(said if number == 0 else ["", ""]), *_tested(found[k])]))
     others = [one for k, one in enumerate(found) if k not in stated and one["study"] == study]

@@ -119,6 +119,7 @@ def test_sentences_and_marks_of_the_page_itself() -> None:
         assert one["place"]
         assert one["figure"]
         assert bool(one["tests"]) != bool(one["untested"])
+        assert bool(one["answer"]) == bool(one["untested"])
         re.compile(one["tests"])
     for mark in re.findall(r"\{\{(.+?)\}\}", text, re.DOTALL):
         parts = mark.split(";")
