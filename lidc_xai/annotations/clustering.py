@@ -58,10 +58,21 @@ def _distances(readings: Sequence[Reading], tolerance: float) -> NDArray[np.floa
     high = np.array([reading.points.max(axis=0) for reading in readings])
     gap = np.maximum(0, np.maximum(low[:, None] - high[None], low[None] - high[:, None]))
     near = (gap.astype(float) ** 2).sum(axis=2) <= tolerance**2 + 1e-9
+    places = {n: set(_codes(readings[n].points)) for n in np.flatnonzero(near.sum(axis=0) > 1).tolist()}
     trees: dict[int, cKDTree] = {}
     for a, b in np.argwhere(np.triu(near, 1)).tolist():
+        if not places[a].isdisjoint(places[b]):  # readers of one nodule nearly always share a pixel
+            distances[a, b] = distances[b, a] = 0.0
+            continue
         tree = trees.get(b) or trees.setdefault(b, cKDTree(readings[b].points))
         # Indices are whole numbers: the squared distance is one too, and rounding makes its root pylidc's exactly.
         nearest = tree.query(readings[a].points, distance_upper_bound=tolerance + 1)[0].min()
         distances[a, b] = distances[b, a] = np.sqrt(np.round(nearest**2))
     return distances
+
+
+def _codes(points: NDArray[np.int32]) -> list[int]:
+    """One number for each (column, row, slice): equal where the place is the same."""
+    column, row, place = points.astype(np.int64).T
+    numbers: list[int] = ((column << 42) + (row << 21) + place).tolist()
+    return numbers

@@ -69,9 +69,9 @@ class Reading:
     @cached_property
     def points(self) -> NDArray[np.int32]:
         """(n, 3) column, row, slice index of all contour points."""
-        return np.concatenate(
-            [np.column_stack([contour.ij, np.full(len(contour.ij), contour.k, np.int32)]) for contour in self.contours]
-        )
+        slices = np.array([contour.k for contour in self.contours], np.int32)
+        lengths = [len(contour.ij) for contour in self.contours]
+        return np.column_stack([np.concatenate([contour.ij for contour in self.contours]), slices.repeat(lengths)])
 
     @property
     def centroid(self) -> NDArray[np.float64]:
