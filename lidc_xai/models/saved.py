@@ -22,6 +22,7 @@ from lidc_xai.models.digest import base_digest
 from lidc_xai.models.lora import apply_adapter
 from lidc_xai.models.nodule_model import RECIPE_FIELDS, NoduleModel, build_model
 from lidc_xai.models.preprocess import Preprocess
+from lidc_xai.models.undrawn import Undrawn
 
 FORMAT = "lidc_xai.model"
 FORMAT_VERSION = 1
@@ -135,7 +136,8 @@ def _load_whole(folder: Path, description: dict[str, Any]) -> NoduleModel:
         preprocess = Preprocess.from_json(description["preprocess"])
         _check_shapes(recipe, weights)
         tensors = load_file(weights)
-        model = build_model(**recipe, preprocess=preprocess)
+        with Undrawn():
+            model = build_model(**recipe, preprocess=preprocess)
         model.to(_dtype(description["dtype"]))
         model.load_state_dict(tensors)
         model.adapter = load_file(folder / ADAPTER) if (folder / ADAPTER).is_file() else None
@@ -209,7 +211,7 @@ def _check_shapes(recipe: dict[str, Any], weights: Path) -> None:
     """The network that ``recipe`` names has the tensors of the file: compared before any memory is taken for it."""
     with safe_open(weights, "pt") as file:
         there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         wanted = {name: tuple(tensor.shape) for name, tensor in build_model(**recipe).state_dict().items()}
     for name, shape in wanted.items():
         if there.get(name) != shape:
