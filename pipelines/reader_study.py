@@ -14,6 +14,7 @@ from typing import Literal
 
 import pandas as pd
 from pydantic import Field
+from studies.reader_study import export_reader_study, score_reader_study
 
 from lidc_xai.commands.common import need_out, need_path
 from lidc_xai.commands.script import run_script
@@ -21,7 +22,6 @@ from lidc_xai.config import Config
 from lidc_xai.errors import UsageError
 from lidc_xai.imaging import CropStore
 from lidc_xai.nodules.maps import load_maps
-from lidc_xai.reporting import export_reader_study, score_reader_study
 from lidc_xai.run import Run
 
 

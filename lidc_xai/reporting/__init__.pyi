@@ -3,9 +3,6 @@ from .benchmark.page import image_sheet as image_sheet
 from .cohort.page import cohort_report as cohort_report
 from .dicom.files import export_dicom as export_dicom
 from .nodule.page import nodule_report as nodule_report
-from .reader_study import cases_needed as cases_needed
-from .reader_study import export_reader_study as export_reader_study
-from .reader_study import score_reader_study as score_reader_study
 from .study import ReportResult as ReportResult
 from .study import study_report as study_report
 from .volume_files import ExportResult as ExportResult

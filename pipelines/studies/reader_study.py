@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from lidc_xai.csv_files import rows_text, write_csv
 from lidc_xai.errors import DataError, UsageError
+from lidc_xai.evaluation.statistics import bootstrap_mean
 from lidc_xai.files import write_json, write_text
 from lidc_xai.progress import track
 from lidc_xai.ratings import CALCIFICATION_ABSENT, READER_RATINGS, SCALES
@@ -57,10 +59,6 @@ def export_reader_study(
     model's probability stands beside the map, wrong on a share ``wrong_share`` of cases. No page names a patient, a
     nodule, a reader, a reader's rating, or whether what it shows is right. Raises UsageError for a nodule without maps
     or prediction, an output that they lack, and a share without predictions or outside 0 to 1.
-
-    >>> maps = maps_of_store(model, store, folder / "readers-maps", store.nodule_ids, ["cdam"])
-    >>> len(export_reader_study(store, folder / "readers", maps["cdam"])) > 0
-    True
     """
     ids, out = wanted_ids(store, nodule_ids), Path(out)
     missing = [name for name in ids if name not in maps]
@@ -172,8 +170,6 @@ def score_reader_study(
     was right and where it was deliberately wrong (automation bias). Written to ``out/scores.json`` where asked.
     Raises DataError for a sheet that is no such sheet, UsageError where nothing is filled in.
     """
-    from lidc_xai.evaluation.statistics import bootstrap_mean
-
     key = _read(Path(folder) / _KEY, ("session", "case", "condition", "nodule_id", "ai", "shown"))
     filled = pd.concat(
         [_read(Path(path), _SHEET).assign(reader=reader) for reader, paths in ratings.items() for path in paths],
@@ -220,8 +216,6 @@ def _follows(table: pd.DataFrame, patients: pd.Series) -> dict[str, dict[str, fl
     """Steps of the malignancy scale by which a reader's rating moves towards the AI's side, against the same reader's
     rating without it: "right" and "wrong" AI, mean and 95 % interval over patients.
     """
-    from lidc_xai.evaluation.statistics import bootstrap_mean
-
     if "ai" not in table:
         return {}
     alone = table[table["condition"] == "without"].set_index(["reader", "nodule_id"])["malignancy"]
@@ -250,12 +244,7 @@ def cases_needed(
     Paired, two-sided, normal: effect = (z_{1−level/2} + z_power) · √(sd²/(cases · readers) + reader_sd²/readers), with
     ``sd`` of the change over cases within a reader and ``reader_sd`` of its mean between readers. Raises UsageError
     where so few readers differ so much that no number of cases is enough.
-
-    >>> cases_needed(0.25, sd=1.0, readers=4)
-    32
     """
-    from scipy.stats import norm
-
     if min(effect, sd, readers) <= 0:
         raise UsageError(f"effect, sd and readers must be above 0, got {effect:g}, {sd:g}, {readers}")
     wanted = (effect / (norm.ppf(1 - level / 2) + norm.ppf(power))) ** 2
