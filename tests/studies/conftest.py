@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +47,24 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines.append(f"{number}.JPEG,{(RETRIEVER, TABBY)[number % 2]},{number % 3}")
     (folder / "ilsvrc_val" / "labels.csv").write_text("\n".join(lines) + "\n")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_photographs() -> Iterator[None]:
+    """EfficientNet-Lite0 reads images of 96 px here instead of 224: with random weights, more would say no more."""
+    import timm
+
+    create = timm.create_model
+
+    def small(name: str, *given: Any, **options: Any) -> Any:
+        model = create(name, *given, **options)
+        if name == "tf_efficientnet_lite0":
+            model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 96, 96)}
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timm, "create_model", small)
+        yield
 
 
 @pytest.fixture(scope="session")
