@@ -55,6 +55,7 @@ STABILISER = Option(
 SAMPLES = Option(50, "count", "noisy copies")
 STEPS = Option(50, "count", "points of the integral")
 BACKWARD = Option("plain", ("plain", "libra"), "the gradient, or LibraGrad's: gates and norms are constants")
+CDAM = {"tokens": TOKENS, "layer": VIT_LAYER, "backward": BACKWARD, "engine": ENGINE}
 RULE = ("right", "left", "midpoint", "trapezoid", "gauss-legendre")
 
 
@@ -108,10 +109,7 @@ _METHODS = (
         {
             "parts": Option(None, "any", "of ('value', 'key', 'query'), the paths through attention; None: all"),
             "per_head": PER_HEAD,
-            "tokens": TOKENS,
-            "layer": VIT_LAYER,
-            "backward": BACKWARD,
-            "engine": ENGINE,
+            **CDAM,
         },
         per_image=False,
     ),
@@ -129,10 +127,7 @@ _METHODS = (
                 "gaussian", ("gaussian", "mask", "feature"), "noise, tokens set to 0, or channels scaled"
             ),
             "seed": SEED,
-            "tokens": TOKENS,
-            "layer": VIT_LAYER,
-            "backward": BACKWARD,
-            "engine": ENGINE,
+            **CDAM,
             "max_batch": MAX_BATCH,
         },
         per_image=False,
@@ -146,10 +141,7 @@ _METHODS = (
         {
             "steps": STEPS,
             "rule": Option("right", RULE, "quadrature"),
-            "tokens": TOKENS,
-            "layer": VIT_LAYER,
-            "backward": BACKWARD,
-            "engine": ENGINE,
+            **CDAM,
             "max_batch": MAX_BATCH,
         },
         per_image=False,
