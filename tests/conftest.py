@@ -1,5 +1,6 @@
 """Shared by several rooms: one thread for torch, the real data beside the project, annotated nodules, a photograph."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -10,6 +11,7 @@ from PIL import Image
 
 from lidc_xai.annotations import Nodule, load_nodules
 
+gc.set_threshold(20_000, 10, 10)  # importing torch, timm and monai spends a fifth of its time on collecting nothing
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("LIDC_XAI_PSEUDONYM_KEY", str(Path(tempfile.gettempdir()) / f"lidc_xai-tests-{os.getuid()}.key"))

@@ -344,6 +344,16 @@ class TestLines:
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
 
+    def test_rows_of_nodules_that_do_not_exist_are_counted_and_the_first_is_named(self, tmp_path: Path) -> None:
+        good, stranger = ("LIDC-IDRI-0001", 0, 0, 8, -1000, 2), ("LIDC-IDRI-0001", 5, 0, 8, -1000, 2)
+        path = write_lines(tmp_path / "hu.csv", good, stranger, ("LIDC-IDRI-9999", 0, 3, 8, -1000, 2))
+        with pytest.raises(DataError) as caught:
+            HuLines(path, {good[:2]})
+        assert str(caught.value).startswith(
+            f"{path}: line 3 (LIDC-IDRI-0001, nodule 5, slice 0): there is no such nodule in LIDC-IDRI, and in 1 more"
+        )
+        assert len(HuLines(path, None)) == 3, "nothing is compared where nothing is known"
+
     def test_wrong_files_are_one_line(self, made: Callable, tmp_path: Path) -> None:
         row = ("LIDC-IDRI-0001", 0, 0, 8, -1000, 2)
         with pytest.raises(DataError, match="stands there twice"):

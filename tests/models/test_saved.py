@@ -8,6 +8,7 @@ import torch
 
 from lidc_xai.errors import ModelError, UsageError
 from lidc_xai.models import NoduleModel, Preprocess, build_model, load_model, save_model
+from lidc_xai.models.undrawn import Undrawn
 from lidc_xai.ratings import OUTPUTS
 
 
@@ -115,3 +116,13 @@ def test_what_is_not_a_model(tmp_path: Path, model: NoduleModel) -> None:
     (folder / "weights.safetensors").unlink()
     with pytest.raises(ModelError, match="is missing"):
         load_model(folder)
+
+
+def test_random_numbers_alone_are_not_drawn_where_weights_follow() -> None:
+    with Undrawn():
+        assert torch.equal(torch.zeros(3).normal_(), torch.zeros(3))
+        assert torch.equal(torch.nn.init.kaiming_uniform_(torch.ones(2, 2)), torch.ones(2, 2))
+        assert torch.equal(torch.ones(3).mul_(2).add_(1).clamp_(max=2.5), torch.full((3,), 2.5))
+        shape = torch.empty(3, device="meta").mul_(2)
+        assert (shape.is_meta, shape.shape) == (True, (3,))
+    assert torch.zeros(100).normal_().std() > 0.5
