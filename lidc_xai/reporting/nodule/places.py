@@ -44,7 +44,7 @@ def map_places(crop: NoduleCrop, maps: NoduleMaps, output: str, diameter_mm: flo
         distance, scores = signed_distance(plane.masks[0], plane.spacing_mm), plane.maps[0]
         for name, part in zip(ZONES, (distance < -rim, np.abs(distance) <= rim, distance > rim), strict=True):
             sums[name] += (scores.clip(min=0)[part].sum(), -scores.clip(max=0)[part].sum(), part.mean())
-    total = sum(sums.values())
+    total = np.sum(list(sums.values()), axis=0)
     zones: dict[str, Zone] = {
         name: {
             "raises": float(one[0] / total[0]) if total[0] > 0 else None,
