@@ -121,7 +121,7 @@ def curve_percent(points: int, up_to: float = 100.0) -> Floats:
     [0.0, 25.0, 50.0, 100.0]
     """
     every = np.linspace(0, 100, points)
-    return every[(every <= up_to + _TINY) | (every == 100)]
+    return np.asarray(every[(every <= up_to + _TINY) | (every == 100)], dtype=np.float64)
 
 
 def read_by(asked: Scored, forward: Forward) -> Scored:
