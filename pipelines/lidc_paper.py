@@ -179,10 +179,13 @@ def _train(cell: Cell, job: PaperJob, store: CropStore, out: Path) -> dict[str, 
 
 def _figures(metrics: dict[str, Any], task: str) -> dict[str, Any]:
     figures: dict[str, Any] = {"nodules": metrics["nodules"], "patients": metrics["patients"]}
-    held = metrics["malignancy"]["all"] if task == "malignancy" else metrics["biomarkers"]["mean"]
-    for name in ("accuracy", "auc", "ece", "mse_z"):
-        if name in held:
-            figures |= {name: held[name]["value"], f"{name}_low": held[name]["low"], f"{name}_high": held[name]["high"]}
+    parts = {"": metrics["malignancy"]["all"] if task == "malignancy" else metrics["biomarkers"]["mean"]}
+    if task == "malignancy":
+        parts["diameter_"] = metrics["baselines"]["diameter_only"]["malignancy"]["all"]
+    for prefix, held in parts.items():
+        for name in ("accuracy", "auc", "ece", "mse_z"):
+            if name in held:
+                figures |= {f"{prefix}{name}{end}": held[name][end[1:] or "value"] for end in ("", "_low", "_high")}
     return figures
 
 
@@ -224,6 +227,8 @@ def _compare(rows: list[dict[str, Any]], store: CropStore, out: Path) -> None:
             "Protocol": table["protocol"].map(WORDS),
             "Accuracy": [_with_interval(row, "accuracy") for row in rows],
             "AUC": [_with_interval(row, "auc") for row in rows],
+            "Accuracy, readers' diameter only": [_with_interval(row, "diameter_accuracy") for row in rows],
+            "AUC, diameter only": [_with_interval(row, "diameter_auc") for row in rows],
             "Mean MSE(z)": [_with_interval(row, "mse_z") for row in rows],
             "arXiv 2312.02364": table["published"],
             "State": table["status"],
@@ -245,7 +250,7 @@ _PAGE = """{% extends "base.html.j2" %}
 {% block main %}
 <h1>The paper's models, as published and with patients apart</h1>
 <p>{{ store | length }} nodules of {{ store.manifest.patient_id.nunique() }} patients
-{% if store.manifest.simulated.any() %}<strong>(simulated CT: of no value on real scans)</strong>{% endif %}.
+{%- if store.manifest.simulated.any() %} <strong>(simulated CT: of no value on real scans)</strong>{% endif %}.
 Values with 95 % intervals by patient. The published protocol puts half of the test nodules' patients into training
 and chooses the epoch on the test fold; published figures have no interval (about ± .020 for an accuracy of 854
 nodules).</p>

@@ -54,12 +54,16 @@ def test_the_main_job(tmp_path: Path) -> None:
     assert (done["status"] == "done").all()
     assert (done["nodules"] == 32).all()
     assert done.loc[done["task"] == "malignancy", "accuracy"].between(0, 1).all()
+    assert (
+        done.loc[done["task"] == "malignancy", ["diameter_accuracy", "diameter_auc"]].stack().between(0, 1).sum() == 4
+    )
     assert (done.loc[done["task"] == "biomarkers", "mse_z"] > 0).all()
     assert missing["status"].str.contains("dino_vits8.safetensors: no such weights file").all()
     assert (table.loc[table["backbone"] == "dino_vits8", "published"].fillna("") != "").sum() == 2
     page = (out / "comparison.html").read_text()
     assert "as published: leaks" in page
     assert "simulated CT" in page
+    assert "readers&#39; diameter only" in page
     for task in ("malignancy", "biomarkers"):
         folder = out / "reports" / "vit_small64_p8" / task
         assert (folder / "index.html").is_file()
