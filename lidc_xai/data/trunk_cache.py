@@ -124,7 +124,7 @@ class TrunkCache:
             other = [words for name, words in _WORDS.items() if record[name] != made_from[name]]
             if record["preprocess"] != made_from["preprocess"]:
                 before, now = record["preprocess"], made_from["preprocess"]
-                field = next(name for name in [*now, *before] if before.get(name) != now.get(name))
+                field = next(name for name in sorted({*now, *before}) if before.get(name, "") != now.get(name, ""))
                 other[0] += f" ({field} {before.get(field)}, now {now.get(field)})"
             if not other and any(record["planes"].get(name) != digest for name, digest in planes.items()):
                 other = ["other planes"]

@@ -147,6 +147,11 @@ def test_a_cache_of_something_else_is_refused(
         TrunkCache(folder, model(), data, 2, "float32")
     with pytest.raises(UsageError, match="products of another precision"):
         TrunkCache(folder, model(), data, 2, mixed=True)
+    record = json.loads((folder / "trunk.json").read_text())
+    (folder / "trunk.json").write_text(json.dumps(record | {"preprocess": record["preprocess"] | {"new": None}}))
+    with pytest.raises(UsageError, match=r"other preprocessing \(new None, now None\)"):  # a field that one lacks
+        TrunkCache(folder, model(), data, 2)
+    (folder / "trunk.json").write_text(json.dumps(record))
     more = PlaneDataset(toy_store, toy_store.nodule_ids[:7], OUTPUTS, views=["axial"], slices=3)
     with pytest.raises(UsageError, match="made with other planes"):
         TrunkCache(folder, model(), more, 2)
