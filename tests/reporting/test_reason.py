@@ -159,7 +159,7 @@ def test_the_reason_says_what_was_measured_and_no_more(made, tmp_path):
     facts = json.loads((tmp_path / f"{nodule_id}.json").read_text(encoding="utf-8"))
     title, text = facts["summary"][1].values()
     assert title == "What drove the rating"
-    assert "More than its size: that alone gives 0.60, something else raises it." in text
+    assert "More than the readers’ diameter: that alone gives 0.60, something else raises it." in text
     assert "39 % of the CDAM map raises the rating, 61 % lowers it." in text
     assert "So it does not show what made it high." in text
     assert "more poorly defined and larger than most, which goes with high ratings (association, not cause)" in text

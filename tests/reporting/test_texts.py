@@ -341,7 +341,7 @@ def test_a_deletion_curve_is_told_as_it_is():
     assert deletion_words(close).endswith("no more apart than a random order may be")
     assert "Removing the 20 % of pixels that raise it most moves the score by −2.31 logits" in deletion_words(close)
     up = {"percent": [0, 20, 100], "mif": [-2.0, -1.0, 0.0], "lif": [-2.0, -2.5, 0.0]}
-    assert "moves the score by +1.00 logits, the 20 % at the other end by −0.50: no more apart" in deletion_words(up)
+    assert "moves the score by +1.00 logits, the 20 % that raise it least by −0.50: no more apart" in deletion_words(up)
 
 
 def test_words_of_a_mean_are_for_ordered_scales_only(made, tmp_path):

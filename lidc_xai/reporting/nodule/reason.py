@@ -40,15 +40,15 @@ def size_words(value: float, diameter_only: float) -> str:
     """Whether the readers' diameter alone gives as much: most of a rating is size.
 
     >>> size_words(0.98, 0.99)
-    'Its size alone gives as much (0.99): nothing else is needed.'
+    'The readers’ diameter alone gives nearly the same (0.99): nothing else is needed.'
     >>> size_words(0.95, 0.6)
-    'More than its size: that alone gives 0.60, something else raises it.'
+    'More than the readers’ diameter: that alone gives 0.60, something else raises it.'
     """
     alone = show_probability(diameter_only)
     if abs(value - diameter_only) < AS_MUCH:
-        return f"Its size alone gives as much ({alone}): nothing else is needed."
+        return f"The readers’ diameter alone gives nearly the same ({alone}): nothing else is needed."
     moves = "raises" if value > diameter_only else "lowers"
-    return f"More than its size: that alone gives {alone}, something else {moves} it."
+    return f"More than the readers’ diameter: that alone gives {alone}, something else {moves} it."
 
 
 def _map_words(facts: NoduleFacts, value: float) -> str:

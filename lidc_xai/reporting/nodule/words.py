@@ -182,7 +182,7 @@ def deletion_words(curve: Mapping[str, Any] | None) -> str:
 
     >>> words = deletion_words({"percent": [0, 20, 100], "mif": [2.0, 0.5, 0.0], "lif": [2.0, 2.2, 0.0]})
     >>> words.partition("moves")[2]
-    ' the score by −1.50 logits, the 20 % at the other end by +0.20: as the map says'
+    ' the score by −1.50 logits, the 20 % that raise it least by +0.20: as the map says'
     """
     if not curve:
         return ""
@@ -194,8 +194,8 @@ def deletion_words(curve: Mapping[str, Any] | None) -> str:
         deletion_order(curve), "no more apart than a random order may be"
     )
     return (
-        f"Removing the {share} of pixels that raise it most moves the score by {most} logits, the {share} at the other "
-        f"end by {least}: {order}"
+        f"Removing the {share} of pixels that raise it most moves the score by {most} logits, the {share} that "
+        f"raise it least by {least}: {order}"
     )
 
 
@@ -287,7 +287,7 @@ def trust_in_map(facts: NoduleFacts) -> Trust:
         text = {
             "follows": "the score falls first where the map says it should",
             "contradicts": "the score falls first where the map says it should not",
-        }.get(order, "taking pixels away at random may do as much as its order")
+        }.get(order, "removing pixels in a random order may do as much as in the map’s")
         (supporting if order == "follows" else against).append(text)
     if rank == "weak":
         against.append("it is weak: the lowest quarter of the cohort")
