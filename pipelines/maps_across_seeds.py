@@ -7,7 +7,8 @@ One nodule of each sampled patient that no training saw (``--several``: nodules,
 (``nodules.map_repeatability``, with the lever in front: how many slices and turns each map is averaged over, and the
 noise of Smooth CDAM), repeatability.svg (agreement over the number of models averaged) and faithfulness.csv: on
 malignancy, with lung as fill, how far a single model's map and the mean map of all separate the model's deletion
-curves, paired by nodule and model. A killed run goes on.
+curves, paired by nodule and model; with ``--masked`` also up to half of the pixels, read by copies of the runs' models
+that know removed patches (``tune_masked.py``). A killed run goes on.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Options(Config):
     levers: list[str] = Field(list(LEVERS), description=f"Of: {', '.join(LEVERS)}.")
     sigmas: list[float] = Field([], description="Noises of smooth_cdam to compare, at the first lever.")
     faithful: int = Field(0, ge=0, description="Nodules on which the mean map's faithfulness is measured.")
+    masked: list[str] = Field([], description="The runs' models tuned with patches removed, in the order of --runs.")
 
 
 def compare(options: Options, run: Run) -> None:
@@ -87,13 +89,16 @@ def compare(options: Options, run: Run) -> None:
     print(shown[[*columns, "expected", "absolute", "identified"]].round(3).to_string(index=False))
     if options.faithful:
         folder = out / "maps" / _folder(levers[0], words(options.method)[0], {})
+        copies = [loaded_models(name)[0] for name in words(options.masked)]
         rows = pd.DataFrame(
-            faithfulness(runs, store, ids[: options.faithful], folder, words(options.method)[0], device)
+            faithfulness(runs, store, ids[: options.faithful], folder, words(options.method)[0], device, copies)
         )
         write_csv(out / "faithfulness.csv", rows.round(5))
-        difference = paired_difference(rows["mean"], rows["single"], rows["patient_id"].tolist())
-        interval = f"[{difference.low:.4f}, {difference.high:.4f}], p {difference.p:.3f}"
-        print(f"area: single {rows['single'].mean():.4f}, mean map {difference.difference:+.4f} {interval}")
+        for read_by in ("", "masked_")[: 1 + bool(copies)]:
+            single, mean = (rows[f"{read_by}{name}"].dropna() for name in ("single", "mean"))
+            difference = paired_difference(mean, single, rows.loc[single.index, "patient_id"].tolist())
+            interval = f"[{difference.low:.4f}, {difference.high:.4f}], p {difference.p:.3f}"
+            print(f"area: {read_by}single {single.mean():.4f}, mean map {difference.difference:+.4f} {interval}")
 
 
 def draw_agreement(table: pd.DataFrame) -> str:
@@ -146,8 +151,13 @@ def faithfulness(
     folder: Path,
     method: str,
     device: str = "cpu",
+    masked: Sequence[NoduleModel] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Rows nodule_id, patient_id, run, single, mean: areas between the deletion curves of each run's malignancy."""
+    """Rows nodule_id, patient_id, run, single, mean: areas between the deletion curves of each run's malignancy.
+
+    ``masked``: of the first so many runs, a copy that knows removed patches: masked_single and masked_mean are the
+    areas up to 50 % of its curves.
+    """
     for nodule_id in track(ids, "faithfulness", len(ids)):
         patient = str(store.row(nodule_id)["patient_id"])
         chosen = [(k, models_for(models, patient)[0]) for k, models in enumerate(runs)]
@@ -160,8 +170,14 @@ def faithfulness(
             case = nodule_case(model, store, nodule_id, item.views, {})
             images = case.images.to(device)
             kept = {"replacement": "lung", "masks": case.masks, "parenchyma": case.parenchyma, "points": POINTS}
+            readers: dict[str, dict[str, Any]] = {"": {}}
+            if k < len(masked):
+                readers["masked_"] = {"model_masked": masked[k].to(device), "up_to": 50.0}
             areas = {
-                name: float(fidelity(model, images, torch.from_numpy(scores), "malignancy", **kept).area.mean())
+                f"{read_by}{name}": float(
+                    fidelity(model, images, torch.from_numpy(scores), "malignancy", **kept, **more).area.mean()
+                )
+                for read_by, more in readers.items()
                 for name, scores in (("single", item.relevance[:, column]), ("mean", mean))
             }
             yield {"nodule_id": nodule_id, "patient_id": patient, "run": k, **areas}

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from maps_across_seeds import faithfulness
 from scipy.stats import spearmanr
 
 from lidc_xai.errors import DataError, UsageError
+from lidc_xai.evaluation import fidelity
 from lidc_xai.evaluation.repeatability import disjoint_groups
 from lidc_xai.imaging import CropStore, NoduleCrop, StoreWriter
 from lidc_xai.models import build_model
-from lidc_xai.nodules import explain_nodules, map_repeatability, with_random_head
+from lidc_xai.nodules import explain_nodules, map_repeatability, nodule_case, with_random_head
 from lidc_xai.nodules.repeatability import agreement_rows, resampled_mean
 
 OUTPUTS = ("malignancy", "margin")
@@ -20,11 +23,13 @@ OUTPUTS = ("malignancy", "margin")
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> CropStore:
     rng = np.random.default_rng(0)
+    nodule = np.zeros((16, 16, 16), bool)
+    nodule[6:10, 6:10, 6:10] = True
     writer = StoreWriter(tmp_path_factory.mktemp("repeat") / "store", size_mm=16, spacing_mm=1, rule="test")
     for n in range(4):
-        crop = NoduleCrop(
-            rng.normal(-700, 200, (16, 16, 16)).astype(np.float32), np.eye(4), nodule_id=f"LIDC-IDRI-000{n}-s1-n0"
-        )
+        name = f"LIDC-IDRI-000{n}-s1-n0"
+        ct = rng.normal(-700, 200, (16, 16, 16)).astype(np.float32)
+        crop = NoduleCrop(ct, np.eye(4), nodule[None], nodule, nodule_id=name)
         writer.write(crop, {"patient_id": f"LIDC-IDRI-000{n}"}, [])
     return writer.finish()
 
@@ -71,6 +76,25 @@ def test_the_table_against_a_naive_reference(store: CropStore, tmp_path: Path) -
     assert {"models-1", "random-heads-4", "random-weights-2"} <= written
     again = map_repeatability(each, store, "cdam", folder=tmp_path, resamples=200).set_index(["maps", "output", "k"])
     assert again.equals(table)
+
+
+def test_faithfulness_of_the_mean_map_by_the_model_and_by_its_copy(store: CropStore, tmp_path: Path) -> None:
+    each = models(3)
+    map_repeatability(each, store, "cdam", folder=tmp_path, resamples=10)
+    ids = store.manifest["nodule_id"].tolist()[:2]
+    rows = list(faithfulness([[model] for model in each], store, ids, tmp_path, "cdam", masked=each[1:]))
+    assert [(row["run"], "masked_mean" in row) for row in rows] == [(0, True), (1, True), (2, False)] * 2
+    maps = [next(iter(explain_nodules(model, store)))["cdam"] for model in each]
+    explained = [item.relevance[:, 0] for item in maps]
+    case = nodule_case(each[1], store, ids[0], maps[1].views, {})
+    asked = {"replacement": "lung", "masks": case.masks, "parenchyma": case.parenchyma, "points": 11}
+    half = {**asked, "model_masked": each[2], "up_to": 50.0}
+    for name, scores in (("single", explained[1]), ("mean", np.mean(explained, axis=0))):
+        scores = torch.from_numpy(scores)
+        for read_by, options in (("", asked), ("masked_", half)):
+            area = fidelity(each[1], case.images, scores, "malignancy", **options).area.mean()
+            assert rows[1][f"{read_by}{name}"] == pytest.approx(float(area), abs=1e-5)
+    assert rows[1]["single"] != pytest.approx(rows[1]["masked_single"], abs=1e-3)
 
 
 def test_a_random_head_shares_the_trunk() -> None:
