@@ -16,7 +16,7 @@ demo: $(STAMP)
 	$(BIN)/lidc-xai demo --out $(OUT)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -q $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -39,7 +39,7 @@ _PALETTE_ALPHA = bytes(level[3] for level in palette())
 def data_uri(picture: Image.Image, **options: object) -> str:
     """PNG as a ``data:`` address, so that a page needs no second file."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=6, **options)
+    picture.save(buffer, "PNG", compress_level=5, **options)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -120,9 +120,15 @@ def scale_picture(first: int = -1) -> str:
 def _resized(image: NDArray, spacing_mm: tuple[float, float], pixels: int, order: int) -> NDArray[np.float32]:
     """Interpolate to square pixels with pixel edges (not centres) kept in place."""
     extent = np.array(image.shape) * spacing_mm
-    shape = np.maximum(np.round(extent * pixels / extent.max()), 1)
-    factors = shape / image.shape
-    return zoom(np.asarray(image, np.float32), factors, order=order, mode="nearest", grid_mode=True)
+    height, width = np.maximum(np.round(extent * pixels / extent.max()), 1).astype(int).tolist()
+    rows, columns = _stretch(image.shape[0], height, order), _stretch(image.shape[1], width, order)
+    return (rows @ np.asarray(image, np.float64) @ columns.T).astype(np.float32)
+
+
+@lru_cache(maxsize=64)
+def _stretch(cells: int, pixels: int, order: int) -> NDArray[np.float64]:
+    """(pixels, cells): splines in one direction as a matrix; a page stretches many planes of one shape."""
+    return zoom(np.eye(cells), (pixels / cells, 1), order=order, mode="nearest", grid_mode=True)
 
 
 def signed_gradient_css(first: int = -1) -> str:

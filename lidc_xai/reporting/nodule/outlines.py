@@ -47,8 +47,8 @@ def _cut_corners(curve: NDArray) -> NDArray:
 def _thinned(points: NDArray) -> NDArray:
     """A closed curve without points that lie on the line between their neighbours, within ``_STRAIGHT`` pixels."""
     for _ in range(2):
-        before, after = np.roll(points, 1, axis=0), np.roll(points, -1, axis=0)
-        along, off = after - before, points - before
+        closed = np.concatenate([points[-1:], points, points[:1]])
+        along, off = closed[2:] - closed[:-2], points - closed[:-2]
         away = np.abs(along[:, 0] * off[:, 1] - along[:, 1] * off[:, 0])
         straight = away <= _STRAIGHT * np.hypot(along[:, 0], along[:, 1])
         straight[1::2] = False  # of two neighbours, one stays
