@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 from studies.cdam_figures import attention_agreement, draw_curves
 from studies.cdam_pictures import attention_figure, class_figures
-from studies.cdam_tables import CDAM, METRICS, OTHERS, benchmark_arm, claims_of, not_run
+from studies.cdam_tables import CDAM, METRICS, OTHERS, SENSITIVITY, benchmark_arm, claims_of, not_run
 from studies.concept_maps import concept_measures, learned_sets
 from studies.peaks import run_peaks
 from studies.photo_arms import CNN, VIT, PhotoArms
@@ -87,6 +87,8 @@ class CdamConfig(StudyConfig):
     tune_images: int = Field(200, ge=0, description="Images to choose the noise of the smoothed methods on; 0: 0.15.")
     tuned: list[str] = Field(["smooth_cdam", "smoothgrad"], description="Methods whose noise is chosen.")
     sigmas: list[float] = Field(list(SIGMAS), min_length=1, description="Noises to choose from.")
+    sensitivity_images: int = Field(100, ge=0, description="Images of X_multi for sensitivity-n; 0: none.")
+    sensitivity_sets: int = Field(100, ge=3, description="Random pixel sets per share (sensitivity-n).")
     benchmark: BenchmarkOptions = BenchmarkOptions(methods=(*CDAM, *OTHERS, "random"), random_weights=False)
     localised: list[str] = Field(
         [*CDAM, "attention", "relevance_propagation", "partial_lrp", "gradcam", "reciprocam", "attn_lrp", "libragrad",
@@ -125,6 +127,9 @@ def work(study: Study[CdamConfig]) -> None:
         if scene.figures and not config.share:
             draw(study, scene)
     run_peaks(study, config.peaks_size, config.peaks_images)
+    for scene in scenes:
+        if scene.arm.masked and scene.metrics and config.sensitivity_images:
+            sensitivity(study, scene)
     for scene in scenes:
         if scene.metrics:
             perturb(study, scene)
@@ -349,6 +354,20 @@ def perturb(study: Study[CdamConfig], scene: Scene) -> None:
     if len(curves):
         name = f"{arm.data}-{arm.model}".replace(" ", "_").replace(":", "").replace(",", "")
         draw_curves(study.out / "figures" / f"curves-{name}", curves, f"{arm.data}, {arm.model}: {arm.like}")
+
+
+def sensitivity(study: Study[CdamConfig], scene: Scene) -> None:
+    """Sensitivity-n of every method, of which the paper says that it is very low for all (section 3.4)."""
+    arm = replace(scene.arm, images=scene.arm.images[: study.config.sensitivity_images])
+    # Scattered pixels move a score less than bfloat16 rounds it.
+    told = {"sets": study.config.sensitivity_sets, "precision": "float32"}
+    chosen = with_noise(study, scene).model_copy(update=told)
+    table, _ = benchmark_arm(study, arm, ("sensitivity_n",), chosen, study.config.roles)
+    study.means(arm, table, note=f"{chosen.sets} sets of pixels for each of 7 shares, {chosen.precision}")
+    if len(table):
+        highest = str(table.astype({"method": str}).groupby("method")["value"].mean().idxmax())
+        claim = "Sensitivity-n: the correlation is below .1 even for the method that has the highest"
+        study.mean_claim(arm, claim, table, SENSITIVITY, highest, above=0.1, sign=-1, note=highest)
 
 
 def with_noise(study: Study[CdamConfig], scene: Scene) -> BenchmarkOptions:

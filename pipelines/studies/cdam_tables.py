@@ -33,10 +33,11 @@ OTHERS = (
 FIDELITY, BOX = "fidelity/area", "box/area"
 OWN_FIDELITY, OWN_BOX, COMPACT = "discrimination/fidelity", "discrimination/box", "compactness/value"
 WRONG, WRONG_BOX = "fidelity/area of the other class's map", "box/area of the other class's map"
+SENSITIVITY = "sensitivity_n/mean"
 METRICS = {
     FIDELITY: "LIF − MIF", "fidelity/area_mif": "MIF", "fidelity/area_lif": "LIF", BOX: "box sensitivity",
     OWN_FIDELITY: "class discrimination, LIF − MIF", OWN_BOX: "class discrimination, boxes", COMPACT: "compactness",
-    "fidelity/at_stake": "f(x) − f(all replaced)",
+    "fidelity/at_stake": "f(x) − f(all replaced)", SENSITIVITY: "sensitivity-n",
 }  # fmt: skip
 MIF, LIF = "fidelity/area_mif", "fidelity/area_lif"
 _IG = "integrated_gradients"

@@ -75,6 +75,7 @@ def read_msrc(folder: Path) -> MaskedSet:
         if not mask.is_file():
             raise DataError(f"{mask}: {path.name} has no mask; put there {GET_MSRC}")
         pixels = read_codes(mask)
+        _check_size(path, mask, pixels)
         counted = Counter(dict(zip(*(part.tolist() for part in np.unique(pixels, return_counts=True)), strict=True)))
         unknown = sorted(counted.keys() - named.keys() - {0})
         if unknown:
@@ -83,6 +84,18 @@ def read_msrc(folder: Path) -> MaskedSet:
     if not photos:
         raise DataError(f"{images}: holds no photograph; put there {GET_MSRC}")
     return MaskedSet(tuple(photos), tuple(usable.values()), codes)
+
+
+def _check_size(path: Path, mask: Path, pixels: NDArray[np.uint8]) -> None:
+    """``DataError`` where a mask is not as large as its photograph, or the photograph is none."""
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+    except OSError as error:
+        raise DataError(f"{path}: is no photograph that can be read ({str(error).splitlines()[0]})") from None
+    if pixels.shape != (height, width):
+        mine = f"{pixels.shape[1]} × {pixels.shape[0]}"
+        raise DataError(f"{mask}: is {mine} pixels and {path.name} {width} × {height}; put there {GET_MSRC}")
 
 
 def read_codes(path: Path) -> NDArray[np.uint8]:
@@ -117,8 +130,8 @@ def read_ilsvrc(folder: Path) -> tuple[LabelledPhoto, ...]:
         if not path.exists():
             raise UsageError(f"{folder}: holds no {path.name}; put there {GET_ILSVRC}")
     try:
-        table = pd.read_csv(file)
-        rows = list(zip(table["file"], table["label"].astype(int), table["n_real"].astype(int), strict=True))
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        rows = list(zip(table["file"], table["label"].map(int), table["n_real"].map(int), strict=True))
     except (ValueError, KeyError, OSError) as error:
         raise DataError(f"{file}: wanted the columns file, label (0 to 999) and n_real ({error})") from None
     for number, (name, label, _) in enumerate(rows, start=2):

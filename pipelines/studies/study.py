@@ -86,8 +86,10 @@ _NOT_OPTIONS = {
     "published",
     "batch", "examples", "shown", "x_val", "x_multi", "attention_images", "concept_images", "peaks_images",
     "peaks_size", "adcc_images", "masked_images", "epsilon_images", "probable_images", "benchmark",
+    "sensitivity_images", "sensitivity_sets", "layers",
 }  # fmt: skip
-"""What no kept step depends on; the benchmark keeps its parts under a hash of its own options."""
+"""What no kept step depends on (each layer is a step of its own); the benchmark keeps its parts under a hash of its own
+options."""
 
 
 @dataclass

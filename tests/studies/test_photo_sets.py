@@ -43,6 +43,11 @@ def test_masked_photographs(photographs: Path) -> None:
             lambda f: Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(f / "masks" / "3.png"),
             DataError, "a mask has one number a pixel",
         ),
+        (
+            lambda f: Image.fromarray(np.ones((60, 40), np.uint8)).save(f / "masks" / "3.png"),
+            DataError, "3.png: is 40 × 60 pixels and 3.jpg 60 × 40",
+        ),
+        (lambda f: (f / "images" / "3.jpg").write_bytes(b"none"), DataError, "3.jpg: is no photograph"),
     ],
 )  # fmt: skip
 def test_a_spoiled_masked_set_is_one_line(
@@ -62,6 +67,8 @@ def test_a_spoiled_masked_set_is_one_line(
     [
         ("file,label,n_real\n0.JPEG,1000,1\n", DataError, "line 2: 0.JPEG has label 1000; wanted 0 to 999"),
         ("file,label,n_real\n0.JPEG,-1,1\n", DataError, "has label -1"),
+        ("file,label,n_real\n0.JPEG,3.7,1\n", DataError, "wanted the columns file, label (0 to 999)"),
+        ("file,label,n_real\n0.JPEG,,1\n", DataError, "wanted the columns file, label (0 to 999)"),
         ("file,label,n_real\nabsent.JPEG,3,1\n", DataError, "absent.JPEG of labels.csv is not there"),
         ("file,label\n0.JPEG,3\n", DataError, "wanted the columns file, label"),
         (None, UsageError, "holds no labels.csv; put there ImageNet's validation images"),

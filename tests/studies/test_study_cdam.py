@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from studies.cdam_figures import attention_agreement
-from studies.cdam_tables import FIDELITY, OWN_FIDELITY, WRONG, cases, with_wrong
+from studies.cdam_tables import FIDELITY, OWN_FIDELITY, SENSITIVITY, WRONG, cases, with_wrong
 from studies.concept_maps import joined_vector
 from studies.multi_object import read_multi
 from studies.photo_arms import VIT, PhotoArms
@@ -35,6 +35,7 @@ QUICK = [
     "--set=benchmark.points=5",
     "--set=concept_sizes=[2,3]",
     "--set=shown=1",
+    "--set=sensitivity_sets=4",
 ]
 
 
@@ -161,6 +162,8 @@ def test_the_script_on_photographs(
     assert float(attention["here"]) == 0  # one map for both classes
     assert (float(attention["published"]), attention["place"]) == (0, "Table 2")
     assert float(by_place[multi, model, "attention", OWN_OTHER]["here"]) == 0
+    blind = by_place[multi, model, "attention", SENSITIVITY]
+    assert -1 <= float(blind["here"]) <= 1
     table_s1 = by_place["X_val: superclasses", model, "cdam", FIDELITY]
     assert (float(table_s1["published"]), table_s1["place"]) == (623, "Table S1")
     assert table_s1["differs"]
@@ -175,6 +178,7 @@ def test_the_script_on_photographs(
         "not decided (n < 10)",
         "not decided (no interval)",
     }
+    assert sum(one["claim"].startswith("Sensitivity-n") for one in claims) == 1
     pictures = {path.name for path in (tmp_path / "figures").rglob("*.png")}
     assert pictures >= {"figure_1.png", "figure_3.png", "figure_S1.png"}
     assert any(name.startswith("curves-X_multi") for name in pictures)
