@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from audit.measure import PLAIN, RANDOM, SHAM, Reader, doses_of, measure_nodule
-from audit.realism import realism, told_apart
+from audit.realism import DRAWS, figure, realism, told_apart
 from audit.tables import dose_response, map_table, own_measures, selectivity, sham_noise
 from audit.turned import smallest_turns, turns_table
 from tune_masked import Losses, chosen_epoch, with_patches_removed
@@ -75,12 +75,28 @@ def test_a_classifier_tells_apart_what_differs_and_nothing_else() -> None:
     rng = np.random.default_rng(0)
     same, other = rng.normal(size=(2, 120, 6))
     patients = [f"p{k}" for k in range(120)]
-    assert told_apart(same, other + 3, patients, patients, 0)["verdict"] == "told apart"
-    alike = told_apart(same, other, patients, patients, 0)
+    assert figure(lambda _: (same, other + 3, patients, patients), 0)["verdict"] == "told apart"
+    alike = figure(lambda _: (same, other, patients, patients), 0)
     assert alike["verdict"] == "not told apart"
     assert alike["low"] < 0.5 < alike["high"]
-    assert "no verdict" in str(told_apart(same[:40], other[:40], patients[:40], patients[:40], 0)["verdict"])
-    assert np.isnan(told_apart(same[:5], other[:5], patients[:5], patients[:5], 0)["auc"])
+    assert "no verdict" in str(figure(lambda _: (same[:40], other[:40], patients[:40], patients[:40]), 0)["verdict"])
+    assert "auc" not in figure(lambda _: (same[:5], other[:5], patients[:5], patients[:5]), 0)
+
+
+def test_the_figure_is_the_mean_over_draws_and_the_smallest_n() -> None:
+    rng = np.random.default_rng(1)
+    edited, real = rng.normal(size=(2, 60, 6))
+    patients = [f"p{k}" for k in range(60)]
+
+    def draw(seed: int) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
+        n = 60 - seed % DRAWS
+        return edited[:n], real[-n:], patients[:n], patients[-n:]
+
+    found = figure(draw, 0)
+    each = [told_apart(*draw(seed), seed)[0] for seed in range(DRAWS)]
+    assert found["n"] == 60 - DRAWS + 1
+    assert found["auc"] == pytest.approx(np.mean(each), abs=6e-4)
+    assert len(set(each)) > 1
 
 
 def test_edited_nodules_meet_real_ones_of_the_rating_that_the_edit_gave(rows: pd.DataFrame) -> None:
@@ -102,7 +118,7 @@ def test_edited_nodules_meet_real_ones_of_the_rating_that_the_edit_gave(rows: pd
 
     rows = rows[rows["nodule_id"] == "n0"]
     table = realism(rows, kept, manifest, plain, (1.0,), 0).set_index(["edit", "dose"])
-    assert asked == ["like"]  # rated 1 + 2; untouched (rated 1) there is none like it
+    assert asked == ["like"] * DRAWS  # rated 1 + 2; untouched (rated 1) there is none like it
     assert table.loc[("spiculation", 1.0), "n"] == 1
     assert table.loc[("spiculation", 0.0), "n"] == 0
 

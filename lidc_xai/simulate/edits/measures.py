@@ -68,10 +68,11 @@ def solidity(mask: NDArray[np.bool_]) -> float:
 
 
 def _rim_slope(contrast: Floats, distance: Floats) -> float:
-    """Steepest fall of the mean profile by distance within 1 mm of the rim. (Its height over this slope, the width of
-    the edge, has no meaning where a blur leaves a small nodule hardly any height.)"""
-    at = np.arange(-2.0, 2.01, 1.0)
-    profile = np.array([contrast[np.abs(distance - middle) <= 0.75].mean() for middle in at])
+    """Steepest fall of the mean profile by distance within 1 mm of the rim; NaN where the nodule has no voxel 2 mm
+    inside it. (Its height over this slope, the width of the edge, has no meaning where a blur leaves a small nodule
+    hardly any height.)"""
+    rings = [np.abs(distance - middle) <= 0.75 for middle in np.arange(-2.0, 2.01, 1.0)]
+    profile = np.array([contrast[ring].mean() if ring.any() else np.nan for ring in rings])
     return float((profile[:-2] - profile[2:]).max()) / 2
 
 
