@@ -138,20 +138,28 @@ def report(config: ReportConfig, run: Run) -> None:
 
 
 def _recorded(config: ReportConfig, runs: list[Path], info: dict[str, Any]) -> dict[str, Any]:
-    """The models' record with what goes with a high rating among a cohort's predictions: those given, which renew the
-    record, else the record's own, else those of the run."""
-    from lidc_xai.nodules.associations import RECORD, associations
+    """The models' record with what a cross-validation says of them: what goes with a high rating, and how often they
+    side with the readers. Of the predictions given, which renew the record, else the record's own, else of the runs."""
+    from lidc_xai.nodules import associations, unseen
     from lidc_xai.nodules.strength import save_field
     from lidc_xai.training.loop.run_files import read_predictions_table
 
-    path = config.predictions or runs[0] / "predictions.csv"
-    if not path.is_file() or (RECORD in info and not config.predictions):
-        return info
-    found = {"malignancy": {name: asdict(one) for name, one in associations(read_predictions_table(path)).items()}}
-    if config.predictions and found["malignancy"]:
-        for run_folder in runs:
-            save_field(run_folder, RECORD, found)
-    return {**info, RECORD: found}
+    own = [path for run_folder in runs if (path := run_folder / "predictions.csv").is_file()]
+    tables = [read_predictions_table(path) for path in ([config.predictions] if config.predictions else own)]
+    found: dict[str, Any] = {}
+    if tables:
+        told = associations.associations(tables[0])
+        found[associations.RECORD] = {"malignancy": {name: asdict(one) for name, one in told.items()}} if told else None
+    if tables and (config.predictions or len(own) == len(runs)):
+        measured = unseen.unseen_accuracy(tables)
+        found[unseen.RECORD] = asdict(measured) if measured else None
+    found = {name: value for name, value in found.items() if value}
+    if not config.predictions:
+        return {**found, **info}
+    for name, value in found.items():
+        for run_folder in runs if name != unseen.RECORD or len(runs) == 1 else []:  # a mean's accuracy is no member's
+            save_field(run_folder, name, value)
+    return {**info, **found}
 
 
 def _wanted(config: ReportConfig, store: CropStore) -> list[str]:

@@ -20,6 +20,21 @@ def known_patients(training_info: Mapping[str, Any] | None) -> set[str]:
     return {str(patient) for part in ("train_patients", "validation_patients") for patient in info.get(part) or ()}
 
 
+def recorded(training_info: Mapping[str, Any] | None, field: str, kind: Callable[..., T]) -> T | None:
+    """``training_info[field]``, which holds the fields of a ``kind``; None where it is absent.
+
+    Raises ``ModelError`` for a damaged record.
+
+    >>> recorded({"size": {"real": 1.0}}, "size", complex), recorded({}, "size", complex)
+    ((1+0j), None)
+    """
+    held = (training_info or {}).get(field)
+    try:
+        return None if held is None else kind(**held)
+    except TypeError as error:
+        raise ModelError(f"model.json: training_info.{field} is damaged ({error}); delete that field") from error
+
+
 def by_method_and_output(
     training_info: Mapping[str, Any], field: str, kind: Callable[..., T]
 ) -> dict[str, dict[str, T]]:

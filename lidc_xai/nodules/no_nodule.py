@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lidc_xai.errors import ModelError
+from lidc_xai.nodules.known import recorded
 
 RECORD = "no_nodule"
 """Field of a model's ``training_info`` that holds the figures."""
@@ -38,8 +38,4 @@ def recorded_no_nodule(training_info: Mapping[str, Any] | None) -> NoNodule | No
     >>> recorded_no_nodule(info).clear, recorded_no_nodule({})
     (0.67, None)
     """
-    held = (training_info or {}).get(RECORD)
-    try:
-        return None if held is None else NoNodule(**held)
-    except TypeError as error:
-        raise ModelError(f"model.json: training_info.{RECORD} is damaged ({error}); delete that field") from error
+    return recorded(training_info, RECORD, NoNodule)

@@ -38,7 +38,9 @@ WORDS = {
         "holds the readers' mean of 90 % of nodules of new patients, as measured; from residuals of nodules the "
         "model never saw"
     ),
-    "90 % set": "of the malignancy rating: low, high, or both, so that the true side is in it for 90 %",
+    "at 90 % confidence": (
+        "of the malignancy rating: low, high, or both, so that the readers' side is among them for 90 % of nodules"
+    ),
     "models disagree by": (
         "spread of the prediction over models, planes and slices: says nothing about the distance from the truth"
     ),
@@ -55,15 +57,19 @@ WORDS = {
     ),
     "consensus": "voxels that at least half of the readers marked",
     "Dice, IoU, AUPRC": "overlap of two outlines, or of a map and an outline: shares from 0 (none) to 1 (the same)",
-    "deletion": (
-        "the score while pixels become lung in the order of the map, most relevant first against least relevant first"
+    "deletion, removal test": (
+        "the score while pixels become lung in the order of the map, most relevant first against least relevant "
+        "first; passed where the two lie further apart than those of 95 % of random maps, on the right side"
     ),
     "beats chance": "lies above a centred disc that has not seen the image, with the paired 95 % interval",
     "net benefit": "true positives less false positives weighted by the threshold's odds, a nodule (decision curve)",
+    "three in four nodules": "beyond the upper (or lower) quartile of the model's own values over its cohort",
     "size alone": (
         "the probability of a high rating that the readers' diameter gives by itself, fitted on other patients"
     ),
-    "by chance": "the share of the plane: what a map that is the same everywhere would have there",
+    "of the picture": (
+        "the nodule's share of the explained planes: what a map that is the same everywhere would have there"
+    ),
     "goes with": (
         "over a cohort, the model's own predictions of both rise and fall together (rank correlation of .3 or more); "
         "whether one is the cause of the other is not in it"

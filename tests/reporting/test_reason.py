@@ -10,6 +10,7 @@ import pytest
 from lidc_xai.errors import ModelError
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 from lidc_xai.nodules.associations import Association, associations, recorded_associations
+from lidc_xai.nodules.unseen import recorded_unseen, unseen_accuracy
 from lidc_xai.ratings import BIOMARKERS, OUTPUTS
 from lidc_xai.reporting import nodule_report
 from lidc_xai.reporting.nodule.places import ZONES, map_places
@@ -84,20 +85,20 @@ def test_without_an_outline_a_ball_of_the_predicted_diameter_stands_for_it(made)
     assert places["zones"]["outside"]["raises"] == 0.0
     area = np.pi * 7**2 / 32**2  # the ball's section and 2 mm about it
     assert places["zones"]["inside"]["area"] + places["zones"]["rim"]["area"] == pytest.approx(area, rel=0.1)
-    assert "within 2 mm of a ball of its predicted diameter" in where_words(places, "raises")
+    assert "on a ball of its predicted diameter and its 2 mm rim" in where_words(places, "raises")
     assert (crop.affine == affine).all()
 
 
 @pytest.mark.parametrize(
     ("shares", "told_apart", "wanted"),
     [
-        ((0.6, 0.2, 0.2), True, "inside the nodule:"),
-        ((0.1, 0.7, 0.2), True, "at the nodule’s rim:"),
-        ((0.35, 0.3, 0.35), True, "over the whole nodule:"),
-        ((0.1, 0.7, 0.2), False, "on the nodule:"),
-        ((0.1, 0.15, 0.75), True, "partly on the nodule:"),
-        ((0.05, 0.05, 0.9), True, "mostly away from the nodule:"),
-        ((0.05, 0.09, 0.86), True, "scattered over the plane:"),
+        ((0.6, 0.2, 0.2), True, "mostly from inside the nodule ("),
+        ((0.1, 0.7, 0.2), True, "mostly from the nodule’s rim ("),
+        ((0.35, 0.3, 0.35), True, "mostly from the whole nodule ("),
+        ((0.1, 0.7, 0.2), False, "mostly from the nodule ("),
+        ((0.1, 0.15, 0.75), True, "partly from the nodule, mostly from beside it ("),
+        ((0.05, 0.05, 0.9), True, "from beside the nodule ("),
+        ((0.05, 0.10, 0.85), True, "but from no particular place ("),
     ],
 )
 def test_where_it_lies_is_held_against_chance(shares, told_apart, wanted):
@@ -109,15 +110,17 @@ def test_where_it_lies_is_held_against_chance(shares, told_apart, wanted):
     places = {"around": "outline", "rim_mm": 2.0, "told_apart": told_apart, "zones": zones, "raises_peak": []}
     words = where_words(places, "raises")
     assert words.startswith(wanted)
-    assert f"{100 * (shares[0] + shares[1]):.0f} % of it on the nodule" in words
-    assert words.endswith("10 % by chance")
+    assert f"({100 * (shares[0] + shares[1]):.0f} % of that on the nodule and its 2 mm rim, " in words
+    assert words.endswith(" 10 % of the picture)")
 
 
 def test_a_nodule_that_fills_the_plane_has_no_place_beside_it(made):
     zones = {name: {"raises": 0.5, "lowers": 0.5, "area": area} for name, area in (("inside", 0.7), ("rim", 0.25))}
     zones["outside"] = {"raises": 0.0, "lowers": 0.0, "area": 0.05}
     places = {"around": "outline", "rim_mm": 2.0, "told_apart": True, "zones": zones, "raises_peak": ["left"]}
-    assert where_words(places, "raises") == "nearly anywhere: the nodule and 2 mm about it are 95 % of the plane"
+    assert where_words(places, "raises") == (
+        "but no place stands out: the nodule and its 2 mm rim are 95 % of the picture"
+    )
 
 
 def cohort(n: int = 60) -> pd.DataFrame:
@@ -159,21 +162,67 @@ def test_the_reason_says_what_was_measured_and_no_more(made, tmp_path):
     facts = json.loads((tmp_path / f"{nodule_id}.json").read_text(encoding="utf-8"))
     title, text = facts["summary"][1].values()
     assert title == "What drove the rating"
-    assert "More than the readers’ diameter: that alone gives 0.60, something else raises it." in text
-    assert "39 % of the CDAM map raises the rating, 61 % lowers it." in text
-    assert "So it does not show what made it high." in text
-    assert "more poorly defined and larger than most, which goes with high ratings (association, not cause)" in text
+    assert "Not size alone: the readers’ diameter would give 0.60, something else raises it." in text
+    assert "The map, untested here, does not show what made it high: 61 % of it lowers the rating." in text
+    assert "more poorly defined and larger than three in four nodules, which goes with high ratings" in text
     page = (tmp_path / f"{nodule_id}.html").read_text(encoding="utf-8")
     assert page.index("<b>What it looks like.</b>") < page.index("<b>What drove the rating.</b>")
-    assert "relied on" not in text
-    facts["trust"]["map"]["level"] = "low"
-    assert "61 % lowers it (not to be relied on, see below)." in reason_words(facts)
+    facts["trust"]["map"] = {"level": "low", "reasons": ["it is weak"], "text": "", "unmeasured": []}
+    assert reason_words(facts).endswith("The map gives no reliable place: it is weak.")
     facts["associations"] = {}
     assert "association" not in reason_words(facts)
+    assert reason_words(facts).endswith("What raises it is not known.")
     facts["maps"] = []
+    assert reason_words(facts).endswith("No map explains it. What raises it is not known.")
+    prediction = facts["outputs"][0]["prediction"]
+    prediction["diameter_only"] = prediction["value"]  # size is reason enough: nothing is left to be known
     assert reason_words(facts).endswith("No map explains it.")
+    prediction["diameter_only"] = None
+    assert reason_words(facts) == "No map explains it. What drove it is not known."
     facts["outputs"][0]["prediction"] = None
     assert reason_words(facts) == ""
+
+
+def test_what_the_words_deny_is_not_said_to_stand_out(made, tmp_path):
+    """Among nodules without spiculation, 1.8 is more than most have, and "nearly no spiculation" all the same."""
+    store = made.store(tmp_path / "store", n=1)
+    held = {"malignancy": {"spiculation": asdict(Association(rho=0.6, low=1.1, high=1.5, nodules=700))}}
+    predictions = made.predictions(store.nodule_ids)
+    for value, told in ((1.8, False), (2.6, True)):
+        nodule_report(
+            store, store.nodule_ids[0], tmp_path, pdf=False, predictions=predictions.assign(spiculation=value),
+            model_info={"associations": held},
+        )  # fmt: skip
+        text = (tmp_path / f"{store.nodule_ids[0]}.html").read_text(encoding="utf-8")
+        assert ("more spiculated than three in four nodules" in text) == told
+        assert ("nearly no spiculation" in text) != told
+        assert ("No biomarker stands out." in text) != told
+
+
+def test_the_measured_accuracy_is_told_from_cross_validations_alone(made, tmp_path):
+    """Two trainings' mean is right where the surer one is; a split by nodule, or few nodules, measure nothing."""
+    ids = [f"n{place}" for place in range(40)]
+    table = pd.DataFrame({"nodule_id": ids, "patient_id": ids, "fold": 0, "label": [0.0, 1.0] * 20})
+    first = table.assign(malignancy_probability=[0.1, 0.9] * 18 + [0.6, 0.4] * 2)
+    second = table.assign(malignancy_probability=[0.2, 0.8] * 18 + [0.1, 0.9] + [0.6, 0.4])
+    found = unseen_accuracy([first, second])
+    assert (found.nodules, found.patients, found.right) == (40, 40, 0.95)
+    assert 0.85 < found.low < 0.95 < found.high <= 1.0
+    assert unseen_accuracy([first.assign(split_kind="paper")]) is None
+    assert unseen_accuracy([first.head(19)]) is None
+    assert unseen_accuracy([first.drop(columns="fold")]) is None
+    assert unseen_accuracy([]) is None
+    store = made.store(tmp_path / "store", n=1)
+    told = "On 40 nodules of patients it had not seen, the model was on the readers’ side in 95 % "
+    for info in ({"unseen": asdict(found)}, {}):
+        nodule_report(
+            store, store.nodule_ids[0], tmp_path, pdf=False, predictions=made.predictions(store.nodule_ids),
+            model_info=info,
+        )  # fmt: skip
+        text = (tmp_path / f"{store.nodule_ids[0]}.html").read_text(encoding="utf-8")
+        assert (told in text) == bool(info)
+    with pytest.raises(ModelError, match="unseen is damaged"):
+        recorded_unseen({"unseen": {"right": 1.0}})
 
 
 def test_a_record_of_the_model_stands_in_for_the_cohort(made, tmp_path):
@@ -184,7 +233,7 @@ def test_a_record_of_the_model_stands_in_for_the_cohort(made, tmp_path):
         store, store.nodule_ids[0], tmp_path, pdf=False, predictions=made.predictions(store.nodule_ids), model_info=info
     )
     text = (tmp_path / f"{store.nodule_ids[0]}.html").read_text(encoding="utf-8")
-    assert "The model also calls it larger than most, which goes with high ratings" in text
+    assert "To the model it is larger than three in four nodules, which goes with high ratings" in text
     assert "rho 0.8" not in text  # not again among the model's record
 
 

@@ -273,7 +273,7 @@ def test_the_summary_is_one_page(made, tmp_path):
     text = subprocess.run(["pdftotext", "-layout", path, "-"], capture_output=True, text=True, check=True).stdout
     for phrase in (
         RESEARCH_USE_ONLY,
-        "90 % set: low or high",
+        "at 90 % confidence: low or high",
         "Models disagree",
         "Diameter",
         "1.5 to 4.5",

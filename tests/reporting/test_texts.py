@@ -22,7 +22,7 @@ from lidc_xai.reporting.glossary import WORDS
 from lidc_xai.reporting.nodule.charts import deletion_caption
 from lidc_xai.reporting.nodule.drawing import largest_indices
 from lidc_xai.reporting.nodule.flags import quality_flags
-from lidc_xai.reporting.nodule.words import deletion_words, reads_words, trust_in_rating
+from lidc_xai.reporting.nodule.words import reads_words, removal_words, trust_in_rating
 
 
 def written(store, out, **parts):
@@ -74,7 +74,7 @@ def test_disagreement_is_no_interval(made, tmp_path):
     assert (margin["low"], margin["high"], margin["coverage"]) == (1.25, 4.75, 0.91)
     assert "1.2 to 4.8" in text
     assert "91 to 91 % of nodules" in text
-    assert "90 % set: low or high" in text
+    assert "at 90 % confidence: low or high" in text
     assert facts["trust"]["rating"]["level"] == "limited"
     assert "low and high are both possible" in facts["trust"]["rating"]["reasons"]
 
@@ -181,8 +181,8 @@ def test_own_ct_has_no_word_of_lidc_and_no_identifier(made, tmp_path, mask):
         ):
             assert word not in text, (path.name, word)
     text = result.paths[1].read_text(encoding="utf-8")
-    assert "34 mm in a box of 32 mm" in text
-    assert "12.5% of the box lies outside" in text
+    assert "34 mm in a picture of 32 mm" in text
+    assert "12.5% of the cube cut out about the nodule lies outside the scan" in text
     assert ("outline of the given mask" in text) == mask
     kept = study_report(store, tmp_path / "kept", predictions, keep_ids=True, pdf=False)
     assert patient in kept.paths[1].read_text(encoding="utf-8")
@@ -254,7 +254,7 @@ def test_means_of_several_maps_are_ranked_among_such_means_alone(made, tmp_path)
     )
     assert facts["maps"][0]["strength"]["malignancy"]["rank"] == ""
     assert facts["maps"][0]["limits"]["malignancy"] == 1.0
-    assert "the same colour is the same strength on every page of this model" in text
+    assert "same colour, same strength on every page of this model" in text
     bare, _ = written(store, tmp_path, predictions=predictions, maps={"cdam": [maps]})
     assert "they do not compare with other pages" in bare
 
@@ -273,11 +273,11 @@ def test_colour_and_words_of_a_map_are_the_cohorts(made, tmp_path):
     assert strength["rank"] == "weak"
     assert strength["positive"] == pytest.approx(maps.relevance[:, 0].clip(min=0).sum((1, 2)).mean(), rel=1e-5)
     assert strength["word"] == "strength"  # CDAM's scores do not add up to the output
-    assert "of the CDAM map (a weak one) raises the rating" in text
-    assert re.search(r"What (raises|lowers) it lies [a-z ]+[,:]", text)
+    assert "The map gives no reliable place: it is weak, in the lowest quarter of nodules." in text
+    assert "from the nodule" not in text  # no place is named for a map that is not to be relied on
     assert "would raise" not in text
     assert "95 % of the cohort’s maps" in text
-    assert "it is weak: the lowest quarter of the cohort" in facts["trust"]["map"]["reasons"]
+    assert "it is weak, in the lowest quarter of nodules" in facts["trust"]["map"]["reasons"]
 
 
 def test_a_map_is_held_against_the_area_of_the_outline(made, tmp_path):
@@ -285,14 +285,14 @@ def test_a_map_is_held_against_the_area_of_the_outline(made, tmp_path):
     (nodule_id,), crop = store.nodule_ids, store.load(store.nodule_ids[0])
     maps = made.maps(nodule_id, grid=32)
     planes = [crop.consensus[16], crop.consensus[:, 16], crop.consensus[:, :, 16]]
-    predictions, against = made.predictions([nodule_id]), "less of it lies inside the outline than of a map without"
+    predictions, against = made.predictions([nodule_id]), "less of it lies on the nodule than by chance"
     for weight, wanted in ((2.0, False), (0.1, True)):
         relevance = np.ones_like(maps.relevance)
         for place, mask in enumerate(planes):
             relevance[place, :, mask] = weight
         item = type(maps)(**{**vars(maps), "relevance": relevance})
         text, facts = written(store, tmp_path, predictions=predictions, maps={"cdam": [item]})
-        assert "The CDAM map only raises the rating." in text
+        assert ("The map gives no reliable place: less of it lies on the nodule" in text) == wanted
         assert any(against in reason for reason in facts["trust"]["map"]["reasons"]) == wanted
 
 
@@ -307,11 +307,11 @@ def test_padding_that_no_model_reads_is_no_warning(made, tmp_path, views, level)
     model = build_model("vit_nodule_p8", ["malignancy"], size=32, preprocess=Preprocess(views=views))
     parts = {"predictions": made.predictions(["n"]), "model_info": shared_info([model])}
     _, facts = written(writer.finish(), tmp_path, **parts)
-    (flag,) = (flag for flag in facts["flags"] if flag["title"] == "Padded")
+    (flag,) = (flag for flag in facts["flags"] if flag["title"] == "Partly outside the scan")
     assert flag["level"] == level
-    assert flag["text"].startswith("50.0% of the box lies outside the scan")
-    assert ("Padded" in facts["trust"]["rating"]["reasons"]) == (level == "warning")
-    assert {"note": "lie inside it", "warning": "25% of the planes that the model reads"}[level] in flag["text"]
+    assert flag["text"].startswith("50.0% of the cube cut out about the nodule lies outside the scan")
+    assert ("partly outside the scan" in facts["trust"]["rating"]["reasons"]) == (level == "warning")
+    assert {"note": "reads do not", "warning": "25% of the planes that the model reads"}[level] in flag["text"]
 
 
 def test_the_plane_of_the_largest_outline_is_shown(made, tmp_path):
@@ -338,10 +338,16 @@ def test_a_deletion_curve_is_told_as_it_is():
     assert "is not borne out" in deletion_caption(rising, "logit")
     close = {"percent": [0, 20, 100], "mif": [1.35, -0.96, -0.8], "lif": [1.35, -0.91, -0.8], "removed": 2.15}
     assert "no further apart than those of a random map" in deletion_caption(close, "logit")
-    assert deletion_words(close).endswith("no more apart than a random order may be")
-    assert "Removing the 20 % of pixels that raise it most moves the score by −2.31 logits" in deletion_words(close)
-    up = {"percent": [0, 20, 100], "mif": [-2.0, -1.0, 0.0], "lif": [-2.0, -2.5, 0.0]}
-    assert "moves the score by +1.00 logits, the 20 % that raise it least by −0.50: no more apart" in deletion_words(up)
+    assert removal_words(close) == (
+        "Removal test not passed: the map’s order and its reverse differ by 1 % of the score’s range "
+        "(a random map: up to 25 %)"
+    )
+    assert removal_words(falling).startswith("Removal test passed: ")
+    assert removal_words(falling).endswith("(by 33 % of its range; a random map: up to 25 %)")
+    failed = {"percent": [0, 50, 100], "mif": [2.0, 2.0, 0.0], "lif": [2.0, 0.0, 0.0]}
+    assert removal_words(failed).startswith("Removal test failed: ")
+    assert "the score falls later than in reverse order" in removal_words(failed)
+    assert removal_words(None) == ""
 
 
 def test_words_of_a_mean_are_for_ordered_scales_only(made, tmp_path):
@@ -356,7 +362,7 @@ def test_words_of_a_mean_are_for_ordered_scales_only(made, tmp_path):
 def test_a_prediction_that_fits_the_box_is_no_warning():
     assert quality_flags({"size_mm": 32.0, "n_readers": 4}, {}, {"diameter": 31.0}) == []
     (flag,) = quality_flags({"size_mm": 32.0, "n_readers": 4}, {}, {"diameter": 33.0})
-    assert flag["title"] == "Predicted larger than the box"
+    assert flag["title"] == "Predicted larger than the picture"
 
 
 def test_words_are_one_page_that_every_page_links_to(made, tmp_path):

@@ -10,7 +10,7 @@ TrustLevel = Literal["none", "low", "limited", "measured"]
 
 
 class Flag(TypedDict):
-    """A quality flag: ``level`` is ``warning`` or ``note``."""
+    """A quality flag: ``level`` is ``warning``, ``note``, or ``detail`` for what the first page leaves out."""
 
     level: str
     title: str
@@ -182,6 +182,7 @@ class NoduleFacts(TypedDict):
     label_words: str
     reads: str
     no_nodule: str
+    unseen: str
     models: int | None
     outline: str
     independence: Independence

@@ -17,6 +17,7 @@ from lidc_xai.nodules.known import known_patients
 from lidc_xai.nodules.mean_maps import RECORD as NOISE_RECORD
 from lidc_xai.nodules.no_nodule import RECORD as NO_NODULE_RECORD
 from lidc_xai.nodules.strength import RECORD
+from lidc_xai.nodules.unseen import RECORD as UNSEEN_RECORD
 from lidc_xai.ratings import BIOMARKERS, CALCIFICATION_ABSENT, INDETERMINATE, OUTPUTS, RESEARCH_USE_ONLY, SCALES, Scale
 from lidc_xai.reporting.nodule.fact_types import (
     Independence,
@@ -40,6 +41,7 @@ from lidc_xai.reporting.nodule.words import (
     summary_sentences,
     trust_in_map,
     trust_in_rating,
+    unseen_words,
 )
 from lidc_xai.reporting.values import number, plain, spread, truth, words
 
@@ -66,7 +68,7 @@ CALCIFICATION_NOTE = (
     "The map explains the mean of the readers’ codes, which ends at 6 = absent: orange argues against calcium, "
     "blue for it."
 )
-_SHOWN_ELSEWHERE = (RECORD, NOISE_RECORD, NO_NODULE_RECORD, ASSOCIATIONS_RECORD)
+_SHOWN_ELSEWHERE = (RECORD, NOISE_RECORD, NO_NODULE_RECORD, ASSOCIATIONS_RECORD, UNSEEN_RECORD)
 _KINDS = {"malignancy": "probability", "calcification": "any", "diameter": "length"}
 _LIDC_IDENTIFIERS = (
     "nodule_id", "patient_id", "series_uid", "scan_index", "cluster_index", "annotation_ids", "is_from_initial",
@@ -98,6 +100,7 @@ def nodule_facts(row: Mapping[str, Any], votes: pd.DataFrame, crop: NoduleCrop, 
         "label_words": _label_words(number(row, "malignancy_median")),
         "reads": reads_words(parts.model_info, maps),
         "no_nodule": "" if _is_read(row) else no_nodule_words(prediction, parts.model_info),
+        "unseen": "" if prediction is None else unseen_words(parts.model_info),
         "models": models_behind(prediction),
         "outline": outline_words(parts.origin, crop.consensus is not None),
         "independence": independence(row, prediction, parts.model_info, parts.origin),
@@ -193,8 +196,7 @@ def independence(
         return {"status": "independent", "text": text}
     if origin == "own" and (trained or out_of_fold):
         text = (
-            "Never seen by this model under this name. Scans of one’s own differ from those it learned from; how well "
-            "it does on them was not measured."
+            "Never seen by this model under this name. Scans of one’s own differ from those it learned from."
         )
         return {"status": "independent", "text": text}
     if trained and patient:

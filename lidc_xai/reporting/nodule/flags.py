@@ -54,32 +54,35 @@ def _image_flags(row: Mapping[str, Any], padding_read: float | None) -> list[Fla
     issues = [text for text in words(row, "issues").split("; ") if text]
     if truth(row, "hu_calibrated") is False:
         how = _taken(issues, "HU estimated") or "Grey values are not Hounsfield units"
-        flags.append(_flag("warning", "HU not calibrated", f"{how}: windows and model input are approximate."))
+        flags.append(_flag("warning", "HU not calibrated", f"{how}: the pictures and what the model saw are approximate."))
     if truth(row, "padded"):
         what = _taken(issues, "of the box lies outside") or "A part of the box lies outside the scan"
+        what = what.replace("the box", "the cube cut out about the nodule")
         flags.append(_padding_flag(what, padding_read))
     if truth(row, "larger_than_box"):
         extent = _taken(issues, "larger than the")
-        cut = f"The crop cuts the nodule ({extent})" if extent else "The crop cuts the nodule"
-        flags.append(_flag("warning", "Larger than the box", f"{cut}; the model saw a part of it."))
+        cut = "The picture cuts the nodule" + (f" ({extent})" if extent else "")
+        flags.append(_flag("warning", "Larger than the picture", f"{cut}; the model saw a part of it."))
     thickness = number(row, "slice_thickness_mm")
     if thickness is not None and thickness > THICK_SLICES_MM:
         flags.append(
             _flag("note", f"Thick slices ({thickness:.3g} mm)", "Detail across slices is interpolated.")
         )  # fmt: skip
     if issues:
-        flags.append(_flag("note", "Found while reading the scan", "; ".join(issues)))
+        flags.append(_flag("detail", "Found while reading the scan", "; ".join(issues)))
     return flags
 
 
 def _padding_flag(what: str, padding_read: float | None) -> Flag:
     """Padding that the model is not shown is no reason to doubt what it says."""
     if padding_read is None:
-        return _flag("warning", "Padded", f"{what} and was never scanned; the model saw filling there.")
+        return _flag("warning", "Partly outside the scan", f"{what}; the model saw filling there.")
     if padding_read == 0:
-        return _flag("note", "Padded", f"{what}; the planes that the model reads lie inside it.")
+        return _flag("note", "Partly outside the scan", f"{what}; the planes that the model reads do not.")
     return _flag(
-        "warning", "Padded", f"{what}, {padding_read:.0%} of the planes that the model reads; it saw filling there."
+        "warning",
+        "Partly outside the scan",
+        f"{what}, {padding_read:.0%} of the planes that the model reads; it saw filling there.",
     )
 
 
@@ -134,8 +137,8 @@ def _model_flags(row: Mapping[str, Any], prediction: Mapping[str, Any] | None) -
     flags = []
     predicted, side = number(prediction, "diameter"), number(row, "size_mm")
     if predicted is not None and side is not None and predicted > side and not truth(row, "larger_than_box"):
-        text = f"The model predicts {predicted:.0f} mm in a box of {side:g} mm: it saw a part of the nodule."
-        flags.append(_flag("warning", "Predicted larger than the box", text))
+        text = f"The model predicts {predicted:.0f} mm in a picture of {side:g} mm: it saw a part of the nodule."
+        flags.append(_flag("warning", "Predicted larger than the picture", text))
     low, high = (number(prediction, f"malignancy_probability_{end}") for end in ("least", "greatest"))
     if low is not None and high is not None and low < 0.5 < high and high - low >= WIDE_VIEWS:
         one = models_behind(prediction) == 1

@@ -1,7 +1,7 @@
-"""What drove the rating, as far as it was measured: size alone, where the map lies, what goes with such a rating.
+"""What drove the rating, as far as it was measured: size alone, what goes with such a rating, where the map lies.
 
-The map says where the model looked and which way it pulls; biomarkers are other outputs of the same model, and what
-goes together with a rating is told as that and never as its cause.
+A place is told of a map alone that no test spoke against; of any other the answer is that it gives none. Biomarkers
+are other outputs of the same model: what goes together with a rating is told as that and never as its cause.
 """
 
 from __future__ import annotations
@@ -23,16 +23,23 @@ _MOST_TOLD = 3
 _FILLS = 0.8
 """Share of the plane from which on a nodule leaves no place beside it."""
 _DENSER = 1.5
-"""How many times as dense as by chance, or as elsewhere, a map is where it is said to lie."""
+"""How many times as dense as elsewhere on the nodule a map is where it is said to lie."""
+_CLEARLY = 2.0
+"""How many times its share of the plane a nodule holds of a map that is said to lie on it more than by chance."""
 
 
 def reason_words(facts: NoduleFacts) -> str:
-    """Size, map and biomarkers in up to four short sentences; empty without a rating by a model."""
+    """Size, biomarkers and map in up to four short sentences; empty without a rating by a model."""
     prediction = facts["outputs"][0]["prediction"]
     if prediction is None:
         return ""
     value, alone = prediction["value"], prediction["diameter_only"]
-    parts = [size_words(value, alone) if alone is not None else "", _map_words(facts, value), _beside(facts)]
+    enough = alone is not None and abs(value - alone) < AS_MUCH
+    beside, ways = _beside(facts, enough)
+    shown, told = _map_words(facts, value)
+    parts = [size_words(value, alone) if alone is not None else "", beside, shown]
+    if not enough and not told and _way(value, alone) not in ways:
+        parts.append("What drove it is not known." if alone is None else f"What {_moves(value, alone)} it is not known.")
     return " ".join(part for part in parts if part)
 
 
@@ -40,51 +47,62 @@ def size_words(value: float, diameter_only: float) -> str:
     """Whether the readers' diameter alone gives as much: most of a rating is size.
 
     >>> size_words(0.98, 0.99)
-    'The readers’ diameter alone gives nearly the same (0.99): nothing else is needed.'
+    'Its size is reason enough: the readers’ diameter alone would give 0.99.'
     >>> size_words(0.95, 0.6)
-    'More than the readers’ diameter: that alone gives 0.60, something else raises it.'
+    'Not size alone: the readers’ diameter would give 0.60, something else raises it.'
+    >>> size_words(0.31, 0.6)
+    'Not its size: the readers’ diameter alone would give 0.60 (high), something else lowers it.'
     """
     alone = show_probability(diameter_only)
     if abs(value - diameter_only) < AS_MUCH:
-        return f"The readers’ diameter alone gives nearly the same ({alone}): nothing else is needed."
-    moves = "raises" if value > diameter_only else "lowers"
-    return f"More than the readers’ diameter: that alone gives {alone}, something else {moves} it."
+        return f"Its size is reason enough: the readers’ diameter alone would give {alone}."
+    moves = f"something else {_moves(value, diameter_only)} it"
+    if (value > EVEN_CHANCE) == (diameter_only > EVEN_CHANCE):
+        return f"Not size alone: the readers’ diameter would give {alone}, {moves}."
+    side = "high" if diameter_only > EVEN_CHANCE else "low"
+    return f"Not its size: the readers’ diameter alone would give {alone} ({side}), {moves}."
 
 
-def _map_words(facts: NoduleFacts, value: float) -> str:
-    """Which way the map pulls, and where what speaks for the rating lies."""
-    shown = explaining(facts)
+def _moves(value: float, diameter_only: float) -> str:
+    return "raises" if value > diameter_only else "lowers"
+
+
+def _way(value: float, diameter_only: float | None) -> str:
+    """The kind of ratings that what is asked for goes with: of what size leaves open, else of the rating."""
+    return "high" if value > (EVEN_CHANCE if diameter_only is None else diameter_only) else "low"
+
+
+def _map_words(facts: NoduleFacts, value: float) -> tuple[str, bool]:
+    """What the map says of the rating, and whether that is a reason for it."""
+    shown, trust = explaining(facts), facts["trust"]["map"]
     if shown is None or "malignancy" not in shown["strength"]:
-        return "No map explains it."
+        return "No map explains it.", False
     strength, high = shown["strength"]["malignancy"], value > EVEN_CHANCE
     raised, lowered = strength["positive"], -strength["negative"]
     if raised + lowered == 0:
-        return "Its map is empty."
-    share = raised / (raised + lowered)
-    rank = {"strong": " (a strong one)", "usual": " (of usual strength)", "weak": " (a weak one)"}.get(
-        strength["rank"], ""
-    )
-    name = f"{shown['title']} map{rank}"
-    doubt = " (not to be relied on, see below)" if facts["trust"]["map"]["level"] == "low" else ""
-    text = f"{percent(share)} of the {name} raises the rating, {percent(1 - share)} lowers it{doubt}."
-    if not lowered or not raised:
-        text = f"The {name} only {'raises' if raised else 'lowers'} the rating{doubt}."
-    if (share if high else 1 - share) < 0.5:
-        text += f" So it does not show what {'made it high' if high else 'kept it low'}."
-    towards = "raises" if share > 0.5 else "lowers"
+        return "Its map is empty.", False
+    tested = trust["level"] == "measured"
+    if not tested and trust["reasons"]:
+        return f"The map gives no reliable place: {trust['reasons'][0]}.", False
+    name = "The map" if tested else "The map, untested here,"
+    share = (raised if high else lowered) / (raised + lowered)
+    if share < 0.5:
+        made, other = ("made it high", "lowers") if high else ("kept it low", "raises")
+        return f"{name} does not show what {made}: {percent(1 - share)} of it {other} the rating.", False
+    towards = "raises" if high else "lowers"
     where = "" if facts["places"] is None else where_words(facts["places"], towards)
-    return f"{text} What {towards} it lies {where}." if where else text
+    return f"{name} agrees: {percent(share)} of it {towards} the rating{f', {where}' if where else ''}.", True
 
 
 def where_words(places: Places, towards: str) -> str:
-    """Where what raises (or lowers) the rating lies, with the share that chance would put there.
+    """Where what raises (or lowers) the rating lies, with the nodule's share of the picture, which is chance.
 
     >>> zone = {"inside": (0.6, 0.05), "rim": (0.1, 0.05), "outside": (0.3, 0.9)}
     >>> zones = {name: {"raises": a, "lowers": None, "area": b} for name, (a, b) in zone.items()}
     >>> places = {"around": "outline", "rim_mm": 2.0, "told_apart": True, "zones": zones, "raises_peak": ["middle"]}
     >>> where_words(places, "raises")
-    'inside the nodule, strongest in its middle: 70 % of it on the nodule or within 2 mm of the outline, 10 % by chance'
-    """
+    'mostly from inside the nodule, strongest in its middle (70 % of that on the nodule and its 2 mm rim, 10 % of the picture)'
+    """  # noqa: E501
     share, area = {}, {}
     for name, zone in places["zones"].items():
         found = zone["raises"] if towards == "raises" else zone["lowers"]
@@ -92,66 +110,70 @@ def where_words(places: Places, towards: str) -> str:
             return ""
         share[name], area[name] = found, zone["area"]
     on, chance = share["inside"] + share["rim"], area["inside"] + area["rim"]
+    nodule = "the nodule" if places["around"] == "outline" else "a ball of its predicted diameter"
+    extent = f"{nodule} and its {places['rim_mm']:g} mm rim"
     if chance > _FILLS:
-        return f"nearly anywhere: the nodule and {places['rim_mm']:g} mm about it are {percent(chance)} of the plane"
-    around = "the outline" if places["around"] == "outline" else "a ball of its predicted diameter"
-    if places["around"] == "ball":
-        extent = f"within {places['rim_mm']:g} mm of {around}"
+        return f"but no place stands out: {extent} are {percent(chance)} of the picture"
+    figures = f"({percent(on)} of that on {extent}, {percent(chance)} of the picture)"
+    if chance < on < min(0.5, _CLEARLY * chance):
+        return f"but from no particular place {figures}"
+    if on >= 0.5:
+        place = f"mostly from {_part_of_nodule(places, share, area)}"
     else:
-        extent = f"on the nodule or within {places['rim_mm']:g} mm of {around}"
-    if on <= chance:
-        place = "mostly away from the nodule"
-    elif on < 0.5 and on < _DENSER * chance:
-        place = "scattered over the plane"
-    else:
-        place = _part_of_nodule(places, share, area) if on >= 0.5 else "partly on the nodule"
+        place = "from beside the nodule" if on <= chance else "partly from the nodule, mostly from beside it"
     peak = places["raises_peak"] if towards == "raises" else places["lowers_peak"]
-    strongest = ""
-    if peak:
-        strongest = (
-            ", strongest in its middle" if peak == ["middle"] else (f", strongest towards the patient’s {listed(peak)}")
-        )
-    return f"{place}{strongest}: {percent(on)} of it {extent}, {percent(chance)} by chance"
+    where = "in its middle" if peak == ["middle"] else f"towards the patient’s {listed(peak)}"
+    return f"{place}{f', strongest {where}' if peak else ''} {figures}"
 
 
 def _part_of_nodule(places: Places, share: dict[str, float], area: dict[str, float]) -> str:
     if not places["told_apart"]:
-        return "on the nodule"
+        return "the nodule"
     inside, rim = share["inside"] / area["inside"], share["rim"] / area["rim"]
     if inside > _DENSER * rim:
         return "inside the nodule"
-    return "at the nodule’s rim" if rim > _DENSER * inside else "over the whole nodule"
+    return "the nodule’s rim" if rim > _DENSER * inside else "the whole nodule"
 
 
-def _beside(facts: NoduleFacts) -> str:
-    """Predicted biomarkers outside the cohort's middle half that go with high or with low ratings."""
+def _beside(facts: NoduleFacts, size_told: bool) -> tuple[str, set[str]]:
+    """Predicted biomarkers outside the cohort's middle half that go with high or with low ratings, in words, and which
+    ratings these are. ``size_told``: the diameter was named already."""
     held = facts["associations"]
     telling = sorted(
-        (name for name in held if abs(held[name]["rho"]) >= TELLING), key=lambda one: -abs(held[one]["rho"])
+        (name for name in held if abs(held[name]["rho"]) >= TELLING and not (size_told and name == "diameter")),
+        key=lambda one: -abs(held[one]["rho"]),
     )
     by_name = {output["name"]: output for output in facts["outputs"]}
     ways: dict[str, list[str]] = {"high": [], "low": []}
     for name in telling:
         away = _away(by_name[name], held[name])
-        if away and not (name == "calcification" and away < 0):  # nearly every nodule is hardly likely to be calcified
+        if away:
             ways["high" if away * held[name]["rho"] > 0 else "low"].append(_compared(name, away))
-    if not held or not any(ways.values()):
-        return "None of its predicted biomarkers stands out." if telling else ""
+    if not any(ways.values()):
+        none = f"No {'other ' if size_told else ''}biomarker stands out."
+        return (none if telling else ""), set()
     first = max(ways, key=lambda way: len(ways[way]))
     said = [
-        f"{listed(words[:_MOST_TOLD])} than most, which goes with {way} ratings"
+        f"{listed(words[:_MOST_TOLD])} than three in four nodules, which goes with {way} ratings"
         for way, words in sorted(ways.items(), key=lambda item: item[0] != first)
         if words
     ]
-    return f"The model also calls it {'; and '.join(said)} (association, not cause)."
+    words = f"To the model it is {'; and '.join(said)} (association, not cause)."
+    return words, {way for way, found in ways.items() if found}
 
 
 def _away(output: Output, quartiles: dict[str, float]) -> int:
-    """1 above the cohort's upper quartile, −1 below its lower one, else 0."""
+    """1 above the cohort's upper quartile, −1 below its lower one, else 0: also where the word for the value says the
+    opposite (more than most, and yet "nearly no spiculation"), and for little calcification, which nearly all have."""
     if output["prediction"] is None:
         return 0
-    value = output["prediction"]["value"]
-    return int(value > quartiles["high"]) - int(value < quartiles["low"])
+    value, scale = output["prediction"]["value"], SCALES[output["name"]]
+    away = int(value > quartiles["high"]) - int(value < quartiles["low"])
+    if output["kind"] == "any":
+        return max(away, 0) if value > EVEN_CHANCE else 0
+    if output["kind"] == "rating" and away * (round(value) - (scale.low + scale.high) / 2) < 0:
+        return 0
+    return away
 
 
 def _compared(name: str, sign: int) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lidc_xai.nodules.no_nodule import SURE as CLEAR
 from lidc_xai.nodules.no_nodule import recorded_no_nodule
+from lidc_xai.nodules.unseen import recorded_unseen
 from lidc_xai.ratings import EVEN_CHANCE, INDETERMINATE
 from lidc_xai.reporting.values import percent, show
 
@@ -134,16 +135,35 @@ def strength_inside(facts: NoduleFacts) -> tuple[float | None, float | None]:
 
 
 def _belief(facts: NoduleFacts) -> str:
-    """The 90 % set, whether the map would be drawn again, and deletion, measured or not."""
+    """The rating at 90 % confidence, the model's accuracy, whether the map would be drawn again, and the removal test,
+    measured or not."""
     malignancy = facts["outputs"][0]["prediction"]
     if malignancy is None:
         return ""
-    parts = [f"At 90 % confidence the rating is {malignancy['set']}." if malignancy["set"] else ""]
+    undecided = ", so undecided" if malignancy["set"] == "low or high" else ""
+    parts = [f"At 90 % confidence the rating is {malignancy['set']}{undecided}." if malignancy["set"] else ""]
+    parts.append(facts["unseen"])
     if explaining(facts) is not None:
         parts.append(f"{capitalised(repeats_words(repeats_of(facts, 'malignancy')))}.")
-        lost = deletion_words(facts["curves"].get("malignancy"))
-        parts.append(f"{lost}." if lost else "What the score loses when the map’s pixels go was not measured.")
+        tested = removal_words(facts["curves"].get("malignancy"))
+        parts.append(f"{tested}." if tested else "The map was not put to the removal test.")
     return " ".join(part for part in parts if part)
+
+
+def unseen_words(model_info: Mapping[str, Any] | None) -> str:
+    """How often the model sided with the readers on patients that it had not seen; empty where it was not measured.
+
+    >>> info = {"unseen": {"nodules": 721, "patients": 442, "right": 0.888, "low": 0.862, "high": 0.911}}
+    >>> unseen_words(info)
+    'On 721 nodules of patients it had not seen, the model was on the readers’ side in 89 % [86, 91].'
+    """
+    measured = recorded_unseen(model_info)
+    if measured is None:
+        return ""
+    return (
+        f"On {measured.nodules} nodules of patients it had not seen, the model was on the readers’ side in "
+        f"{percent(measured.right)} [{100 * measured.low:.0f}, {100 * measured.high:.0f}]."
+    )
 
 
 def capitalised(text: str) -> str:
@@ -177,26 +197,30 @@ _DRAWN_AGAIN = ((0.75, "most"), (0.5, "the larger part"), (0.25, "a smaller part
 """From an expected rank correlation on, how much of a map is drawn again."""
 
 
-def deletion_words(curve: Mapping[str, Any] | None) -> str:
-    """What replacing a fifth of the pixels does, most relevant first against least relevant first.
+def removal_words(curve: Mapping[str, Any] | None) -> str:
+    """Whether the score falls sooner when pixels go in the map's order than in its reverse, beside what chance does.
 
-    >>> words = deletion_words({"percent": [0, 20, 100], "mif": [2.0, 0.5, 0.0], "lif": [2.0, 2.2, 0.0]})
-    >>> words.partition("moves")[2]
-    ' the score by −1.50 logits, the 20 % that raise it least by +0.20: as the map says'
-    """
+    >>> removal_words({"percent": [0, 20, 100], "mif": [2.0, 0.0, 0.0], "lif": [2.0, 2.0, 0.0]})
+    'Removal test passed: with what the map says raises the rating taken away first, the score falls sooner than in reverse order (by 33 % of its range; a random map: up to 25 %)'
+    """  # noqa: E501
     if not curve:
         return ""
-    place = min(range(len(curve["percent"])), key=lambda k: abs(curve["percent"][k] - 20))
-    start = curve["mif"][0]
-    most, least = (show(curve[name][place] - start, 2, signed=True) for name in ("mif", "lif"))
-    share = f"{curve['percent'][place]:.0f} %"
-    order = {"follows": "as the map says", "contradicts": "not as the map says"}.get(
-        deletion_order(curve), "no more apart than a random order may be"
-    )
+    by, chance = percent(abs(_gap(curve))), f"a random map: up to {percent(RANDOM_ORDER)}"
+    order = deletion_order(curve)
+    if order == "untold":
+        return f"Removal test not passed: the map’s order and its reverse differ by {by} of the score’s range ({chance})"
+    verb, moves = ("passed", "sooner") if order == "follows" else ("failed", "later")
     return (
-        f"Removing the {share} of pixels that raise it most moves the score by {most} logits, the {share} that "
-        f"raise it least by {least}: {order}"
+        f"Removal test {verb}: with what the map says raises the rating taken away first, the score falls {moves} than "
+        f"in reverse order (by {by} of its range; {chance})"
     )
+
+
+def _gap(curve: Mapping[str, Any]) -> float:
+    """How much lower the score lies all in all when the most relevant pixels go first, as a share of its range."""
+    scores = [*curve["mif"], *curve["lif"]]
+    extent = max(scores) - min(scores)
+    return (sum(curve["lif"]) - sum(curve["mif"])) / len(curve["mif"]) / extent if extent else 0.0
 
 
 def deletion_order(curve: Mapping[str, Any]) -> str:
@@ -208,9 +232,8 @@ def deletion_order(curve: Mapping[str, Any]) -> str:
     >>> deletion_order({"mif": [1.3, -0.9, -0.8], "lif": [1.3, -0.8, -0.8]})
     'untold'
     """
-    scores = [*curve["mif"], *curve["lif"]]
-    apart = (sum(curve["lif"]) - sum(curve["mif"])) / len(curve["mif"])
-    if abs(apart) <= RANDOM_ORDER * (max(scores) - min(scores)):
+    apart = _gap(curve)
+    if abs(apart) <= RANDOM_ORDER:
         return "untold"
     return "follows" if apart > 0 else "contradicts"
 
@@ -227,9 +250,9 @@ def trust_in_rating(facts: NoduleFacts) -> Trust:
     prediction = facts["outputs"][0]["prediction"]
     if prediction is None:
         return {"level": "none", "text": "There is no rating by a model.", "reasons": [], "unmeasured": []}
-    warned = [flag["title"] for flag in facts["flags"] if flag["level"] == "warning"]
+    warned = [_within(flag["title"]) for flag in facts["flags"] if flag["level"] == "warning"]
     reasons = []
-    unmeasured = [] if prediction["set"] else ["a 90 % set of the rating"]
+    unmeasured = [] if prediction["set"] else ["the rating at 90 % confidence"]
     if not any(one["prediction"] and one["prediction"]["low"] is not None for one in facts["outputs"]):
         unmeasured.append("90 % intervals of the biomarkers")
     status = facts["independence"]["status"]
@@ -251,9 +274,14 @@ def trust_in_rating(facts: NoduleFacts) -> Trust:
     return {
         "level": "measured",
         "text": text,
-        "reasons": ["the model never saw this patient"],
+        "reasons": ["this patient was never seen by the model"],
         "unmeasured": unmeasured,
     }
+
+
+def _within(title: str) -> str:
+    """A title inside a sentence; an abbreviation keeps its capitals."""
+    return title if title[:2].isupper() else title[:1].lower() + title[1:]
 
 
 def _contradicted(facts: NoduleFacts, probability: float) -> list[str]:
@@ -274,26 +302,27 @@ def trust_in_map(facts: NoduleFacts) -> Trust:
     rank = shown["strength"].get("malignancy", {"rank": ""})["rank"]
     unmeasured = [
         name
-        for name, value in (("repeatability", agreement), ("deletion", curve), ("strength in a cohort", rank or None))
+        for name, value in (("repeatability", agreement), ("removal of its pixels", curve), ("strength in a cohort", rank or None))
         if value is None
     ]  # fmt: skip
     against: list[str] = []
     supporting: list[str] = []
     if agreement is not None:
-        text = f"other trainings would draw it alike to {agreement:.2f}"
-        (against if agreement < SHAKY_MAP else supporting).append(text)
+        shaky = agreement < SHAKY_MAP
+        drawn = f"other trainings would draw {'another one' if shaky else 'it again'} ({agreement:.2f} of 1)"
+        (against if shaky else supporting).append(drawn)
     if curve:
         order = deletion_order(curve)
         text = {
-            "follows": "the score falls first where the map says it should",
-            "contradicts": "the score falls first where the map says it should not",
-        }.get(order, "removing pixels in a random order may do as much as in the map’s")
+            "follows": "it passed the removal test",
+            "contradicts": "it failed the removal test: the score falls first where it says it should not",
+        }.get(order, "it did not pass the removal test")
         (supporting if order == "follows" else against).append(text)
     if rank == "weak":
-        against.append("it is weak: the lowest quarter of the cohort")
+        against.append("it is weak, in the lowest quarter of nodules")
     inside, area = strength_inside(facts)
     if inside is not None and area is not None and inside < area:
-        against.append("less of it lies inside the outline than of a map without a reason")
+        against.append("less of it lies on the nodule than by chance")
     if against:
         reasons = [*against, *supporting]
         if len(against) > 1:
