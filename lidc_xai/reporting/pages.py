@@ -66,10 +66,10 @@ def environment() -> Environment:
         consensus_colour=CONSENSUS_COLOUR,
         signed_gradient=Markup(signed_gradient_css()),
         positive_gradient=Markup(signed_gradient_css(first=0)),
-        style=Markup(_asset("report.css")),
+        style=Markup(asset("report.css")),
         deletion=deletion_chart,
         deletion_caption=deletion_caption,
-        asset=lambda name: Markup(_asset(name)),
+        asset=lambda name: Markup(asset(name)),
         glossary="",  # address of the page of words, where one lies beside a page
     )
     return env
@@ -81,5 +81,6 @@ def render(template: str, **values: Any) -> str:
 
 
 @lru_cache(maxsize=8)
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A style sheet or script of the package."""
     return files("lidc_xai.reporting").joinpath("templates", name).read_text(encoding="utf-8")

@@ -71,10 +71,12 @@ def write_pdf(
     paper: str = "A4",
     pictures: Mapping[str, str] | None = None,
     one_page: bool = False,
+    style: str = "",
 ) -> Path:
     """Write ``html`` (self-contained) as a tagged PDF with bookmarks of its headings, atomically.
 
-    ``one_page``: draw it tighter, step by step, until it fits on one page.
+    ``one_page``: draw it tighter, step by step, until it fits on one page. ``style``: a style sheet that ``html`` does
+    not hold itself, so that it is parsed once a process and not once a page.
 
     ``pictures``: see ``Pictures``. The text shows one as ``picture:<name>``, many times if it wants; it is held once.
     """
@@ -83,7 +85,7 @@ def write_pdf(
     document = weasyprint.HTML(string=html, url_fetcher=_fetcher(weasyprint, pictures or {}))
     with atomic_path(path) as temporary:
         for count in range(len(TIGHTER) + 1 if one_page else 1):
-            sheets, fonts = [_sheet(check_paper(paper), count)], _fonts()
+            sheets, fonts = [_sheet(check_paper(paper), count, style)], _fonts()
             rendered = document.render(pdf_variant="pdf/ua-1", stylesheets=sheets, font_config=fonts)
             if len(rendered.pages) == 1:
                 break
@@ -92,10 +94,11 @@ def write_pdf(
 
 
 @lru_cache(maxsize=16)
-def _sheet(paper: str, tighter: int) -> Any:
-    """Size of the page and the first so many steps of ``TIGHTER``, parsed once a process."""
+def _sheet(paper: str, tighter: int, style: str) -> Any:
+    """``style``, size of the page and the first so many steps of ``TIGHTER``, parsed once a process."""
     steps = " ".join(TIGHTER[:tighter])
-    return load_weasyprint().CSS(string=f"@page {{ size: {paper} }} @media print {{{steps}}}", font_config=_fonts())
+    text = f"{style} @page {{ size: {paper} }} @media print {{{steps}}}"
+    return load_weasyprint().CSS(string=text, font_config=_fonts())
 
 
 @lru_cache(maxsize=1)

@@ -23,7 +23,7 @@ from lidc_xai.reporting.nodule.drawing import (
 from lidc_xai.reporting.nodule.fact_types import NoduleFacts
 from lidc_xai.reporting.nodule.facts import SHORT_UNITS, nodule_facts
 from lidc_xai.reporting.nodule.viewer import viewer_payload
-from lidc_xai.reporting.pages import render
+from lidc_xai.reporting.pages import asset, render
 from lidc_xai.reporting.parts import CLASS_BLIND, NoduleParts, ReportParts, is_control
 from lidc_xai.reporting.pdf import Pictures, write_pdf
 from lidc_xai.reporting.pictures import WINDOWS, scale_picture
@@ -92,8 +92,8 @@ def _write_pdf(path: Path, values: dict[str, Any], parts: NoduleParts) -> Path:
         values["picture_groups"] = values["picture_groups"] | _printed_only(values)
     pictures = _printed(values)
     template = "summary.html.j2" if parts.summary else "nodule.html.j2"
-    text = render(template, **values, links={}, interactive=False, payload="", keep=pictures.keep)
-    return write_pdf(text, path, parts.paper, pictures, one_page=parts.summary)
+    text = render(template, **values, links={}, interactive=False, payload="", keep=pictures.keep, style="")
+    return write_pdf(text, path, parts.paper, pictures, one_page=parts.summary, style=asset("report.css"))
 
 
 def _page_values(crop: NoduleCrop, parts: NoduleParts, facts: NoduleFacts) -> dict[str, Any]:
