@@ -1,7 +1,6 @@
 """What pages say must be true of this nodule, this model and this run: each sentence that once was not has a test."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np

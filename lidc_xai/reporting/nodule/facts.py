@@ -195,9 +195,7 @@ def independence(
         text = f"Never seen by this model: the model of fold {fold:.0f} was trained without this patient."
         return {"status": "independent", "text": text}
     if origin == "own" and (trained or out_of_fold):
-        text = (
-            "Never seen by this model under this name. Scans of one’s own differ from those it learned from."
-        )
+        text = "Never seen by this model under this name. Scans of one’s own differ from those it learned from."
         return {"status": "independent", "text": text}
     if trained and patient:
         text = f"Never seen by this model: not among the {len(trained)} patients that it was trained and chosen on."

@@ -208,7 +208,9 @@ def removal_words(curve: Mapping[str, Any] | None) -> str:
     by, chance = percent(abs(_gap(curve))), f"a random map: up to {percent(RANDOM_ORDER)}"
     order = deletion_order(curve)
     if order == "untold":
-        return f"Removal test not passed: the map’s order and its reverse differ by {by} of the score’s range ({chance})"
+        return (
+            f"Removal test not passed: the map’s order and its reverse differ by {by} of the score’s range ({chance})"
+        )
     verb, moves = ("passed", "sooner") if order == "follows" else ("failed", "later")
     return (
         f"Removal test {verb}: with what the map says raises the rating taken away first, the score falls {moves} than "
