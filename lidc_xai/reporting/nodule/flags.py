@@ -54,9 +54,8 @@ def _image_flags(row: Mapping[str, Any], padding_read: float | None) -> list[Fla
     issues = [text for text in words(row, "issues").split("; ") if text]
     if truth(row, "hu_calibrated") is False:
         how = _taken(issues, "HU estimated") or "Grey values are not Hounsfield units"
-        flags.append(
-            _flag("warning", "HU not calibrated", f"{how}: the pictures and what the model saw are approximate.")
-        )
+        text = f"{how}: the pictures and what the model saw are approximate."
+        flags.append(_flag("warning", "HU not calibrated", text))
     if truth(row, "padded"):
         what = _taken(issues, "of the box lies outside") or "A part of the box lies outside the scan"
         what = what.replace("the box", "the cube cut out about the nodule")

@@ -39,9 +39,7 @@ def reason_words(facts: NoduleFacts) -> str:
     shown, told = _map_words(facts, value)
     parts = [size_words(value, alone) if alone is not None else "", beside, shown]
     if not enough and not told and _way(value, alone) not in ways:
-        parts.append(
-            "What drove it is not known." if alone is None else f"What {_moves(value, alone)} it is not known."
-        )
+        parts.append(f"What {'drove' if alone is None else _moves(value, alone)} it is not known.")
     return " ".join(part for part in parts if part)
 
 

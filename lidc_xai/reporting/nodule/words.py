@@ -12,7 +12,7 @@ from lidc_xai.nodules.no_nodule import SURE as CLEAR
 from lidc_xai.nodules.no_nodule import recorded_no_nodule
 from lidc_xai.nodules.unseen import recorded_unseen
 from lidc_xai.ratings import EVEN_CHANCE, INDETERMINATE
-from lidc_xai.reporting.values import percent, show
+from lidc_xai.reporting.values import percent
 
 if TYPE_CHECKING:
     from lidc_xai.reporting.nodule.fact_types import MapFacts, NoduleFacts, Output, Repeats, Said, Trust
@@ -302,11 +302,8 @@ def trust_in_map(facts: NoduleFacts) -> Trust:
     repeats, curve = repeats_of(facts, "malignancy"), facts["curves"].get("malignancy")
     agreement = None if repeats is None else repeats["expected"]
     rank = shown["strength"].get("malignancy", {"rank": ""})["rank"]
-    unmeasured = [
-        name
-        for name, value in (("repeatability", agreement), ("removal of its pixels", curve), ("strength in a cohort", rank or None))
-        if value is None
-    ]  # fmt: skip
+    told = {"repeatability": agreement, "removal of its pixels": curve, "strength in a cohort": rank or None}
+    unmeasured = [name for name, value in told.items() if value is None]
     against: list[str] = []
     supporting: list[str] = []
     if agreement is not None:
