@@ -1,16 +1,26 @@
 """The command line as a user meets it: exit codes, one-line errors, a record of the run, a quick --help."""
 
+import io
 import json
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from types import SimpleNamespace
 
 import pytest
 
+from lidc_xai.cli import main
 
-def lidc_xai(*arguments, cwd=None):
-    command = [sys.executable, "-c", "from lidc_xai.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+def lidc_xai(*arguments):
+    """The command line in this process, which has imported torch already: exit code and what it printed."""
+    said, errors = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(errors):
+        patch.setattr(sys, "argv", ["lidc-xai", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return SimpleNamespace(returncode=ended.value.code, stdout=said.getvalue(), stderr=errors.getvalue())
 
 
 def test_help_needs_neither_torch_nor_pandas():
