@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 from pydantic import Field
+from studies.precision import metric_correlations
 
 from lidc_xai.commands.common import need_out
 from lidc_xai.commands.script import run_script
@@ -25,7 +26,7 @@ from lidc_xai.errors import DataError
 from lidc_xai.evaluation.benchmark.options import BenchmarkOptions
 from lidc_xai.evaluation.benchmark.report import write_benchmark
 from lidc_xai.evaluation.benchmark.runner import read_parts
-from lidc_xai.evaluation.benchmark.tables import HEADLINES, figures, metric_correlations
+from lidc_xai.evaluation.benchmark.tables import HEADLINES, figures
 from lidc_xai.files import atomic_path
 from lidc_xai.imaging import CropStore
 from lidc_xai.models import load_model

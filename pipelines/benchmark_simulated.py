@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from pydantic import Field
+from studies.precision import metric_correlations, precision_by_samples
 
 from lidc_xai.annotations import Nodule, load_nodules
 from lidc_xai.commands.common import need_out
@@ -28,9 +29,9 @@ from lidc_xai.errors import UsageError
 from lidc_xai.evaluation.benchmark.options import BenchmarkOptions
 from lidc_xai.evaluation.benchmark.report import write_benchmark
 from lidc_xai.evaluation.benchmark.runner import read_parts
-from lidc_xai.evaluation.benchmark.tables import HEADLINES, comparisons, figures, metric_correlations, summarise
+from lidc_xai.evaluation.benchmark.tables import HEADLINES, comparisons, figures, summarise
 from lidc_xai.evaluation.metrics.causes import CARRIERS
-from lidc_xai.evaluation.statistics import bootstrap_mean, precision_by_samples, spearman
+from lidc_xai.evaluation.statistics import bootstrap_mean, spearman
 from lidc_xai.files import write_json
 from lidc_xai.imaging import CropStore
 from lidc_xai.models import NoduleModel

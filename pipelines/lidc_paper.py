@@ -21,6 +21,7 @@ from typing import Any
 
 import pandas as pd
 from pydantic import Field
+from studies.published import CDAM_PAPER, published
 
 from lidc_xai.commands.common import need_out, need_path, pick_device, words
 from lidc_xai.commands.report import ReportConfig, report
@@ -29,7 +30,6 @@ from lidc_xai.commands.training import CrossValidateConfig
 from lidc_xai.config import Config, load_config
 from lidc_xai.csv_files import write_csv
 from lidc_xai.errors import LidcXaiError, StorageError, UsageError
-from lidc_xai.evaluation.published import CDAM_PAPER, published
 from lidc_xai.files import write_text
 from lidc_xai.imaging import CropStore, prepare_dicom, prepare_png
 from lidc_xai.models import BACKBONES

@@ -28,6 +28,7 @@ from studies.cdam_tables import CDAM, METRICS, OTHERS, SENSITIVITY, benchmark_ar
 from studies.concept_maps import concept_measures, learned_sets
 from studies.peaks import run_peaks
 from studies.photo_arms import CNN, VIT, PhotoArms
+from studies.published import CDAM_PAPER
 from studies.study import Study, StudyConfig, main
 from studies.study_arms import PHOTOS, Arm, StudyImage, describe, find_weights, photo_images, what_to_bring
 from studies.study_measures import (
@@ -51,7 +52,6 @@ from lidc_xai.errors import ModelError
 from lidc_xai.evaluation import fidelity, tune_sigma
 from lidc_xai.evaluation.benchmark.options import BenchmarkOptions
 from lidc_xai.evaluation.geometry import centred_disc
-from lidc_xai.evaluation.published import CDAM_PAPER
 from lidc_xai.evaluation.tuning import SIGMAS
 from lidc_xai.explain import explain, list_methods
 from lidc_xai.imagenet.classifier import Classifier, load_classifier

@@ -29,7 +29,7 @@ from lidc_xai.models import NoduleModel, load_model
 from lidc_xai.progress import say
 from lidc_xai.run import Run
 from lidc_xai.training import FitOptions
-from lidc_xai.training.distillation import FINAL, mean_rows
+from lidc_xai.training.distillation import FINAL
 from lidc_xai.training.fitting import planes_for, trunk_for
 from lidc_xai.training.loop.module import evaluated
 
@@ -51,6 +51,13 @@ def teach(options: Options, run: Run) -> None:
     write_csv(out / "teacher.csv", table)
     run.results = {"nodules by fold": {int(fold): len(rows) for fold, rows in table.groupby("fold")}}
     print(table.groupby("fold").size().to_string())
+
+
+def mean_rows(tables: Sequence[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
+    """Several teachers as one: the mean of ``columns`` over those that know a fold's nodule, where all of them do."""
+    keys = ["fold", "nodule_id"]
+    together = pd.concat(tables, ignore_index=True).groupby(keys, sort=True)[list(columns)]
+    return together.mean()[together.size() == len(tables)].reset_index()
 
 
 def run_table(folder: Path, store: CropStore, options: Options) -> pd.DataFrame:

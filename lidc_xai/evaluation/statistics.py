@@ -217,16 +217,6 @@ def compare_methods(
     return result
 
 
-def rank_correlations(table: pd.DataFrame, minimum: int = 3) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Spearman correlation between the columns of ``table`` over the rows where both are defined, and those counts.
-
-    NaN where fewer than ``minimum`` rows are left or a column is constant there; the diagonal is 1 where defined.
-    """
-    known = table.astype(np.float64).where(lambda values: np.isfinite(values))
-    there = known.notna().astype(int)
-    return known.corr(method="spearman", min_periods=minimum), there.T @ there
-
-
 def pearson(a: ArrayLike, b: ArrayLike, scale_a: ArrayLike | None = None, scale_b: ArrayLike | None = None) -> Floats:
     """Pearson correlation over the last axis; NaN where a side is constant to 1e-12 of its scale or not finite.
 
@@ -246,31 +236,6 @@ def spearman(a: ArrayLike, b: ArrayLike) -> Floats:
     broken = ~(np.isfinite(x).all(-1) & np.isfinite(y).all(-1))
     ranks = pearson(stats.rankdata(x, axis=-1), stats.rankdata(y, axis=-1))
     return np.where(broken, np.nan, ranks)
-
-
-def precision_by_samples(
-    values: ArrayLike,
-    sizes: Sequence[int],
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """How the interval would narrow with more samples: mean interval of ``sizes`` clusters drawn from those at hand.
-
-    Columns: clusters, low, high, half_width. The half-width at the present number is what the tables show.
-    """
-    array, codes = _flat(values, clusters)
-    defined = np.isfinite(array)
-    if not defined.any():
-        raise DataError("precision by number of samples: every value is undefined")
-    sums, counts = _cluster_sums(array[defined], codes[defined])
-    rows = []
-    for size in sizes:
-        drawn = _resample(sums[:, None], counts[:, None], resamples, seed, draws=size)[:, 0]
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        rows.append({"clusters": size, "low": low, "high": high, "half_width": (high - low) / 2})
-    return pd.DataFrame(rows)
 
 
 def _centred(values: Floats, scale: ArrayLike | None) -> tuple[Floats, NDArray[np.bool_]]:
@@ -301,13 +266,13 @@ def _cluster_sums(values: Floats, codes: NDArray[np.intp]) -> tuple[Floats, Floa
     return sums, np.bincount(dense).astype(np.float64)
 
 
-def _resample(sums: Floats, counts: Floats, resamples: int, seed: int, draws: int | None = None) -> Floats:
+def _resample(sums: Floats, counts: Floats, resamples: int, seed: int) -> Floats:
     """(resamples, points) means of clusters drawn with replacement; sums and counts are (clusters, points)."""
     rng = np.random.default_rng(seed)
     size = len(sums)
     drawn = []
     for start in range(0, resamples, _CHUNK):
-        weights = rng.multinomial(draws or size, np.full(size, 1 / size), min(_CHUNK, resamples - start))
+        weights = rng.multinomial(size, np.full(size, 1 / size), min(_CHUNK, resamples - start))
         with np.errstate(invalid="ignore", divide="ignore"):
             drawn.append((weights @ sums) / (weights @ counts))
     return np.concatenate(drawn)

@@ -1,6 +1,5 @@
 from .backbones import BACKBONES as BACKBONES
 from .backbones import Backbone as Backbone
-from .backbones import backbone_entry as backbone_entry
 from .backbones import list_backbones as list_backbones
 from .nodule_model import NoduleModel as NoduleModel
 from .nodule_model import build_backbone as build_backbone

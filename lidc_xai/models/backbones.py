@@ -159,15 +159,6 @@ def list_backbones() -> list[str]:
     return list(BACKBONES)
 
 
-def backbone_entry(name: str) -> Backbone | None:
-    """The table's entry, or None for a name that is not in it (it may still be a timm name).
-
-    >>> backbone_entry("dino_vits8").patch, backbone_entry("vit_tiny_patch16_224")
-    (8, None)
-    """
-    return BACKBONES.get(name)
-
-
 def unknown_backbone(name: str) -> UsageError:
     """The error for a name that is neither in the table nor a timm architecture, with the nearest names."""
     near = difflib.get_close_matches(name, BACKBONES, n=3, cutoff=0.5)

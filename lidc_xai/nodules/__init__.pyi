@@ -14,4 +14,3 @@ from .repeatability import map_repeatability as map_repeatability
 from .repeatability import with_random_head as with_random_head
 from .similar import SimilarNodule as SimilarNodule
 from .similar import similar_nodules as similar_nodules
-from .similar import similarity_gain as similarity_gain

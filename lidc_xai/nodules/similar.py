@@ -1,4 +1,4 @@
-"""Rated nodules that a model sees as like a given one, and whether they are closer in ratings than those of its size.
+"""Rated nodules that a model sees as like a given one.
 
 A nodule's features are what a model's head reads, averaged over the views that it reads, each feature standardised
 over the reference store; nearness is the cosine of the angle between them, of several models the mean over those that
@@ -27,7 +27,6 @@ from lidc_xai.ratings import BIOMARKERS, CALCIFICATION_ABSENT, SCALES
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from lidc_xai.evaluation.statistics import Interval
     from lidc_xai.imaging.store.crop_store import CropStore
     from lidc_xai.models.nodule_model import NoduleModel
 
@@ -215,70 +214,6 @@ def _entry(
         "label": None if np.isnan(label) else label,
         "differs": differs,
     }
-
-
-class Gain(TypedDict):
-    """Distance in ratings (standard deviations) of a nodule to its neighbours: the model's, those of the same size, and
-    the paired difference (model minus size; below 0: the model's are closer), each with a 95 % interval over patients.
-    """
-
-    by_model: Interval
-    by_size: Interval
-    difference: Interval
-
-
-class SimilarityGain(Gain):
-    """The mean distance over ratings, and ``by_rating`` the distance in each of them."""
-
-    by_rating: dict[str, Gain]
-    nodules: int
-
-
-def similarity_gain(store: CropStore, similar: dict[str, list[SimilarNodule]], seed: int = 0) -> SimilarityGain:
-    """Whether a model's neighbours are closer in ratings than as many nodules of the nearest diameter.
-
-    Diameter itself is left out of the distance. Nodules that the model learned from flatter it: give those it never
-    saw. Raises ``DataError`` where no nodule of ``similar`` is rated.
-    """
-    ratings = mean_ratings(store)
-    scaled = (ratings - ratings.mean()) / ratings.std(ddof=0).replace(0, 1)
-    scaled = scaled.drop(columns="diameter")
-    patients = store.manifest.set_index("nodule_id")["patient_id"].astype(str)
-    ids = [name for name in similar if name in ratings.index]
-    if not ids:
-        raise DataError(f"{store.path}: none of the nodules is rated, so nothing can be compared")
-    by_model, by_size = np.empty((len(ids), scaled.shape[1])), np.empty((len(ids), scaled.shape[1]))
-    for row, name in enumerate(ids):
-        others = ratings.index[patients[ratings.index].to_numpy() != patients[name]]
-        gap = (ratings.loc[others, "diameter"] - ratings.loc[name, "diameter"]).abs()
-        matched = gap.sort_values(kind="stable").index[: len(similar[name])]
-        by_model[row] = _distances(scaled, name, [one["nodule_id"] for one in similar[name]])
-        by_size[row] = _distances(scaled, name, list(matched))
-    clusters = patients[ids].tolist()
-    over_all = _gain(np.nanmean(by_model, axis=1), np.nanmean(by_size, axis=1), clusters, seed)
-    by_rating = {
-        str(rating): _gain(by_model[:, column], by_size[:, column], clusters, seed)
-        for column, rating in enumerate(scaled)
-    }
-    return {**over_all, "by_rating": by_rating, "nodules": len(ids)}
-
-
-def _gain(by_model: NDArray, by_size: NDArray, clusters: list[str], seed: int) -> Gain:
-    from lidc_xai.evaluation.statistics import bootstrap_mean
-
-    return {
-        "by_model": bootstrap_mean(by_model, clusters, seed=seed),
-        "by_size": bootstrap_mean(by_size, clusters, seed=seed),
-        "difference": bootstrap_mean(by_model - by_size, clusters, seed=seed),
-    }
-
-
-def _distances(scaled: pd.DataFrame, name: str, others: list[str]) -> NDArray[np.float64]:
-    """Mean distance to the others in each rating; NaN where it is not known."""
-    apart = np.abs(scaled.loc[others].to_numpy() - scaled.loc[name].to_numpy())
-    known = np.isfinite(apart)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(known, apart, 0.0).sum(0) / known.sum(0), dtype=np.float64)
 
 
 def differs_in_words(entry: SimilarNodule) -> str:

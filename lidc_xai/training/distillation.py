@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -66,10 +65,3 @@ def blended(targets: Tensor, teacher: Tensor, weight: float) -> Tensor:
     both = (1 - weight) * targets + weight * teacher.to(targets)
     both = torch.where(torch.isnan(targets), teacher.to(targets), both)
     return torch.where(torch.isnan(teacher.to(targets)), targets, both)
-
-
-def mean_rows(tables: Sequence[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
-    """Several teachers as one: the mean of ``columns`` over those that know a fold's nodule, where all of them do."""
-    keys = ["fold", "nodule_id"]
-    together = pd.concat(tables, ignore_index=True).groupby(keys, sort=True)[list(columns)]
-    return together.mean()[together.size() == len(tables)].reset_index()

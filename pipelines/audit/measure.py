@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from audit.measures import OWN_MEASURE, edit_measures
 from lidc_xai.errors import DataError
 from lidc_xai.evaluation import localisation
 from lidc_xai.evaluation.metrics._localisation import centred_disc_localisation
@@ -23,7 +24,6 @@ from lidc_xai.models.turns import turned_back
 from lidc_xai.nodules.ensemble import models_for
 from lidc_xai.nodules.maps import nodule_images
 from lidc_xai.simulate import EDITS, edit_nodule, sham_edit
-from lidc_xai.simulate.edits.measures import OWN_MEASURE, edit_measures
 from lidc_xai.simulate.edits.site import Site, site_of
 
 TWO_SIDED = (-1.0, -0.5, 0.5, 1.0)

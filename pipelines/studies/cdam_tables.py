@@ -17,8 +17,8 @@ from lidc_xai.evaluation.benchmark.options import TARGET, BenchmarkOptions
 from lidc_xai.evaluation.benchmark.runner import part_path, read_parts, run_benchmark
 from lidc_xai.evaluation.benchmark.tables import figures
 from lidc_xai.evaluation.cases import Case, LazyCase
-from lidc_xai.evaluation.published import CDAM_PAPER, published
 from lidc_xai.evaluation.statistics import bootstrap_mean, paired_difference, spearman
+from studies.published import CDAM_PAPER, published
 from studies.study import Study
 from studies.study_arms import Arm, StudyImage
 from studies.study_sets import X_MULTI, X_VAL

@@ -27,7 +27,6 @@ from lidc_xai.commands.common import need_out, pick_device
 from lidc_xai.commands.script import run_script
 from lidc_xai.config import Config
 from lidc_xai.errors import DataError, UsageError
-from lidc_xai.evaluation.published import published, read_published
 from lidc_xai.evaluation.statistics import bootstrap_mean, paired_difference
 from lidc_xai.files import atomic_path
 from lidc_xai.imagenet.classifier import Classifier, find_architecture, load_classifier
@@ -35,6 +34,7 @@ from lidc_xai.progress import track
 from lidc_xai.run import Run
 from lidc_xai.skipped import Skipped, write_skipped
 from studies.photo_arms import CNN, VIT, PhotoArms
+from studies.published import published, read_published
 from studies.study_arms import (
     PHOTOS,
     Arm,

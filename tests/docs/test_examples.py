@@ -20,7 +20,7 @@ WITHOUT = {
     "BenchmarkRun", "PrepareResult", "DownloadResult", "FoldIds", "Splits", "FitResult", "CrossValidation",
     "SweepResult", "SimilarNodule", "Classifier", "ExplainedImages", "Photo", "ReportResult", "ExportResult",
     # Minutes of work, a cohort, the network, or filled sheets: the pages of docs/ show them.
-    "cross_validate", "pretrain", "sweep", "similarity_gain", "evaluate_predictions", "download",
+    "cross_validate", "pretrain", "sweep", "evaluate_predictions", "download",
 }  # fmt: skip
 """Public names that need no example of their own."""
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from studies.published import published
 from torch import Tensor, nn
 
 from lidc_xai.errors import DataError, UsageError
@@ -30,7 +31,6 @@ from lidc_xai.evaluation import (
 )
 from lidc_xai.evaluation.benchmark.options import METRICS
 from lidc_xai.evaluation.benchmark.runner import part_path, read_parts
-from lidc_xai.evaluation.published import published
 from lidc_xai.explain import explain
 
 FAST = {"boxes": 8, "sets": 8, "points": 5, "cell": 56}

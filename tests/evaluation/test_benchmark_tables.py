@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from studies.precision import metric_correlations
+from studies.published import CDAM_PAPER, published, read_published
 
 from lidc_xai.errors import DataError
-from lidc_xai.evaluation.benchmark.tables import comparisons, figures, metric_correlations, summarise
-from lidc_xai.evaluation.published import CDAM_PAPER, published, read_published
+from lidc_xai.evaluation.benchmark.tables import comparisons, figures, summarise
 from lidc_xai.evaluation.statistics import bootstrap_mean
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from studies.precision import precision_by_samples, rank_correlations
 
 from lidc_xai.errors import DataError
 from lidc_xai.evaluation.benchmark.tables import summarise
@@ -15,8 +16,6 @@ from lidc_xai.evaluation.statistics import (
     holm,
     paired_difference,
     pearson,
-    precision_by_samples,
-    rank_correlations,
     share_interval,
     spearman,
 )
@@ -141,7 +140,7 @@ def test_rank_correlations_give_a_matrix_and_its_counts() -> None:
 
 
 def test_more_samples_narrow_the_interval_as_one_over_root_n() -> None:
-    table = precision_by_samples(np.random.default_rng(9).normal(size=300), [50, 200])
+    table = precision_by_samples(np.random.default_rng(9).normal(size=300), [50, 200], range(300))
     assert table["half_width"][0] / table["half_width"][1] == pytest.approx(2, rel=0.1)
 
 

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from similar_gain import similarity_gain
 from torch import nn
 
 from lidc_xai.errors import UsageError
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 from lidc_xai.imaging.store.crop_store import CropStore, StoreWriter
 from lidc_xai.models import build_model
-from lidc_xai.nodules import similar, similar_nodules, similarity_gain
+from lidc_xai.nodules import similar, similar_nodules
 from lidc_xai.nodules.similar import differs_in_words, mean_ratings, nodule_features
 from lidc_xai.ratings import READER_RATINGS
 

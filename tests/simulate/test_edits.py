@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from audit.measures import OWN_MEASURE, edit_measures, solidity
 
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.imaging import NoduleCrop
 from lidc_xai.simulate import EDITS, edit_nodule, sham_edit, simulate_crop
-from lidc_xai.simulate.edits.measures import OWN_MEASURE, edit_measures, solidity
 from lidc_xai.simulate.edits.site import signed_distance, site_of
 
 REAL = ("50_nod1_ann0", "30_nod3_ann0")

@@ -15,7 +15,7 @@ from lidc_xai.imaging.store.crop_store import CropStore
 from lidc_xai.models import load_model
 from lidc_xai.nodules import predict
 from lidc_xai.training import FitOptions, cross_validate, fit
-from lidc_xai.training.distillation import FINAL, blended, mean_rows, read_teacher
+from lidc_xai.training.distillation import FINAL, blended, read_teacher
 
 OUTPUTS = ("malignancy", "texture", "diameter")
 
@@ -92,7 +92,9 @@ def test_the_gradient_is_that_of_both_losses() -> None:
 def test_several_teachers_are_averaged_where_all_know_the_nodule() -> None:
     one = pd.DataFrame({"fold": [0, 0], "nodule_id": ["a", "b"], "texture": [1.0, 2.0]})
     two = pd.DataFrame({"fold": [0, 0], "nodule_id": ["b", "c"], "texture": [4.0, 5.0]})
-    assert mean_rows([one, two], ["texture"]).to_dict("records") == [{"fold": 0, "nodule_id": "b", "texture": 3.0}]
+    assert teacher_outputs.mean_rows([one, two], ["texture"]).to_dict("records") == [
+        {"fold": 0, "nodule_id": "b", "texture": 3.0}
+    ]
 
 
 def test_how_much_a_teacher_counts(teacher: Path, toy_store: CropStore, quick: Callable, tmp_path: Path) -> None:

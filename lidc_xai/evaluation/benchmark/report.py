@@ -60,7 +60,7 @@ def write_benchmark(
     """Write all of the above from ``out/parts`` and return the summary.
 
     ``about``: paragraphs at the top (model, data, date). ``outputs``: those to show and to join. ``known``: published
-    figures (``lidc_xai.evaluation.published``) to show beside.
+    figures (``pipelines/studies/published.py``) to show beside.
 
     >>> options = BenchmarkOptions(methods=("cdam", "saliency"), metrics=("compactness",))
     >>> run = run_benchmark(vit, [(images, labels, None)], folder / "tables", options)

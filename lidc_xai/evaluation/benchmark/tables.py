@@ -6,19 +6,17 @@ Planes of a case are averaged first, then outputs where a table joins them; the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 
-from lidc_xai.evaluation.benchmark.options import DISC, RANDOM_WEIGHTS, READERS
 from lidc_xai.evaluation.statistics import (
     EXACT,
     RESAMPLES,
     bootstrap_curve,
     compare_methods,
     exact_share,
-    rank_correlations,
 )
 
 ALL_OUTPUTS = "all outputs"
@@ -126,21 +124,6 @@ def comparisons(
     wide = chosen.pivot_table(index=["case", "cluster"], columns="method", values="value", aggfunc="mean", sort=False)
     clusters = _labels(wide.index.get_level_values("case"), wide.index.get_level_values("cluster"))
     return compare_methods(wide, clusters, reference=reference, resamples=resamples, seed=seed)
-
-
-def metric_correlations(per_case: pd.DataFrame, metrics: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Spearman correlation between metrics over methods × cases × outputs, and the counts behind it.
-
-    Each case's mean over methods is taken off first: whether metrics agree on which method is better, not on which
-    image is easy.
-    """
-    ranked = per_case[per_case["metric"].isin(list(metrics)) & ~per_case["method"].str.endswith(RANDOM_WEIGHTS)]
-    ranked = ranked[~ranked["method"].isin([DISC, READERS])]
-    centred = ranked.assign(
-        value=ranked["value"] - ranked.groupby(["case", "output", "metric"])["value"].transform("mean")
-    )
-    wide = centred.pivot_table(index=["case", "output", "method"], columns="metric", values="value", aggfunc="mean")
-    return rank_correlations(wide.reindex(columns=list(metrics)))
 
 
 def curves(rows: pd.DataFrame, metric: str, *, outputs: Iterable[str] | None = None, seed: int = 0) -> pd.DataFrame:
