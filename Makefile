@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 OUT ?= runs/demo
+OTHERS := tests/explain/networks/test_families.py::test_models_of_transformers_are_explained_as_they_are \
+	tests/explain/tokens/test_token_gradient.py::test_with_constant_attention_it_is_lxts \
+	tests/evaluation/test_map_functions.py::test_quantus_maps_take_part
 # Many short processes import torch: without compiled files each of them spends ten seconds on it.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test lint types docs clean help
+.PHONY: demo test others lint types docs clean help
 help:
 	@echo "make demo   simulated patients -> crops -> model -> maps -> report in $(OUT)"
 	@echo "make test   the tests;  make lint   ruff;  make types   mypy;  make docs   the site in site/"
@@ -17,6 +20,14 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q $(ARGS)
+
+# Tests that compare with transformers, lxt and Quantus, which lie beside the environment (requirements.others.lock).
+others: $(VENV)/others/.ready
+	PYTHONPATH=$(VENV)/others $(BIN)/python -m pytest -q $(OTHERS)
+
+$(VENV)/others/.ready: requirements.others.lock $(STAMP)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(VENV)/others --no-deps -r requirements.others.lock
+	@touch $@
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
