@@ -31,6 +31,7 @@ FALSE_DISCOVERIES = 0.05
 """Expected share of tokens called stable that are not."""
 MOST_SPLITS = 60
 """Pairs of groups that are compared; of more, so many are drawn."""
+_MOST_NUMBERS = 2_000_000  # of maps beside maps that are held at a time
 
 
 def spearman_brown(agreement: float, k: float) -> float:
@@ -91,10 +92,14 @@ def group_correlations(maps: ArrayLike, k: int = 1, *, most: int = MOST_SPLITS, 
     >>> group_correlations([[1, 2, 3], [1, 2, 3], [3, 2, 1]]).tolist()
     [1.0, -1.0, -1.0]
     """
+    return np.moveaxis(spearman(*_group_means(maps, k, most, seed)), 0, -1)
+
+
+def _group_means(maps: ArrayLike, k: int, most: int, seed: int) -> list[Floats]:
+    """Of every pair of groups the mean maps of the one and of the other: two arrays (pairs, ..., N)."""
     scores = np.asarray(maps, dtype=np.float64)
-    pairs = disjoint_groups(len(scores), k, most, seed)
-    columns = [spearman(scores[list(first)].mean(0), scores[list(second)].mean(0)) for first, second in pairs]
-    return np.stack(columns, axis=-1)
+    groups = np.array(disjoint_groups(len(scores), k, most, seed))  # (pairs, 2, k)
+    return [scores[groups[:, side]].mean(1) for side in (0, 1)]
 
 
 def group_identified(maps: ArrayLike, k: int = 1, *, most: int = MOST_SPLITS, seed: int = 0) -> Floats:
@@ -106,20 +111,18 @@ def group_identified(maps: ArrayLike, k: int = 1, *, most: int = MOST_SPLITS, se
     >>> group_identified([[[1, 2, 3], [3, 2, 1]], [[1, 2, 4], [3, 2, 1]]]).tolist()
     [[1.0], [1.0]]
     """
-    scores = np.asarray(maps, dtype=np.float64)
-    columns = []
-    for first, second in disjoint_groups(len(scores), k, most, seed):
-        one, other = scores[list(first)].mean(0), scores[list(second)].mean(0)
-        rho = spearman(one[:, None], other[None])
-        columns.append((_share_of_best(rho) + _share_of_best(rho.T)) / 2)
-    return np.stack(columns, axis=-1)
+    one, other = _group_means(maps, k, most, seed)
+    together = max(1, _MOST_NUMBERS // (one.shape[1] * one[0].size))
+    parts = [slice(start, start + together) for start in range(0, len(one), together)]
+    rho = np.concatenate([spearman(one[part, :, None], other[part, None]) for part in parts])
+    return ((_share_of_best(rho) + _share_of_best(rho.swapaxes(1, 2))) / 2).T
 
 
 def _share_of_best(rho: Floats) -> Floats:
-    """Of (outputs, outputs): 1/n where the diagonal is one of n largest values of its row, else 0."""
-    known, own = np.where(np.isnan(rho), -np.inf, rho), np.diagonal(rho)
-    best = known.max(1)
-    share = np.isclose(own, best, rtol=0, atol=1e-9) / np.isclose(known, best[:, None], rtol=0, atol=1e-9).sum(1)
+    """Of (pairs, outputs, outputs): 1/n where the diagonal is one of n largest values of its row, else 0."""
+    known, own = np.where(np.isnan(rho), -np.inf, rho), np.diagonal(rho, axis1=1, axis2=2)
+    best = known.max(-1)
+    share = np.isclose(own, best, rtol=0, atol=1e-9) / np.isclose(known, best[..., None], rtol=0, atol=1e-9).sum(-1)
     return np.where(np.isnan(own), np.nan, share)
 
 
