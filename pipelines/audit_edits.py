@@ -203,6 +203,8 @@ def write_tables(
             kept[path.name.removesuffix("-EDITED.features.npz")] = dict(
                 zip(one["names"].tolist(), one["values"], strict=True)
             )
+        if not kept:
+            raise DataError(f"{out}: its parts were measured without --weights: no realism; leave --weights out")
         own = rows[rows["model"] == readers[0].name]
         tables["realism"] = realism(own, kept, store.manifest, _features_of(store, trunk), (0.5, 1.0), config.seed)
     for name, table in tables.items():
