@@ -26,6 +26,7 @@ from torch import Tensor
 from lidc_xai.commands.common import need_out, words
 from lidc_xai.commands.script import run_script
 from lidc_xai.config import Config
+from lidc_xai.errors import UsageError
 from lidc_xai.files import write_text
 from lidc_xai.run import Run
 
@@ -34,6 +35,7 @@ MATRIX = (
     "attention", "attention_rollout", "gradient_rollout", "relevance_propagation", "legrad", "token_ablation",
     "token_input_x_gradient", "libragrad", "attn_lrp",
 )  # fmt: skip
+SOURCES = "benchmarks/family_check/architectures.py"
 QUICK: dict[str, dict[str, Any]] = {
     "smooth_cdam": {"samples": 2}, "integrated_cdam": {"steps": 2}, "smoothgrad": {"samples": 2},
     "integrated_gradients": {"steps": 2}, "rsi_gradcam": {"steps": 2, "baseline": "zero"},
@@ -132,9 +134,10 @@ def try_all(args: Options, run: Run) -> None:
     torch.set_num_threads(1)
     sys.path.append(os.environ.get("CASE_SITE", ""))
     results = {}
-    for entry in ENTRIES:
-        if args.only and not any(part in entry.name for part in words(args.only)):
-            continue
+    chosen = [one for one in ENTRIES if not args.only or any(part in one.name for part in words(args.only))]
+    if not chosen:
+        raise UsageError(f"--only {','.join(args.only)}: is part of no architecture's name; see {SOURCES}")
+    for entry in chosen:
         label = f"{entry.name}{' (windows)' if 'window_size' in entry.options and 'samvit' in entry.name else ''}"
         label += f" ({entry.source})" if entry.source == "transformers" else ""
         try:

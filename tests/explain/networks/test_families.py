@@ -48,6 +48,11 @@ def test_models_of_transformers_are_explained_as_they_are(entry: Any) -> None:
     assert not [f"{name}: {value}" for name, value in found.items() if families.is_fault(value)]
 
 
+def test_a_name_of_no_architecture_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert families.main(["--only=nobody"]) == 2
+    assert "is part of no architecture's name" in capsys.readouterr().err
+
+
 # --- look-alikes: the layout of a class that is known by name ---------------------------------------------------------
 
 
