@@ -66,6 +66,10 @@ class PhotoArms:
         self.rows: list[Row] = []
         self.backbone = cache(self._backbone)
 
+    def check(self) -> None:
+        """Read both sets now, so that what is wrong with them is told before hours of work."""
+        _ = self.msrc, self.ilsvrc
+
     def has(self, model: str) -> bool:
         """Whether the model's weights were given."""
         return find_weights(model, self.given) is not None

@@ -134,6 +134,8 @@ def read_ilsvrc(folder: Path) -> tuple[LabelledPhoto, ...]:
         rows = list(zip(table["file"], table["label"].map(int), table["n_real"].map(int), strict=True))
     except (ValueError, KeyError, OSError) as error:
         raise DataError(f"{file}: wanted the columns file, label (0 to 999) and n_real ({error})") from None
+    if not rows:
+        raise DataError(f"{file}: names no photograph; put there {GET_ILSVRC}")
     for number, (name, label, _) in enumerate(rows, start=2):
         if not 0 <= label < CLASSES:
             raise DataError(f"{file}: line {number}: {name} has label {label}; wanted 0 to {CLASSES - 1}")

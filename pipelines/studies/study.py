@@ -118,9 +118,11 @@ class Study(Generic[C]):
             self.skip("real photographs", "images", "none: give --photographs FOLDER with msrc/ and ilsvrc_val/")
             return None
         kept = config.features or self.out / "features"
-        return PhotoArms(
+        arms = PhotoArms(
             config.photographs, config.weights, kept, size=config.size, seed=config.seed, device=self.device
         )
+        arms.check()
+        return arms
 
     def takes(self, number: int) -> bool:
         """Whether a batch that is not there yet is to be computed: it is this process's, and there is time."""

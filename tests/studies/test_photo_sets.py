@@ -70,6 +70,7 @@ def test_a_spoiled_masked_set_is_one_line(
         ("file,label,n_real\n0.JPEG,3.7,1\n", DataError, "wanted the columns file, label (0 to 999)"),
         ("file,label,n_real\n0.JPEG,,1\n", DataError, "wanted the columns file, label (0 to 999)"),
         ("file,label,n_real\nabsent.JPEG,3,1\n", DataError, "absent.JPEG of labels.csv is not there"),
+        ("file,label,n_real\n", DataError, "labels.csv: names no photograph"),
         ("file,label\n0.JPEG,3\n", DataError, "wanted the columns file, label"),
         (None, UsageError, "holds no labels.csv; put there ImageNet's validation images"),
     ],

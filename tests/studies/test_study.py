@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,18 @@ def test_bad_usage_is_one_line(
     assert words in error
     assert len(error.splitlines()) == 1
     assert "Traceback" not in error
+
+
+def test_a_spoiled_set_is_told_before_anything_is_computed(
+    run: Callable[..., int], brightness: tuple[Work, list[str]], photographs: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    spoiled = tmp_path / "photographs"
+    shutil.copytree(photographs, spoiled)
+    (spoiled / "ilsvrc_val" / "labels.csv").write_text("file,label,n_real\n0.JPEG,1000,1\n")
+    assert run(brightness[0], tmp_path / "out", "--photographs", str(spoiled)) == 1
+    assert "has label 1000" in capsys.readouterr().err
+    assert not brightness[1], "the other set is whole, and nothing of it is computed"
 
 
 def test_weights_of_another_model(
