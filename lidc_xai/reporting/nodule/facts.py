@@ -34,6 +34,7 @@ from lidc_xai.reporting.nodule.fact_types import (
 from lidc_xai.reporting.nodule.flags import grazing_flags, models_behind, quality_flags
 from lidc_xai.reporting.nodule.outlines import dice
 from lidc_xai.reporting.nodule.places import map_places
+from lidc_xai.reporting.nodule.reason import reason_words
 from lidc_xai.reporting.nodule.words import (
     no_nodule_words,
     outline_words,
@@ -124,7 +125,7 @@ def nodule_facts(row: Mapping[str, Any], votes: pd.DataFrame, crop: NoduleCrop, 
         "run": dict(parts.run_info or {}),
     }
     facts["trust"] = {"rating": trust_in_rating(facts), "map": trust_in_map(facts)}
-    facts["summary"] = summary_sentences(facts)
+    facts["summary"] = summary_sentences(facts, reason_words(facts))
     return cast("NoduleFacts", plain(facts))
 
 

@@ -75,14 +75,12 @@ def no_nodule_words(prediction: Mapping[str, Any] | None, model_info: Mapping[st
     )
 
 
-def summary_sentences(facts: NoduleFacts) -> list[Said]:
-    """What it looks like, what drove the rating, how far to believe it, as far as it is known."""
-    from lidc_xai.reporting.nodule.reason import reason_words
-
+def summary_sentences(facts: NoduleFacts, reason: str) -> list[Said]:
+    """What it looks like, what drove the rating (``reason``), how far to believe it, as far as it is known."""
     by_name = {output["name"]: output for output in facts["outputs"]}
     answers = (
         ("What it looks like", _looks(by_name, facts)),
-        ("What drove the rating", reason_words(facts)),
+        ("What drove the rating", reason),
         ("How far to believe it", _belief(facts)),
     )
     return [{"title": title, "text": text} for title, text in answers if text]
