@@ -10,11 +10,13 @@ import pytest
 from lidc_xai.errors import ModelError
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 from lidc_xai.nodules.associations import Association, associations, recorded_associations
+from lidc_xai.nodules.map_record import Repeatability
 from lidc_xai.nodules.unseen import recorded_unseen, unseen_accuracy
 from lidc_xai.ratings import BIOMARKERS, OUTPUTS
 from lidc_xai.reporting import nodule_report
 from lidc_xai.reporting.nodule.places import ZONES, map_places
 from lidc_xai.reporting.nodule.reason import reason_words, where_words
+from lidc_xai.reporting.nodule.words import trust_in_map
 
 
 def planted(made, scores: np.ndarray, grid: int = 8):
@@ -64,6 +66,11 @@ def test_directions_are_the_patients(made):
         scores[row, column] = 1.0
         places = map_places(crop, planted(made, scores), "malignancy")
         assert (places["raises_peak"], places["lowers_peak"]) == (wanted, [])
+        sure = np.ones((1, 1, 8, 8), bool)
+        sure[0, 0, row, column] = False  # another training may turn its sign: it is grey, and no place is told of it
+        maps = planted(made, scores)
+        known = Repeatability(("a", "b", "c"), np.zeros((1, 1, 8, 8)), sure, {}, {}, {})
+        assert map_places(crop, replace(maps, repeatability=known), "malignancy")["raises_peak"] == []
         assert places["zones"]["inside"]["lowers"] is None
     mirrored = NoduleCrop(
         crop.ct, crop.affine @ np.diag([-1.0, 1, 1, 1]), crop.reader_masks, crop.consensus, [], "n", "1.2.3"
@@ -110,8 +117,7 @@ def test_where_it_lies_is_held_against_chance(shares, told_apart, wanted):
     places = {"around": "outline", "rim_mm": 2.0, "told_apart": told_apart, "zones": zones, "raises_peak": []}
     words = where_words(places, "raises")
     assert words.startswith(wanted)
-    assert f"({100 * (shares[0] + shares[1]):.0f} % of that on the nodule and its 2 mm rim, " in words
-    assert words.endswith(" 10 % of the picture)")
+    assert words.endswith(f"({100 * (shares[0] + shares[1]):.0f} % on the nodule and its 2 mm rim; by chance 10 %)")
 
 
 def test_a_nodule_that_fills_the_plane_has_no_place_beside_it(made):
@@ -165,10 +171,20 @@ def test_the_reason_says_what_was_measured_and_no_more(made, tmp_path):
     assert "Not size alone: the readers’ diameter would give 0.60, something else raises it." in text
     assert "The map, untested here, does not show what made it high: 61 % of it lowers the rating." in text
     assert "more poorly defined and larger than three in four nodules, which goes with high ratings" in text
+    facts["curves"]["malignancy"] = {"percent": [0, 20, 100], "mif": [2.0, 0.0, 0.0], "lif": [2.0, 2.0, 0.0]}
+    passed = trust_in_map(facts)  # a test that is passed by a map of the other sign is no reason
+    assert passed["text"] == "The map passed the tests it was put to, but does not show the reason"
+    assert (passed["level"], passed["reasons"]) == ("limited", ["it passed the removal test"])
+    again = {"models": 3, "agreement": 0.4, "expected": 0.7, "stable_share": 0.0, "note": ""}
+    facts["maps"][0]["repeatability"] = {"malignancy": again}
+    assert trust_in_map(facts)["text"] == "The map gives no reliable place"
+    assert trust_in_map(facts)["reasons"][0] == "no patch is sure to keep its sign in another training"
     page = (tmp_path / f"{nodule_id}.html").read_text(encoding="utf-8")
     assert page.index("<b>What it looks like.</b>") < page.index("<b>What drove the rating.</b>")
     facts["trust"]["map"] = {"level": "low", "reasons": ["it is weak"], "text": "", "unmeasured": []}
     assert reason_words(facts).endswith("The map gives no reliable place: it is weak.")
+    assert "The model reads it larger than the readers (23.8 against 10.8 mm), which goes with a higher" in text
+    facts["outputs"][-1]["prediction"] = None  # no other size: what raises it is open
     facts["associations"] = {}
     assert "association" not in reason_words(facts)
     assert reason_words(facts).endswith("What raises it is not known.")

@@ -310,7 +310,7 @@ def test_padding_that_no_model_reads_is_no_warning(made, tmp_path, views, level)
     assert flag["level"] == level
     assert flag["text"].startswith("50.0% of the cube cut out about the nodule lies outside the scan")
     assert ("partly outside the scan" in facts["trust"]["rating"]["reasons"]) == (level == "warning")
-    assert {"note": "reads do not", "warning": "25% of the planes that the model reads"}[level] in flag["text"]
+    assert {"note": "reads are whole", "warning": "25% of the planes that the model reads"}[level] in flag["text"]
 
 
 def test_the_plane_of_the_largest_outline_is_shown(made, tmp_path):
@@ -338,14 +338,14 @@ def test_a_deletion_curve_is_told_as_it_is():
     close = {"percent": [0, 20, 100], "mif": [1.35, -0.96, -0.8], "lif": [1.35, -0.91, -0.8], "removed": 2.15}
     assert "no further apart than those of a random map" in deletion_caption(close, "logit")
     assert removal_words(close) == (
-        "Removal test not passed: the map’s order and its reverse differ by 1 % of the score’s range "
-        "(a random map: up to 25 %)"
+        "Removal test not passed: what the map says raises the score is missed no more than the rest "
+        "(gap 1 %; random maps: up to 25 %)"
     )
     assert removal_words(falling).startswith("Removal test passed: ")
-    assert removal_words(falling).endswith("(by 33 % of its range; a random map: up to 25 %)")
+    assert removal_words(falling).endswith("(gap 33 %; random maps: up to 25 %)")
     failed = {"percent": [0, 50, 100], "mif": [2.0, 2.0, 0.0], "lif": [2.0, 0.0, 0.0]}
     assert removal_words(failed).startswith("Removal test failed: ")
-    assert "the score falls later than in reverse order" in removal_words(failed)
+    assert "the score falls later if what the map says" in removal_words(failed)
     assert removal_words(None) == ""
 
 

@@ -92,10 +92,13 @@ def _peak(
     sign: int,
 ) -> list[str]:
     """Directions of the patient in which the strongest patch of that sign lies from the middle of the nodule; empty
-    where there is none of that sign, ``["middle"]`` where it lies near it."""
+    where there is none of that sign, ``["middle"]`` where it lies near it. Of a mean map among the stable
+    patches, which alone are coloured."""
     from lidc_xai.imaging.planes import crop_plane
 
     scores = sign * np.asarray(maps.relevance[:, column], dtype=np.float64)
+    if maps.repeatability is not None and maps.repeatability.stable is not None:
+        scores = np.where(maps.repeatability.stable[:, column], scores, 0)
     place, row, cell = np.unravel_index(int(scores.argmax()), scores.shape)
     mask, spacing = masks[int(place)]
     if scores.max() <= 0 or not mask.any():

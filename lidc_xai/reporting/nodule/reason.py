@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lidc_xai.ratings import EVEN_CHANCE, SCALES
-from lidc_xai.reporting.nodule.words import explaining, listed
+from lidc_xai.reporting.nodule.words import PASSED, explaining, listed, share_for_rating
 from lidc_xai.reporting.values import percent, show_probability
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ AS_MUCH = 0.1
 """Probabilities nearer than this are told as the same."""
 TELLING = 0.3
 """Rank correlation with the rating from which on a biomarker is said to go with it."""
+_AS_LARGE = 0.1
+"""Share of the readers' diameter within which the model's is told as the same."""
 _MOST_TOLD = 3
 _FILLS = 0.8
 """Share of the plane from which on a nodule leaves no place beside it."""
@@ -37,8 +39,11 @@ def reason_words(facts: NoduleFacts) -> str:
     enough = alone is not None and abs(value - alone) < AS_MUCH
     beside, ways = _beside(facts, enough)
     shown, told = _map_words(facts, value)
-    parts = [size_words(value, alone) if alone is not None else "", beside, shown]
-    if not enough and not told and _way(value, alone) not in ways:
+    diameter = facts["outputs"][-1]
+    measured = (diameter["readers"]["mean"], diameter["prediction"]["value"] if diameter["prediction"] else None)
+    other_size = "" if alone is None or enough else model_size_words(value, alone, *measured)
+    parts = [size_words(value, alone) if alone is not None else "", other_size, beside, shown]
+    if not enough and not told and not other_size and _way(value, alone) not in ways:
         parts.append(f"What {'drove' if alone is None else _moves(value, alone)} it is not known.")
     return " ".join(part for part in parts if part)
 
@@ -50,17 +55,34 @@ def size_words(value: float, diameter_only: float) -> str:
     'Its size is reason enough: the readers’ diameter alone would give 0.99.'
     >>> size_words(0.95, 0.6)
     'Not size alone: the readers’ diameter would give 0.60, something else raises it.'
-    >>> size_words(0.31, 0.6)
-    'Not its size: the readers’ diameter alone would give 0.60 (high), something else lowers it.'
+    >>> size_words(0.31, 0.7)
+    'Not the readers’ size: their diameter alone would give 0.70 (high), something else lowers it.'
     """
     alone = show_probability(diameter_only)
     if abs(value - diameter_only) < AS_MUCH:
         return f"Its size is reason enough: the readers’ diameter alone would give {alone}."
     moves = f"something else {_moves(value, diameter_only)} it"
-    if (value > EVEN_CHANCE) == (diameter_only > EVEN_CHANCE):
+    if (value > EVEN_CHANCE) == (diameter_only > EVEN_CHANCE) or abs(diameter_only - EVEN_CHANCE) <= AS_MUCH:
         return f"Not size alone: the readers’ diameter would give {alone}, {moves}."
     side = "high" if diameter_only > EVEN_CHANCE else "low"
-    return f"Not its size: the readers’ diameter alone would give {alone} ({side}), {moves}."
+    return f"Not the readers’ size: their diameter alone would give {alone} ({side}), {moves}."
+
+
+def model_size_words(value: float, diameter_only: float, readers_mm: float | None, model_mm: float | None) -> str:
+    """That the model reads the nodule smaller (or larger) than the readers do, where its rating differs that way, too.
+
+    >>> model_size_words(0.27, 0.69, 13.8, 9.3)
+    'The model reads it smaller than the readers (9.3 against 13.8 mm), which goes with a lower rating.'
+    >>> model_size_words(0.27, 0.69, 13.8, 13.1)
+    ''
+    """
+    if readers_mm is None or model_mm is None or abs(model_mm - readers_mm) <= _AS_LARGE * readers_mm:
+        return ""
+    if (model_mm > readers_mm) != (value > diameter_only):
+        return ""
+    size, rating = ("larger", "higher") if model_mm > readers_mm else ("smaller", "lower")
+    figures = f"{model_mm:.1f} against {readers_mm:.1f} mm"
+    return f"The model reads it {size} than the readers ({figures}), which goes with a {rating} rating."
 
 
 def _moves(value: float, diameter_only: float) -> str:
@@ -77,21 +99,20 @@ def _map_words(facts: NoduleFacts, value: float) -> tuple[str, bool]:
     shown, trust = explaining(facts), facts["trust"]["map"]
     if shown is None or "malignancy" not in shown["strength"]:
         return "No map explains it.", False
-    strength, high = shown["strength"]["malignancy"], value > EVEN_CHANCE
-    raised, lowered = strength["positive"], -strength["negative"]
-    if raised + lowered == 0:
+    share, high = share_for_rating(facts), value > EVEN_CHANCE
+    if share is None:
         return "Its map is empty.", False
-    tested = trust["level"] == "measured"
+    tested = trust["text"].startswith(PASSED)
     if not tested and trust["reasons"]:
         return f"The map gives no reliable place: {trust['reasons'][0]}.", False
-    name = "The map" if tested else "The map, untested here,"
-    share = (raised if high else lowered) / (raised + lowered)
+    name = "The map" if tested else "The map, untested here"
     if share < 0.5:
         made, other = ("made it high", "lowers") if high else ("kept it low", "raises")
+        name += "" if tested else ","
         return f"{name} does not show what {made}: {percent(1 - share)} of it {other} the rating.", False
     towards = "raises" if high else "lowers"
     where = "" if facts["places"] is None else where_words(facts["places"], towards)
-    return f"{name} agrees: {percent(share)} of it {towards} the rating{f', {where}' if where else ''}.", True
+    return f"{name}: {percent(share)} of it {towards} the rating{f', {where}' if where else ''}.", True
 
 
 def where_words(places: Places, towards: str) -> str:
@@ -101,8 +122,8 @@ def where_words(places: Places, towards: str) -> str:
     >>> zones = {name: {"raises": a, "lowers": None, "area": b} for name, (a, b) in zone.items()}
     >>> places = {"around": "outline", "rim_mm": 2.0, "told_apart": True, "zones": zones, "raises_peak": ["middle"]}
     >>> where_words(places, "raises")
-    'mostly from inside the nodule, strongest in its middle (70 % of that on the nodule and its 2 mm rim, 10 % of the picture)'
-    """  # noqa: E501
+    'mostly from inside the nodule, strongest in its middle (70 % on the nodule and its 2 mm rim; by chance 10 %)'
+    """
     share, area = {}, {}
     for name, zone in places["zones"].items():
         found = zone["raises"] if towards == "raises" else zone["lowers"]
@@ -114,7 +135,7 @@ def where_words(places: Places, towards: str) -> str:
     extent = f"{nodule} and its {places['rim_mm']:g} mm rim"
     if chance > _FILLS:
         return f"but no place stands out: {extent} are {percent(chance)} of the picture"
-    figures = f"({percent(on)} of that on {extent}, {percent(chance)} of the picture)"
+    figures = f"({percent(on)} on {extent}; by chance {percent(chance)})"
     if chance < on < min(0.5, _CLEARLY * chance):
         return f"but from no particular place {figures}"
     if on >= 0.5:

@@ -17,6 +17,7 @@ from lidc_xai.reporting.values import percent
 if TYPE_CHECKING:
     from lidc_xai.reporting.nodule.fact_types import MapFacts, NoduleFacts, Output, Repeats, Said, Trust
 
+PASSED = "The map passed the tests it was put to"
 SHAKY_MAP = 0.5
 """Below this expected rank correlation with another such map, a map belongs to its trainings, not to the nodule."""
 RANDOM_ORDER = 0.25
@@ -138,8 +139,8 @@ def _belief(facts: NoduleFacts) -> str:
     malignancy = facts["outputs"][0]["prediction"]
     if malignancy is None:
         return ""
-    undecided = ", so undecided" if malignancy["set"] == "low or high" else ""
-    parts = [f"At 90 % confidence the rating is {malignancy['set']}{undecided}." if malignancy["set"] else ""]
+    ruled_out = {"low": "high is", "high": "low is"}.get(malignancy["set"], "neither low nor high is")
+    parts = [f"At 90 % confidence {ruled_out} ruled out." if malignancy["set"] else ""]
     parts.append(facts["unseen"])
     if explaining(facts) is not None:
         parts.append(f"{capitalised(repeats_words(repeats_of(facts, 'malignancy')))}.")
@@ -199,20 +200,18 @@ def removal_words(curve: Mapping[str, Any] | None) -> str:
     """Whether the score falls sooner when pixels go in the map's order than in its reverse, beside what chance does.
 
     >>> removal_words({"percent": [0, 20, 100], "mif": [2.0, 0.0, 0.0], "lif": [2.0, 2.0, 0.0]})
-    'Removal test passed: with what the map says raises the rating taken away first, the score falls sooner than in reverse order (by 33 % of its range; a random map: up to 25 %)'
+    'Removal test passed: the score falls sooner if what the map says raises it goes first than if it goes last (gap 33 %; random maps: up to 25 %)'
     """  # noqa: E501
     if not curve:
         return ""
-    by, chance = percent(abs(_gap(curve))), f"a random map: up to {percent(RANDOM_ORDER)}"
+    figures = f"(gap {percent(abs(_gap(curve)))}; random maps: up to {percent(RANDOM_ORDER)})"
     order = deletion_order(curve)
     if order == "untold":
-        return (
-            f"Removal test not passed: the map’s order and its reverse differ by {by} of the score’s range ({chance})"
-        )
+        return f"Removal test not passed: what the map says raises the score is missed no more than the rest {figures}"
     verb, moves = ("passed", "sooner") if order == "follows" else ("failed", "later")
     return (
-        f"Removal test {verb}: with what the map says raises the rating taken away first, the score falls {moves} than "
-        f"in reverse order (by {by} of its range; {chance})"
+        f"Removal test {verb}: the score falls {moves} if what the map says raises it goes first than if it goes last "
+        f"{figures}"
     )
 
 
@@ -243,6 +242,18 @@ def explaining(facts: NoduleFacts) -> MapFacts | None:
     from lidc_xai.reporting.parts import is_control
 
     return next((item for item in facts["maps"] if not is_control(item["method"])), None)
+
+
+def share_for_rating(facts: NoduleFacts) -> float | None:
+    """Share of the malignancy map's strength that pulls towards the model's rating, 0 to 1; None without either."""
+    shown, prediction = explaining(facts), facts["outputs"][0]["prediction"]
+    if shown is None or prediction is None or "malignancy" not in shown["strength"]:
+        return None
+    strength = shown["strength"]["malignancy"]
+    raised, lowered = strength["positive"], -strength["negative"]
+    if raised + lowered == 0:
+        return None
+    return (raised if prediction["value"] > EVEN_CHANCE else lowered) / (raised + lowered)
 
 
 def trust_in_rating(facts: NoduleFacts) -> Trust:
@@ -300,10 +311,13 @@ def trust_in_map(facts: NoduleFacts) -> Trust:
     repeats, curve = repeats_of(facts, "malignancy"), facts["curves"].get("malignancy")
     agreement = None if repeats is None else repeats["expected"]
     rank = shown["strength"].get("malignancy", {"rank": ""})["rank"]
-    told = {"repeatability": agreement, "removal of its pixels": curve, "strength in a cohort": rank or None}
+    strong = "strength beside other nodules’ maps"
+    told = {"repeatability": agreement, "removal of its pixels": curve, strong: rank or None}
     unmeasured = [name for name, value in told.items() if value is None]
     against: list[str] = []
     supporting: list[str] = []
+    if repeats is not None and repeats["stable_share"] == 0:
+        against.append("no patch is sure to keep its sign in another training")
     if agreement is not None:
         shaky = agreement < SHAKY_MAP
         drawn = f"other trainings would draw {'another one' if shaky else 'it again'} ({agreement:.2f} of 1)"
@@ -325,9 +339,13 @@ def trust_in_map(facts: NoduleFacts) -> Trust:
         if len(against) > 1:
             words = "Do not read the map as the reason"
             return {"level": "low", "text": words, "reasons": reasons, "unmeasured": unmeasured}
-        return {"level": "limited", "text": "Read the map with care", "reasons": reasons, "unmeasured": unmeasured}
+        words = "The map gives no reliable place"
+        return {"level": "limited", "text": words, "reasons": reasons, "unmeasured": unmeasured}
     if not supporting:
         words = "The map is untested here: it shows what the method draws"
         return {"level": "limited", "text": words, "reasons": [], "unmeasured": unmeasured}
-    words = "The map passed the tests it was put to"
-    return {"level": "measured", "text": words, "reasons": supporting, "unmeasured": unmeasured}
+    share = share_for_rating(facts)
+    if share is not None and share < 0.5:
+        words = f"{PASSED}, but does not show the reason"
+        return {"level": "limited", "text": words, "reasons": supporting, "unmeasured": unmeasured}
+    return {"level": "measured", "text": PASSED, "reasons": supporting, "unmeasured": unmeasured}
