@@ -4,7 +4,8 @@ For n = 5, 10, …, 90 % of the pixels, 100 random sets of n pixels:
 
     r_n = Pearson over sets of (Σ of relevance inside, f(x) − f(x with the set replaced)).
 
-Scattered pixels hardly change what a network sees that reads patches, so that every method is expected below 0.1.
+Scattered pixels hardly change what a network sees that reads patches: maps of tokens are near 0 on DINOv2, those that
+order the pixels inside a patch reach .16 to .25 (docs/studies.md).
 """
 
 from __future__ import annotations
