@@ -63,11 +63,11 @@ def edit(config: EditConfig, run: Run) -> None:
 
         device, methods = pick_device(config.device), words(config.method)
         predictions = predict(models, edited, device=device)
-        found = explain_out_of_fold(
+        explained = explain_out_of_fold(
             models, edited, out / "explained", edited.nodule_ids, methods, device, controls=False
         )
-        run.skipped += found.skipped
-        print(slider_page(edited, predictions, found.maps, out / "doses.html"))
+        run.skipped += explained.skipped
+        print(slider_page(edited, predictions, explained.maps, out / "doses.html"))
 
 
 def _number(word: str) -> float:

@@ -101,8 +101,8 @@ def report(config: ReportConfig, run: Run) -> None:
     if config.every_slice:
         dense = explain_out_of_fold(models, store, folder, ids, words(config.method), device, every_slice=True).maps
     # recorded first: the same colour is the same strength in every report of a model; a cohort report renews them
-    found, held = cohort_anchors(models, store, explained.maps), recorded_anchors(models[0].training_info)
-    anchors = {**held, **found} if config.predictions else {**found, **held}
+    measured, held = cohort_anchors(models, store, explained.maps), recorded_anchors(models[0].training_info)
+    anchors = {**held, **measured} if config.predictions else {**measured, **held}
     runs = [Path(name) for name in model_names(config.model)]
     if config.predictions:  # a nodule of one's own has no cohort to be held against
         for run_folder in runs:
@@ -144,13 +144,13 @@ def _recorded(config: ReportConfig, runs: list[Path], info: dict[str, Any]) -> d
     from lidc_xai.nodules.strength import save_field
     from lidc_xai.training.loop.run_files import read_predictions_table
 
-    own = [path for run_folder in runs if (path := run_folder / "predictions.csv").is_file()]
-    tables = [read_predictions_table(path) for path in ([config.predictions] if config.predictions else own)]
+    predicted = [path for run_folder in runs if (path := run_folder / "predictions.csv").is_file()]
+    tables = [read_predictions_table(path) for path in ([config.predictions] if config.predictions else predicted)]
     found: dict[str, Any] = {}
     if tables:
         told = associations.associations(tables[0])
         found[associations.RECORD] = {"malignancy": {name: asdict(one) for name, one in told.items()}} if told else None
-    if tables and (config.predictions or len(own) == len(runs)):
+    if tables and (config.predictions or len(predicted) == len(runs)):
         measured = unseen.unseen_accuracy(tables)
         found[unseen.RECORD] = asdict(measured) if measured else None
     found = {name: value for name, value in found.items() if value}
@@ -220,16 +220,16 @@ def _turning(
     shown = maps[words(config.method)[0]]
     labels = {name: number({"label": store.row(name)["label"]}, "label") for name in ids}
     asked = [name for name in ids if name in rows and wants_turning(rows[name], labels[name])]
-    found = {}
+    drawn = {}
     for nodule_id in track(asked, "turning edits", len(asked)):
         crop, used = store.load(nodule_id), explaining_models(models, str(store.row(nodule_id)["patient_id"]))
         try:
             turn = smallest_turn([models[k] for k in used] or models, crop, seed=config.seed, device=device)
         except DataError as error:
-            found[nodule_id] = {"lines": [f"No edit could be tried: {error}"], "pictures": []}
+            drawn[nodule_id] = {"lines": [f"No edit could be tried: {error}"], "pictures": []}
             continue
-        found[nodule_id] = drawn_turn(crop, turn, shown.get(nodule_id))
-    return found
+        drawn[nodule_id] = drawn_turn(crop, turn, shown.get(nodule_id))
+    return drawn
 
 
 def _cohort_report(

@@ -70,12 +70,12 @@ def disjoint_groups(models: int, k: int, most: int = MOST_SPLITS, seed: int = 0)
     if count <= most:
         return list(_all_pairs(models, k))
     rng = np.random.default_rng([seed, models, k])
-    found: dict[tuple[tuple[int, ...], ...], None] = {}
-    while len(found) < most:
+    pairs: dict[tuple[tuple[int, ...], ...], None] = {}
+    while len(pairs) < most:
         drawn = rng.permutation(models)[: 2 * k]
         first, second = sorted((tuple(sorted(drawn[:k].tolist())), tuple(sorted(drawn[k:].tolist()))))
-        found[first, second] = None
-    return list(found)
+        pairs[first, second] = None
+    return list(pairs)
 
 
 def _all_pairs(models: int, k: int) -> Iterator[tuple[tuple[int, ...], ...]]:

@@ -113,8 +113,8 @@ def exact_share(share: float, clusters: int, level: float = 0.95) -> tuple[float
 
     Every resample of identical values is the same, so that a bootstrap would give an interval without width.
     """
-    found = stats.binomtest(round(share) * clusters, clusters).proportion_ci(level, method="exact")
-    return float(found.low), float(found.high)
+    interval = stats.binomtest(round(share) * clusters, clusters).proportion_ci(level, method="exact")
+    return float(interval.low), float(interval.high)
 
 
 def bootstrap_curve(

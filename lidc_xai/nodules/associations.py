@@ -45,9 +45,9 @@ def associations(predictions: pd.DataFrame | None) -> dict[str, Association]:
     """
     from scipy.stats import spearmanr
 
-    found: dict[str, Association] = {}
+    by_output: dict[str, Association] = {}
     if predictions is None or "malignancy_probability" not in predictions:
-        return found
+        return by_output
     for name in BIOMARKERS:
         column = "p_calcified" if name == "calcification" else name
         if column not in predictions:
@@ -57,8 +57,8 @@ def associations(predictions: pd.DataFrame | None) -> dict[str, Association]:
             continue
         low, high = np.percentile(both[:, 1], [25, 75])
         rho = float(spearmanr(both[:, 0], both[:, 1]).statistic)
-        found[name] = Association(round(rho, 4), float(low), float(high), len(both))
-    return found
+        by_output[name] = Association(round(rho, 4), float(low), float(high), len(both))
+    return by_output
 
 
 def recorded_associations(training_info: Mapping[str, Any] | None) -> dict[str, Association]:

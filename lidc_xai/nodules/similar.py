@@ -93,7 +93,7 @@ def _read_features(
     from lidc_xai.nodules.maps import nodule_images
 
     model = model.to(device).eval()
-    found: dict[str, NDArray[np.float32]] = {}
+    features: dict[str, NDArray[np.float32]] = {}
     batch: list[tuple[str, Any]] = []
     for name in track(names, "features", len(names)):
         batch.append((name, nodule_images(model, store.load(name))))
@@ -102,9 +102,9 @@ def _read_features(
         with torch.inference_mode():
             read = model.features(torch.cat([images for _, images in batch]).to(device)).float().cpu()
         parts = read.split([len(images) for _, images in batch])
-        found |= {one: part.mean(0).numpy() for (one, _), part in zip(batch, parts, strict=True)}
+        features |= {one: part.mean(0).numpy() for (one, _), part in zip(batch, parts, strict=True)}
         batch = []
-    return found
+    return features
 
 
 def similar_nodules(

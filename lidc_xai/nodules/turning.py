@@ -125,10 +125,10 @@ def in_words(turn: Turn | None, on_map: tuple[float, float] | None, method: str)
 
 
 def _tried(size: float) -> Sequence[tuple[str, float]]:
-    found = []
+    tries = []
     for name, edit in EDITS.items():
         if name != "remove":
-            found.append((name, size))
+            tries.append((name, size))
             if edit.lowest < 0:
-                found.append((name, -size))
-    return found
+                tries.append((name, -size))
+    return tries

@@ -67,8 +67,10 @@ def unseen_accuracy(tables: Sequence[pd.DataFrame]) -> Unseen | None:
         return None
     known = tables[0].set_index("nodule_id").loc[both.index]
     right = (both.mean(axis=1) > 0) == (known["label"].astype("float64") > EVEN_CHANCE)
-    found = share_interval(right.to_numpy(), known["patient_id"].tolist())
-    return Unseen(len(both), int(found.clusters), round(found.mean, 4), round(found.low, 4), round(found.high, 4))
+    accuracy = share_interval(right.to_numpy(), known["patient_id"].tolist())
+    return Unseen(
+        len(both), int(accuracy.clusters), round(accuracy.mean, 4), round(accuracy.low, 4), round(accuracy.high, 4)
+    )
 
 
 def recorded_unseen(training_info: Mapping[str, Any] | None) -> Unseen | None:

@@ -111,16 +111,16 @@ def _nodule(
 
 def _outputs(edit: str, rows: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Every output with its value at each dose; the edit's own is marked with the direction that is expected of it."""
-    found = []
+    changed = []
     for name in OUTPUTS:
         column = "malignancy_probability" if name == "malignancy" else name
         values = [number(row, column) for row in rows]
         if any(value is not None for value in values):
             sign = EDITS[edit].sign if name == edit else 0
-            found.append(
+            changed.append(
                 {"name": name, "values": values, "expected": {1: "should rise", -1: "should fall"}.get(sign, "")}
             )
-    return found
+    return changed
 
 
 def _axial(maps: NoduleMaps, output: str) -> np.ndarray | None:

@@ -133,8 +133,8 @@ class ReportParts:
     def maps_of(self, nodule_id: str, of: MapsByMethod | None = None) -> dict[str, NoduleMaps]:
         """Method -> a nodule's maps, controls last; ``of``: other maps than ``maps``."""
         given = self.maps if of is None else of
-        found = {method: map_of(given[method], nodule_id) for method in sorted(given, key=is_control)}
-        return {method: item for method, item in found.items() if item is not None}
+        by_method = {method: map_of(given[method], nodule_id) for method in sorted(given, key=is_control)}
+        return {method: item for method, item in by_method.items() if item is not None}
 
     def prediction(self, nodule_id: str) -> Mapping[str, Any] | None:
         """A nodule's row of the predictions; ``None`` where there is none."""

@@ -73,9 +73,9 @@ def measure_scan(batch: Batch, rows: Rows) -> None:
 def _similarity(
     batch: Batch, rows: Rows, family: str, label: str, t: int, maps: Tensor, there: Sequence[bool] | None = None
 ) -> None:
-    found = map_similarity(batch.maps[label][:, t], maps)
-    for name in found.figures:
-        _add(rows, f"{family}/{name}", label, batch.outputs[t], getattr(found, name), found.reasons, there)
+    similarity = map_similarity(batch.maps[label][:, t], maps)
+    for name in similarity.figures:
+        _add(rows, f"{family}/{name}", label, batch.outputs[t], getattr(similarity, name), similarity.reasons, there)
 
 
 def _output_change(

@@ -129,8 +129,8 @@ def read_by(asked: Scored, forward: Forward) -> Scored:
     images = forward.place(asked.images)
     outputs = forward.outputs(images)
     if outputs.values.shape != asked.outputs.values.shape:
-        wide, own = outputs.values.shape[-1], asked.outputs.values.shape[-1]
-        raise UsageError(f"model_masked has {wide} outputs, the model {own}; give a copy of the same model")
+        wide, asked_width = outputs.values.shape[-1], asked.outputs.values.shape[-1]
+        raise UsageError(f"model_masked has {wide} outputs, the model {asked_width}; give a copy of the same model")
     return Scored(forward, images, asked.targets, outputs, asked.targets.scores(outputs))
 
 

@@ -111,11 +111,11 @@ def map_attacked(
         scores, h = _score_and_slope(model, target, at, delta)
         moved_by = scores - _scores(model, target, start)
         delta = (delta - _over(moved_by, h) * h).clamp(-epsilon, epsilon)
-        found = at(delta)
-        likeness_now = likeness(found)
-        kept = (_scores(model, target, found) - _scores(model, target, start)).abs() <= keep
+        attacked = at(delta)
+        likeness_now = likeness(attacked)
+        kept = (_scores(model, target, attacked) - _scores(model, target, start)).abs() <= keep
         better = (likeness_now < lowest) & kept.cpu()
-        best = torch.where(better.to(start.device)[:, None, None, None], found, best)
+        best = torch.where(better.to(start.device)[:, None, None, None], attacked, best)
         lowest = torch.where(better, likeness_now, lowest)
     return best, _scores(model, target, best) - _scores(model, target, start)
 

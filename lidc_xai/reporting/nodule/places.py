@@ -32,12 +32,12 @@ def map_places(crop: NoduleCrop, maps: NoduleMaps, output: str, diameter_mm: flo
     """
     from lidc_xai.evaluation.geometry import in_plane, signed_distance
 
-    found = _masks(crop, maps, diameter_mm)
-    if output not in maps.output_names or not any(mask.any() and not mask.all() for mask, _ in found):
+    masks = _masks(crop, maps, diameter_mm)
+    if output not in maps.output_names or not any(mask.any() and not mask.all() for mask, _ in masks):
         return None
     column, rim = maps.output_names.index(output), max(maps.token_mm) / 2
     sums = {name: np.zeros(3) for name in ZONES}  # positive, negative relevance and area
-    for place, (mask, spacing) in enumerate(found):
+    for place, (mask, spacing) in enumerate(masks):
         if not mask.any() or mask.all():
             continue
         plane = in_plane(maps.relevance[place : place + 1, column], mask[None], spacing)
@@ -59,8 +59,8 @@ def map_places(crop: NoduleCrop, maps: NoduleMaps, output: str, diameter_mm: flo
         "rim_mm": rim,
         "told_apart": bool(patches >= 1),
         "zones": zones,
-        "raises_peak": _peak(crop, maps, column, found, 1),
-        "lowers_peak": _peak(crop, maps, column, found, -1),
+        "raises_peak": _peak(crop, maps, column, masks, 1),
+        "lowers_peak": _peak(crop, maps, column, masks, -1),
     }
 
 

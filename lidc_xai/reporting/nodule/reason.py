@@ -180,7 +180,7 @@ def _beside(facts: NoduleFacts, size_told: bool) -> tuple[str, set[str]]:
         if words
     ]
     words = f"To the model it is {'; and '.join(said)} (association, not cause)."
-    return words, {way for way, found in ways.items() if found}
+    return words, {way for way, goes in ways.items() if goes}
 
 
 def _away(output: Output, quartiles: dict[str, float]) -> int:
