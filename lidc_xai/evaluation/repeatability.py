@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 from scipy.special import digamma, polygamma
 
 from lidc_xai.errors import UsageError
@@ -247,6 +246,8 @@ def moderated_t(maps: ArrayLike, prior: VariancePrior) -> ModeratedT:
     >>> found.t.round(2).tolist(), found.degrees
     ([8.66, 0.0], 6.0)
     """
+    from scipy import stats  # a second to import, and a page that asks for no test needs none
+
     scores = np.asarray(maps, dtype=np.float64)
     count = len(scores)
     if count < 2:
@@ -269,6 +270,8 @@ def benjamini_hochberg(p_values: ArrayLike, rate: float = FALSE_DISCOVERIES) -> 
     >>> benjamini_hochberg([0.001, 0.02, 0.04, 0.9]).tolist()
     [True, True, False, False]
     """
+    from scipy import stats
+
     p = np.asarray(p_values, dtype=np.float64)
     tested = np.isfinite(p)
     called = np.zeros(p.shape, dtype=bool)

@@ -199,6 +199,22 @@ def test_the_reason_says_what_was_measured_and_no_more(made, tmp_path):
     assert reason_words(facts) == ""
 
 
+def test_findings_that_go_with_the_rating_come_first_and_those_against_it_are_named_so(made, tmp_path):
+    store = made.store(tmp_path / "store", n=1)
+    held = {"diameter": Association(0.8, 5.0, 9.0, 700), "margin": Association(-0.5, 2.0, 3.5, 700)}
+    info = {"associations": {"malignancy": {name: asdict(one) for name, one in held.items()}}}
+    table = made.predictions(store.nodule_ids).assign(malignancy_probability=0.9)
+    most, low = "than three in four nodules, which goes with", "low ratings"
+    for diameter, margin, wanted in (
+        (12.0, 4.5, f"To the model it is larger {most} high ratings; but also sharper {most} {low} (association"),
+        (7.0, 4.5, f"Its biomarkers point the other way: sharper {most} {low}."),
+    ):
+        given = table.assign(diameter=diameter, margin=margin)
+        nodule_report(store, store.nodule_ids[0], tmp_path, pdf=False, predictions=given, model_info=info)
+        facts = json.loads((tmp_path / f"{store.nodule_ids[0]}.json").read_text(encoding="utf-8"))
+        assert wanted in reason_words(facts)
+
+
 def test_what_the_words_deny_is_not_said_to_stand_out(made, tmp_path):
     """Among nodules without spiculation, 1.8 is more than most have, and "nearly no spiculation" all the same."""
     store = made.store(tmp_path / "store", n=1)
@@ -249,7 +265,7 @@ def test_a_record_of_the_model_stands_in_for_the_cohort(made, tmp_path):
         store, store.nodule_ids[0], tmp_path, pdf=False, predictions=made.predictions(store.nodule_ids), model_info=info
     )
     text = (tmp_path / f"{store.nodule_ids[0]}.html").read_text(encoding="utf-8")
-    assert "To the model it is larger than three in four nodules, which goes with high ratings" in text
+    assert "larger than three in four nodules, which goes with high ratings" in text
     assert "rho 0.8" not in text  # not again among the model's record
 
 

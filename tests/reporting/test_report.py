@@ -337,7 +337,7 @@ def test_percentiles_spread_overlap_and_curves_are_shown(made, tmp_path):
     text = (tmp_path / "out" / "nodules" / f"{ids[5]}.html").read_text(encoding="utf-8")
     for phrase in (
         "percentile 25",
-        "From the diameter alone: 0.31",
+        "readers’ diameter alone would give 0.31",
         "drawn again 0.78",
         "Deletion curve of malignancy",
     ):

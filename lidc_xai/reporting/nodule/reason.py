@@ -37,7 +37,7 @@ def reason_words(facts: NoduleFacts) -> str:
         return ""
     value, alone = prediction["value"], prediction["diameter_only"]
     enough = alone is not None and abs(value - alone) < AS_MUCH
-    beside, ways = _beside(facts, enough)
+    beside, ways = _beside(facts, enough, _way(value, None if enough else alone))
     shown, told = _map_words(facts, value)
     diameter = facts["outputs"][-1]
     measured = (diameter["readers"]["mean"], diameter["prediction"]["value"] if diameter["prediction"] else None)
@@ -156,13 +156,14 @@ def _part_of_nodule(places: Places, share: dict[str, float], area: dict[str, flo
     return "the nodule’s rim" if rim > _DENSER * inside else "the whole nodule"
 
 
-def _beside(facts: NoduleFacts, size_told: bool) -> tuple[str, set[str]]:
+def _beside(facts: NoduleFacts, size_told: bool, wanted: str) -> tuple[str, set[str]]:
     """Predicted biomarkers outside the cohort's middle half that go with high or with low ratings, in words, and which
-    ratings these are. ``size_told``: the diameter was named already."""
+    ratings these are. ``size_told``: the diameter was named already. ``wanted``: the ratings that are to be explained.
+    """
     held = facts["associations"]
     telling = sorted(
         (name for name in held if abs(held[name]["rho"]) >= TELLING and not (size_told and name == "diameter")),
-        key=lambda one: -abs(held[one]["rho"]),
+        key=lambda one: (one != "calcification", -abs(held[one]["rho"])),  # the rarest finding first
     )
     by_name = {output["name"]: output for output in facts["outputs"]}
     ways: dict[str, list[str]] = {"high": [], "low": []}
@@ -170,17 +171,17 @@ def _beside(facts: NoduleFacts, size_told: bool) -> tuple[str, set[str]]:
         away = _away(by_name[name], held[name])
         if away:
             ways["high" if away * held[name]["rho"] > 0 else "low"].append(_compared(name, away))
-    if not any(ways.values()):
-        none = f"No {'other ' if size_told else ''}biomarker stands out."
-        return (none if telling else ""), set()
-    first = max(ways, key=lambda way: len(ways[way]))
-    said = [
-        f"{listed(words[:_MOST_TOLD])} than three in four nodules, which goes with {way} ratings"
-        for way, words in sorted(ways.items(), key=lambda item: item[0] != first)
-        if words
-    ]
-    words = f"To the model it is {'; and '.join(said)} (association, not cause)."
-    return words, {way for way, goes in ways.items() if goes}
+    other = "low" if wanted == "high" else "high"
+    found = {way: f"{listed(words[:_MOST_TOLD])} than three in four nodules" for way, words in ways.items() if words}
+    goes = {way: f"which goes with {way} ratings" for way in ways}
+    if wanted in found:
+        against = f"; but also {found[other]}, {goes[other]}" if other in found else ""
+        text = f"To the model it is {found[wanted]}, {goes[wanted]}{against} (association, not cause)."
+    elif other in found:
+        text = f"Its biomarkers point the other way: {found[other]}, {goes[other]}."
+    else:
+        text = f"No {'other ' if size_told else ''}biomarker stands out." if telling else ""
+    return text, set(found)
 
 
 def _away(output: Output, quartiles: dict[str, float]) -> int:
