@@ -49,20 +49,22 @@ def unseen_accuracy(tables: Sequence[pd.DataFrame]) -> Unseen | None:
     >>> unseen_accuracy([table]).right
     0.9
     """
+    import pandas as pd
+
     from lidc_xai.evaluation.statistics import share_interval
 
     for table in tables:
         leaks = "split_kind" in table and (table["split_kind"] == "paper").any()
         if leaks or any(name not in table for name in _COLUMNS):
             return None
-    logits = []
+    logits: list[pd.Series] = []
     for table in tables:
         rated = table.dropna(subset=["label", "malignancy_probability"]).set_index("nodule_id")
         p = rated["malignancy_probability"].astype("float64").clip(_SUREST, 1 - _SUREST)
-        logits.append((np.log(p) - np.log1p(-p)).rename(len(logits)))
+        logits.append(pd.Series(np.log(p) - np.log1p(-p), name=len(logits)))
     if not logits:
         return None
-    both = logits[0].to_frame().join(logits[1:], how="inner")
+    both = pd.concat(logits, axis=1, join="inner")
     if len(both) < FEWEST:
         return None
     known = tables[0].set_index("nodule_id").loc[both.index]
