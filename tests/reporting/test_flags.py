@@ -14,12 +14,12 @@ def test_flags():
     }  # fmt: skip
     readings = {"margin": {"sd": 1.3, "mean": 3, "n": 2}, "diameter": {"sd": 4.0, "mean": 9, "n": 2}}
     titles = " | ".join(flag["title"] + flag["text"] for flag in quality_flags(row, readings))
-    for word in ("SIMULATED", "HU not calibrated", "Partly outside the scan", "Larger than the picture", "2 of 4",
+    for word in ("SIMULATED", "HU not calibrated", "Partly outside the scan", "Larger than the cube", "2 of 4",
                  "1 of 2 contours", "Ambiguous", "Indeterminate", "5 mm", "gap", "above 1 in margin."):  # fmt: skip
         assert word in titles, word
     cut = {**row, "padded": False, "issues": "gap; the outlines reach over 36.7 mm: larger than the 32 mm box"}
     found = {flag["title"]: flag["text"] for flag in quality_flags(cut, readings)}
-    assert "(the outlines reach over 36.7 mm)" in found["Larger than the picture"]
+    assert "(the outlines reach over 36.7 mm)" in found["Larger than the cube"]
     assert found["Found while reading the scan"] == "gap"  # what a flag says is said once
     clean = {"n_readers": 4, "n_readers_masked": 4, "hu_calibrated": True, "slice_thickness_mm": 1.25}
     assert quality_flags(clean, {}) == []

@@ -168,7 +168,7 @@ def test_the_reason_says_what_was_measured_and_no_more(made, tmp_path):
     facts = json.loads((tmp_path / f"{nodule_id}.json").read_text(encoding="utf-8"))
     title, text = facts["summary"][1].values()
     assert title == "What drove the rating"
-    assert "Not size alone: the readers’ diameter would give 0.60, something else raises it." in text
+    assert "Not size alone: the readers’ diameter would give 0.60." in text
     assert "The map, untested here, does not show what made it high: 61 % of it lowers the rating." in text
     assert "more poorly defined and larger than three in four nodules, which goes with high ratings" in text
     facts["curves"]["malignancy"] = {"percent": [0, 20, 100], "mif": [2.0, 0.0, 0.0], "lif": [2.0, 2.0, 0.0]}

@@ -295,7 +295,7 @@ def test_a_map_is_held_against_the_area_of_the_outline(made, tmp_path):
         assert any(against in reason for reason in facts["trust"]["map"]["reasons"]) == wanted
 
 
-@pytest.mark.parametrize(("views", "level"), [(("axial",), "note"), (("axial", "coronal"), "warning")])
+@pytest.mark.parametrize(("views", "level"), [(("axial",), "detail"), (("axial", "coronal"), "warning")])
 def test_padding_that_no_model_reads_is_no_warning(made, tmp_path, views, level):
     crop = made.crop("n")
     crop.padded, crop.padded_share = True, 0.5
@@ -310,7 +310,7 @@ def test_padding_that_no_model_reads_is_no_warning(made, tmp_path, views, level)
     assert flag["level"] == level
     assert flag["text"].startswith("50.0% of the cube cut out about the nodule lies outside the scan")
     assert ("partly outside the scan" in facts["trust"]["rating"]["reasons"]) == (level == "warning")
-    assert {"note": "reads are whole", "warning": "25% of the planes that the model reads"}[level] in flag["text"]
+    assert {"detail": "reads are whole", "warning": "25% of the planes that the model reads"}[level] in flag["text"]
 
 
 def test_the_plane_of_the_largest_outline_is_shown(made, tmp_path):
@@ -338,7 +338,7 @@ def test_a_deletion_curve_is_told_as_it_is():
     close = {"percent": [0, 20, 100], "mif": [1.35, -0.96, -0.8], "lif": [1.35, -0.91, -0.8], "removed": 2.15}
     assert "no further apart than those of a random map" in deletion_caption(close, "logit")
     assert removal_words(close) == (
-        "Removal test not passed: what the map says raises the score is missed no more than the rest "
+        "Removal test not passed: what the map says raises the score matters no more than in a random map "
         "(gap 1 %; random maps: up to 25 %)"
     )
     assert removal_words(falling).startswith("Removal test passed: ")

@@ -63,7 +63,7 @@ def _image_flags(row: Mapping[str, Any], padding_read: float | None) -> list[Fla
     if truth(row, "larger_than_box"):
         extent = _taken(issues, "larger than the")
         cut = f"A reader drew more than the cube about the nodule holds{f' ({extent})' if extent else ''}"
-        flags.append(_flag("warning", "Larger than the picture", f"{cut}; the model may have seen a part of it."))
+        flags.append(_flag("warning", "Larger than the cube", f"{cut}; the model may have seen a part of it."))
     thickness = number(row, "slice_thickness_mm")
     if thickness is not None and thickness > THICK_SLICES_MM:
         flags.append(
@@ -79,7 +79,7 @@ def _padding_flag(what: str, padding_read: float | None) -> Flag:
     if padding_read is None:
         return _flag("warning", "Partly outside the scan", f"{what}; the model saw filling there.")
     if padding_read == 0:
-        return _flag("note", "Partly outside the scan", f"{what}; the planes that the model reads are whole.")
+        return _flag("detail", "Partly outside the scan", f"{what}; the planes that the model reads are whole.")
     return _flag(
         "warning",
         "Partly outside the scan",

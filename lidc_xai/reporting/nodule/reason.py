@@ -42,19 +42,23 @@ def reason_words(facts: NoduleFacts) -> str:
     diameter = facts["outputs"][-1]
     measured = (diameter["readers"]["mean"], diameter["prediction"]["value"] if diameter["prediction"] else None)
     other_size = "" if alone is None or enough else model_size_words(value, alone, *measured)
-    parts = [size_words(value, alone) if alone is not None else "", other_size, beside, shown]
+    size = "" if alone is None else size_words(value, alone, explained=bool(other_size))
+    parts = [size, other_size, beside, shown]
     if not enough and not told and not other_size and _way(value, alone) not in ways:
         parts.append(f"What {'drove' if alone is None else _moves(value, alone)} it is not known.")
     return " ".join(part for part in parts if part)
 
 
-def size_words(value: float, diameter_only: float) -> str:
-    """Whether the readers' diameter alone gives as much: most of a rating is size.
+def size_words(value: float, diameter_only: float, explained: bool = False) -> str:
+    """Whether the readers' diameter alone gives as much: most of a rating is size. ``explained``: what moves the rating
+    away from it is told in the next sentence.
 
     >>> size_words(0.98, 0.99)
     'Its size is reason enough: the readers’ diameter alone would give 0.99.'
-    >>> size_words(0.95, 0.6)
-    'Not size alone: the readers’ diameter would give 0.60, something else raises it.'
+    >>> size_words(0.95, 0.7)
+    'Size alone would give high (0.70); something else raises it further.'
+    >>> size_words(0.95, 0.58)
+    'Not size alone: the readers’ diameter would give 0.58, something else raises it.'
     >>> size_words(0.31, 0.7)
     'Not the readers’ size: their diameter alone would give 0.70 (high), something else lowers it.'
     """
@@ -62,10 +66,13 @@ def size_words(value: float, diameter_only: float) -> str:
     if abs(value - diameter_only) < AS_MUCH:
         return f"Its size is reason enough: the readers’ diameter alone would give {alone}."
     moves = f"something else {_moves(value, diameter_only)} it"
-    if (value > EVEN_CHANCE) == (diameter_only > EVEN_CHANCE) or abs(diameter_only - EVEN_CHANCE) <= AS_MUCH:
-        return f"Not size alone: the readers’ diameter would give {alone}, {moves}."
-    side = "high" if diameter_only > EVEN_CHANCE else "low"
-    return f"Not the readers’ size: their diameter alone would give {alone} ({side}), {moves}."
+    further, apart = ("", "") if explained else (f"; {moves} further", f", {moves}")
+    side, even = "high" if diameter_only > EVEN_CHANCE else "low", abs(diameter_only - EVEN_CHANCE) <= AS_MUCH
+    if (value > EVEN_CHANCE) == (diameter_only > EVEN_CHANCE) or even:
+        if abs(value - EVEN_CHANCE) > abs(diameter_only - EVEN_CHANCE) and not even:
+            return f"Size alone would give {side} ({alone}){further}."
+        return f"Not size alone: the readers’ diameter would give {alone}{apart}."
+    return f"Not the readers’ size: their diameter alone would give {alone} ({side}){apart}."
 
 
 def model_size_words(value: float, diameter_only: float, readers_mm: float | None, model_mm: float | None) -> str:

@@ -12,6 +12,7 @@ from lidc_xai.nodules.no_nodule import SURE as CLEAR
 from lidc_xai.nodules.no_nodule import recorded_no_nodule
 from lidc_xai.nodules.unseen import recorded_unseen
 from lidc_xai.ratings import EVEN_CHANCE, INDETERMINATE
+from lidc_xai.reporting.nodule.flags import WIDE_DISAGREEMENT
 from lidc_xai.reporting.values import percent
 
 if TYPE_CHECKING:
@@ -139,8 +140,8 @@ def _belief(facts: NoduleFacts) -> str:
     malignancy = facts["outputs"][0]["prediction"]
     if malignancy is None:
         return ""
-    ruled_out = {"low": "high is", "high": "low is"}.get(malignancy["set"], "neither low nor high is")
-    parts = [f"At 90 % confidence {ruled_out} ruled out." if malignancy["set"] else ""]
+    excluded = {"low": "excludes high", "high": "excludes low"}.get(malignancy["set"], "excludes neither low nor high")
+    parts = [f"At 90 % confidence the model {excluded}." if malignancy["set"] else ""]
     parts.append(facts["unseen"])
     if explaining(facts) is not None:
         parts.append(f"{capitalised(repeats_words(repeats_of(facts, 'malignancy')))}.")
@@ -207,7 +208,10 @@ def removal_words(curve: Mapping[str, Any] | None) -> str:
     figures = f"(gap {percent(abs(_gap(curve)))}; random maps: up to {percent(RANDOM_ORDER)})"
     order = deletion_order(curve)
     if order == "untold":
-        return f"Removal test not passed: what the map says raises the score is missed no more than the rest {figures}"
+        return (
+            "Removal test not passed: what the map says raises the score matters no more than in a random map "
+            f"{figures}"
+        )
     verb, moves = ("passed", "sooner") if order == "follows" else ("failed", "later")
     return (
         f"Removal test {verb}: the score falls {moves} if what the map says raises it goes first than if it goes last "
@@ -278,7 +282,7 @@ def trust_in_rating(facts: NoduleFacts) -> Trust:
         reasons.append("the probability is far from 0 and 1")
     if facts["origin"] == "own":
         reasons.append("how well the model does on scans like this one was not measured")
-    reasons += [*_contradicted(facts, prediction["value"]), *warned]
+    reasons += [*_contradicted(facts, prediction["value"]), *_split(facts), *warned]
     if reasons:
         return {"level": "limited", "text": "Read the rating with care", "reasons": reasons, "unmeasured": unmeasured}
     text = "The rating may be taken at its measured accuracy"
@@ -301,6 +305,13 @@ def _contradicted(facts: NoduleFacts, probability: float) -> list[str]:
     if median is None or median == INDETERMINATE or (median > INDETERMINATE) == (probability > EVEN_CHANCE):
         return []
     return [f"the readers rated this nodule {'high' if median > INDETERMINATE else 'low'} (median {median:g})"]
+
+
+def _split(facts: NoduleFacts) -> list[str]:
+    spread = facts["outputs"][0]["readers"]["sd"]
+    if spread is None or spread <= WIDE_DISAGREEMENT:
+        return []
+    return [f"the readers disagree on it (standard deviation {spread:.1f})"]
 
 
 def trust_in_map(facts: NoduleFacts) -> Trust:
@@ -335,12 +346,11 @@ def trust_in_map(facts: NoduleFacts) -> Trust:
     if inside is not None and area is not None and inside < area:
         against.append("less of it lies on the nodule than by chance")
     if against:
-        reasons = [*against, *supporting]
         if len(against) > 1:
             words = "Do not read the map as the reason"
-            return {"level": "low", "text": words, "reasons": reasons, "unmeasured": unmeasured}
+            return {"level": "low", "text": words, "reasons": against, "unmeasured": unmeasured}
         words = "The map gives no reliable place"
-        return {"level": "limited", "text": words, "reasons": reasons, "unmeasured": unmeasured}
+        return {"level": "limited", "text": words, "reasons": against, "unmeasured": unmeasured}
     if not supporting:
         words = "The map is untested here: it shows what the method draws"
         return {"level": "limited", "text": words, "reasons": [], "unmeasured": unmeasured}
