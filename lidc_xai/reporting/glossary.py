@@ -67,7 +67,7 @@ WORDS = {
     "size alone": (
         "the probability of a high rating that the readers' diameter gives by itself, fitted on other patients"
     ),
-    "of the picture": (
+    "by chance": (
         "the nodule's share of the explained planes: what a map that is the same everywhere would have there"
     ),
     "goes with": (
