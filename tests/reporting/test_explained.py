@@ -118,7 +118,8 @@ def test_the_verb_reports_a_run_out_of_fold(
         assert malignancy["least"] <= malignancy["value"] <= malignancy["greatest"]
         assert facts["maps"][0]["repeatability"] == {}
         text = (tmp_path / "nodules" / f"{nodule_id}.html").read_text()
-        for phrase in ("From the diameter alone", "again is unknown", "Deletion curve of malignancy", "random weights"):
+        assert f"{malignancy['diameter_only']:.2f}" in facts["summary"][1]["text"]
+        for phrase in ("again is unknown", "Deletion curve of malignancy", "random weights"):
             assert phrase in text, phrase
     assert _wanted(config.model_copy(update={"nodule": []}), study.store) == study.ids[:2]  # those of the table
     last = json.loads((tmp_path / "nodules" / f"{study.ids[2]}.json").read_text())
