@@ -36,7 +36,7 @@ def reason_words(facts: NoduleFacts) -> str:
     if prediction is None:
         return ""
     value, alone = prediction["value"], prediction["diameter_only"]
-    enough = alone is not None and abs(value - alone) < AS_MUCH
+    enough = alone is not None and _size_is_enough(value, alone)
     beside, ways = _beside(facts, enough, _way(value, None if enough else alone))
     shown, told = _map_words(facts, value)
     diameter = facts["outputs"][-1]
@@ -55,6 +55,8 @@ def size_words(value: float, diameter_only: float, explained: bool = False) -> s
 
     >>> size_words(0.98, 0.99)
     'Its size is reason enough: the readers’ diameter alone would give 0.99.'
+    >>> size_words(0.22, 0.11)
+    'Its size is reason enough: the readers’ diameter alone would give 0.11; something else raises it.'
     >>> size_words(0.95, 0.7)
     'Size alone would give high (0.70); something else raises it further.'
     >>> size_words(0.95, 0.58)
@@ -63,13 +65,14 @@ def size_words(value: float, diameter_only: float, explained: bool = False) -> s
     'Not the readers’ size: their diameter alone would give 0.70 (high), something else lowers it.'
     """
     alone = show_probability(diameter_only)
-    if abs(value - diameter_only) < AS_MUCH:
-        return f"Its size is reason enough: the readers’ diameter alone would give {alone}."
     moves = f"something else {_moves(value, diameter_only)} it"
+    if _size_is_enough(value, diameter_only):
+        rest = "" if abs(value - diameter_only) < AS_MUCH else f"; {moves}"
+        return f"Its size is reason enough: the readers’ diameter alone would give {alone}{rest}."
     further, apart = ("", "") if explained else (f"; {moves} further", f", {moves}")
     side, even = "high" if diameter_only > EVEN_CHANCE else "low", abs(diameter_only - EVEN_CHANCE) <= AS_MUCH
     if (value > EVEN_CHANCE) == (diameter_only > EVEN_CHANCE) or even:
-        if abs(value - EVEN_CHANCE) > abs(diameter_only - EVEN_CHANCE) and not even:
+        if not even:
             return f"Size alone would give {side} ({alone}){further}."
         return f"Not size alone: the readers’ diameter would give {alone}{apart}."
     return f"Not the readers’ size: their diameter alone would give {alone} ({side}){apart}."
@@ -90,6 +93,14 @@ def model_size_words(value: float, diameter_only: float, readers_mm: float | Non
     size, rating = ("larger", "higher") if model_mm > readers_mm else ("smaller", "lower")
     figures = f"{model_mm:.1f} against {readers_mm:.1f} mm"
     return f"The model reads it {size} than the readers ({figures}), which goes with a {rating} rating."
+
+
+def _size_is_enough(value: float, diameter_only: float) -> bool:
+    """Whether the diameter gives as much as the model, or is surer of the same side."""
+    if abs(value - diameter_only) < AS_MUCH:
+        return True
+    away, alone = value - EVEN_CHANCE, diameter_only - EVEN_CHANCE
+    return away * alone > 0 and abs(alone) > max(abs(away), AS_MUCH)
 
 
 def _moves(value: float, diameter_only: float) -> str:
