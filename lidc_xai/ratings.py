@@ -48,7 +48,7 @@ class Scale:
         return self.codes[min(self.codes, key=lambda code: abs(code - value))]
 
 
-_COMPARATIVES = {"sharp": "sharper", "round": "rounder", "large": "larger", "small": "smaller"}
+_COMPARATIVES = {"sharp": "sharper", "round": "rounder", "linear": "less round", "large": "larger", "small": "smaller"}
 
 
 def _steps(*words: str) -> MappingProxyType[int, str]:

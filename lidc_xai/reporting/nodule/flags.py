@@ -145,7 +145,7 @@ def _model_flags(row: Mapping[str, Any], prediction: Mapping[str, Any] | None) -
         one = models_behind(prediction) == 1
         who, title = ("planes", "Its planes differ") if one else ("models and planes", "Models disagree")
         text = f"Single {who} give probabilities from {low:.2f} to {high:.2f}, across 0.5."
-        flags.append(_flag("note", title, text))
+        flags.append(_flag("warning", title, text))
     return flags
 
 

@@ -337,7 +337,7 @@ def trust_in_map(facts: NoduleFacts) -> Trust:
         order = deletion_order(curve)
         text = {
             "follows": "it passed the removal test",
-            "contradicts": "it failed the removal test: the score falls first where it says it should not",
+            "contradicts": "it failed the removal test: it points the wrong way",
         }.get(order, "it did not pass the removal test")
         (supporting if order == "follows" else against).append(text)
     if rank == "weak":
