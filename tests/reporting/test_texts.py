@@ -244,6 +244,14 @@ def test_one_model_disagrees_with_nobody(made, tmp_path):
     assert "Models disagree" in {flag["title"] for flag in facts["flags"]}
 
 
+def test_a_rating_beyond_its_scale_is_shown_at_its_end(made, tmp_path):
+    store = made.store(tmp_path / "store", n=1)
+    table = made.predictions(store.nodule_ids).assign(subtlety=5.3, texture=0.6)
+    _, facts = written(store, tmp_path, predictions=table)
+    shown = {output["name"]: output["prediction"]["value"] for output in facts["outputs"] if output["prediction"]}
+    assert (shown["subtlety"], shown["texture"]) == (5.0, 1.0)
+
+
 def test_means_of_several_maps_are_ranked_among_such_means_alone(made, tmp_path):
     store = made.store(tmp_path / "store", n=1)
     maps, predictions = made.maps(store.nodule_ids[0]), made.predictions(store.nodule_ids)

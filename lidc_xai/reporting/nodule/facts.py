@@ -282,6 +282,8 @@ def _prediction(name: str, parts: NoduleParts) -> Prediction | None:
     if value is None:
         return None
     ordered = name not in ("malignancy", "calcification", "diameter")
+    if ordered:  # a cross-validation's table holds what the network gives, which may lie beyond the scale
+        value = min(max(value, SCALES[name].low), SCALES[name].high)
     prediction: Prediction = {
         "value": value, "low": None, "high": None, "coverage": _coverage(parts.model_info, name),
         "disagree_by": _disagreement(row, column), "least": None, "greatest": None, "set": "",
