@@ -295,8 +295,12 @@ def trust_in_rating(facts: NoduleFacts) -> Trust:
 
 
 def _within(title: str) -> str:
-    """A title inside a sentence; an abbreviation keeps its capitals."""
-    return title if title[:2].isupper() else title[:1].lower() + title[1:]
+    """A title inside a sentence; an abbreviation keeps its capitals.
+
+    >>> _within("A plane grazes the nodule"), _within("HU not calibrated")
+    ('a plane grazes the nodule', 'HU not calibrated')
+    """
+    return title if title[:2].isalpha() and title[:2].isupper() else title[:1].lower() + title[1:]
 
 
 def _contradicted(facts: NoduleFacts, probability: float) -> list[str]:
