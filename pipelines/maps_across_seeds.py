@@ -26,7 +26,7 @@ from lidc_xai.commands.common import need_out, pick_device, words
 from lidc_xai.commands.script import run_script
 from lidc_xai.config import Config
 from lidc_xai.csv_files import write_csv
-from lidc_xai.errors import DataError
+from lidc_xai.errors import DataError, UsageError
 from lidc_xai.evaluation import fidelity
 from lidc_xai.evaluation.benchmark.curves import CurveFigure, draw_curves
 from lidc_xai.evaluation.statistics import paired_difference
@@ -66,6 +66,7 @@ def compare(options: Options, run: Run) -> None:
     """Measure, and write both tables."""
     out, store = need_out(options), CropStore(options.store)
     runs, dealt = ([loaded_models(name) for name in words(names)] for names in (options.runs, options.shuffled))
+    copies = masked_copies(words(options.masked), runs)
     ids = unseen_nodules(store, [*runs, *dealt], options.nodules, options.seed, options.several)
     device, tables = pick_device(options.device), []
     levers = words(options.levers)
@@ -89,7 +90,6 @@ def compare(options: Options, run: Run) -> None:
     print(shown[[*columns, "expected", "absolute", "identified"]].round(3).to_string(index=False))
     if options.faithful:
         folder = out / "maps" / _folder(levers[0], words(options.method)[0], {})
-        copies = [loaded_models(name)[0] for name in words(options.masked)]
         rows = pd.DataFrame(
             faithfulness(runs, store, ids[: options.faithful], folder, words(options.method)[0], device, copies)
         )
@@ -99,6 +99,27 @@ def compare(options: Options, run: Run) -> None:
             difference = paired_difference(mean, single, rows.loc[single.index, "patient_id"].tolist())
             interval = f"[{difference.low:.4f}, {difference.high:.4f}], p {difference.p:.3f}"
             print(f"area: {read_by}single {single.mean():.4f}, mean map {difference.difference:+.4f} {interval}")
+
+
+def masked_copies(names: Sequence[str], runs: Sequence[Sequence[NoduleModel]]) -> list[NoduleModel]:
+    """The tuned copies of the first so many runs; ``UsageError`` for more of them, or for one that reads or says
+    something else than its run's models.
+    """
+    if len(names) > len(runs):
+        raise UsageError(f"--masked names {len(names)} models, --runs {len(runs)}; give a copy of each run at most")
+    copies = [loaded_models(name)[0] for name in names]
+    for name, copy, models in zip(names, copies, runs, strict=False):
+        if _read(copy) != _read(models[0]):
+            raise UsageError(
+                f"--masked {name}: is no copy of its run's model (other input or outputs); see tune_masked.py"
+            )
+    return copies
+
+
+def _read(model: NoduleModel) -> tuple[Any, ...]:
+    """What a copy has in common with its model: the input's numbers and the outputs."""
+    told = model.preprocess
+    return told.size, told.window, told.mean, told.std, told.channels, model.output_names
 
 
 def draw_agreement(table: pd.DataFrame) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from maps_across_seeds import faithfulness
+from maps_across_seeds import faithfulness, masked_copies
 from scipy.stats import spearmanr
 
 from lidc_xai.errors import DataError, UsageError
@@ -94,6 +94,10 @@ def test_faithfulness_of_the_mean_map_by_the_model_and_by_its_copy(store: CropSt
         for read_by, options in (("", asked), ("masked_", half)):
             area = fidelity(each[1], case.images, scores, "malignancy", **options).area.mean()
             assert rows[1][f"{read_by}{name}"] == pytest.approx(float(area), abs=1e-5)
+    with pytest.raises(UsageError, match="is no copy"):
+        masked_copies(["lidc-small"], [[each[0]]])
+    with pytest.raises(UsageError, match="names 2 models"):
+        masked_copies(["a", "b"], [[each[0]]])
     assert rows[1]["single"] != pytest.approx(rows[1]["masked_single"], abs=1e-3)
 
 
