@@ -61,6 +61,8 @@ def size_words(value: float, diameter_only: float, explained: bool = False) -> s
     'Size alone would give high (0.70); something else raises it further.'
     >>> size_words(0.95, 0.58)
     'Not size alone: the readers’ diameter would give 0.58, something else raises it.'
+    >>> size_words(0.47, 0.55)
+    'Not size alone: the readers’ diameter would give 0.55, something else lowers it.'
     >>> size_words(0.31, 0.7)
     'Not the readers’ size: their diameter alone would give 0.70 (high), something else lowers it.'
     """
@@ -96,11 +98,9 @@ def model_size_words(value: float, diameter_only: float, readers_mm: float | Non
 
 
 def _size_is_enough(value: float, diameter_only: float) -> bool:
-    """Whether the diameter gives as much as the model, or is surer of the same side."""
-    if abs(value - diameter_only) < AS_MUCH:
-        return True
+    """Whether the diameter gives the same side, and as much as the model or more surely."""
     away, alone = value - EVEN_CHANCE, diameter_only - EVEN_CHANCE
-    return away * alone > 0 and abs(alone) > max(abs(away), AS_MUCH)
+    return away * alone > 0 and (abs(away - alone) < AS_MUCH or abs(alone) > max(abs(away), AS_MUCH))
 
 
 def _moves(value: float, diameter_only: float) -> str:
