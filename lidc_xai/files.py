@@ -14,6 +14,7 @@ import re
 import shutil
 import socket
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,3 +144,23 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+MOST_BYTES = 100
+"""File systems allow 255 bytes for a name; temporary names are longer than their target."""
+
+
+def path_safe(text: str, default: str = "") -> str:
+    """``text`` with letters and digits of any script, ``.``, ``_`` and ``-``; everything else becomes one ``-``.
+
+    Composed (NFC), without ``-`` and ``.`` at its ends, at most 100 bytes of UTF-8 (longer ones keep their beginning
+    and get a hash); ``default`` where nothing is left.
+
+    >>> path_safe("Узел 1"), path_safe("../../etc"), path_safe("???", "point")
+    ('Узел-1', 'etc', 'point')
+    """
+    name = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", text)).strip("-.")
+    if len(name.encode()) > MOST_BYTES:
+        mark = hashlib.sha256(name.encode()).hexdigest()[:8]
+        name = name.encode()[: MOST_BYTES - 9].decode("utf-8", "ignore").rstrip("-.") + f"-{mark}"
+    return name or default

@@ -28,6 +28,7 @@ from audit.tables import dose_response, map_table, own_measures, selectivity, sh
 from audit.turned import smallest_turns, turns_table
 from pydantic import Field
 
+from lidc_xai.bounded import read_npz
 from lidc_xai.commands.common import need_out, need_path, pick_device, words
 from lidc_xai.commands.script import run_script
 from lidc_xai.config import Config
@@ -39,7 +40,6 @@ from lidc_xai.models import NoduleModel, build_model
 from lidc_xai.models.saved import is_adapter, member_folders
 from lidc_xai.nodules._predict import load_models
 from lidc_xai.nodules.ensemble import models_for
-from lidc_xai.npz import read_npz
 from lidc_xai.progress import say, track
 from lidc_xai.ratings import OUTPUTS
 from lidc_xai.run import Run

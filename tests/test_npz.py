@@ -6,8 +6,8 @@ import zipfile
 import numpy as np
 import pytest
 
+from lidc_xai.bounded import read_npz
 from lidc_xai.errors import DataError
-from lidc_xai.npz import read_npz
 
 
 def test_what_was_written_comes_back(tmp_path):

@@ -15,7 +15,7 @@ from fuzzing.mutators import Rng, damage_bytes, damage_text, pick
 from fuzzing.series import SHAPE, example_hu
 from fuzzing.watch import Kind
 from lidc_xai.imaging import read_ct
-from lidc_xai.imaging.label_volumes import read_label_volume
+from lidc_xai.imaging.mask_files import read_label_volume
 
 VOLUMES: dict[str, Kind] = {}
 

@@ -1,7 +1,7 @@
-from .check.ct import check_ct as check_ct
+from .check import check_ct as check_ct
 from .crops.crop import crop_nodule as crop_nodule
 from .crops.nodule_crop import NoduleCrop as NoduleCrop
-from .crops.plane import Plane as Plane
+from .crops.nodule_crop import Plane as Plane
 from .ct.reading import read_ct as read_ct
 from .ct.volume import CTVolume as CTVolume
 from .own_ct import prepare_mask as prepare_mask

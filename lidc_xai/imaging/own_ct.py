@@ -16,7 +16,7 @@ import numpy as np
 from lidc_xai.errors import DataError, reason_of
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 from lidc_xai.imaging.crops.resample import CropGrid, resample_mask
-from lidc_xai.imaging.ct.media import is_medium
+from lidc_xai.imaging.ct.dicom_index import is_medium
 from lidc_xai.imaging.ct.reading import read_ct
 from lidc_xai.imaging.ct.volume import AIR_HU, CTVolume
 from lidc_xai.imaging.mask_files import NamedMask, read_structures, referenced_series

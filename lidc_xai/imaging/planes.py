@@ -1,20 +1,23 @@
 """Planes of a volume: the axial, coronal or sagittal slice of a (z, y, x) array with its own place in the patient.
 
-``planes_of`` is the one way from a crop to what a model reads and a report draws.
+``planes_of`` is the one way from a crop to what a model reads and a report draws; ``padding_read`` says how much of
+that was never scanned, where a box reaches beyond the scan.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lidc_xai.errors import DataError, UsageError
-from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
-from lidc_xai.imaging.crops.plane import Plane
+from lidc_xai.imaging.crops.nodule_crop import NoduleCrop, Plane
+from lidc_xai.imaging.ct.volume import AIR_HU
 
+Box = tuple[slice, slice, slice]
 VIEWS = ("axial", "coronal", "sagittal")
-
 CUT_AXIS = {"axial": 0, "coronal": 1, "sagittal": 2}
 """Axis of a (z, y, x) array that a view cuts."""
 # Per view: the columns of the affine that a plane's column, row and index follow.
@@ -39,11 +42,8 @@ def extract_plane(array: np.ndarray, affine: np.ndarray, view: str, index: int |
         raise UsageError(f"{view} plane {index} is outside the volume; it has planes 0 to {count - 1}")
     column, row, normal = _AFFINE_COLUMNS[view]
     affine = np.asarray(affine, dtype=np.float64)
-    plane_affine = np.eye(4)
-    plane_affine[:3, 0] = affine[:3, column]
-    plane_affine[:3, 1] = affine[:3, row]
-    plane_affine[:3, 2] = affine[:3, normal]
-    plane_affine[:3, 3] = affine[:3, 3] + index * affine[:3, normal]
+    plane_affine = affine[:, [column, row, normal, 3]]
+    plane_affine[:3, 3] += index * affine[:3, normal]
     spacing = (float(np.linalg.norm(affine[:3, row])), float(np.linalg.norm(affine[:3, column])))
     image = np.moveaxis(array, axis, 0)[index]
     return Plane(view, index, image, plane_affine, spacing)
@@ -102,3 +102,38 @@ def _volume(crop: NoduleCrop, of: str | int) -> tuple[np.ndarray, np.ndarray]:
     if held is None:
         raise DataError(f"crop {crop.nodule_id}: no reader marked it, so it has no mask to cut")
     return held, held if of == "consensus" else held[int(of)]
+
+
+def scanned_box(ct: NDArray) -> Box:
+    """The part of a crop (z, y, x) inside the planes that hold nothing but padding (the value of air) on its six sides.
+
+    >>> ct = np.full((4, 4, 4), -1000.0)
+    >>> ct[1:3] = 40
+    >>> scanned_box(ct)[0]
+    slice(1, 3, None)
+    """
+    slices = []
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        filled = np.flatnonzero((ct != AIR_HU).any(axis=others))
+        slices.append(slice(int(filled[0]), int(filled[-1]) + 1) if len(filled) else slice(0, ct.shape[axis]))
+    return slices[0], slices[1], slices[2]
+
+
+def padding_read(crop: NoduleCrop, views: Sequence[str], slices: int) -> float:
+    """Share (0 to 1) of the ``slices`` planes about the middle of each of ``views`` that was never scanned: how much of
+    what a model reads is padding.
+
+    >>> padding_read(crop, ("axial",), 3)
+    0.0
+    """
+    if not crop.padded:
+        return 0.0
+    box, shape = scanned_box(crop.ct), crop.ct.shape
+    shares = []
+    for view in views:
+        cut = CUT_AXIS[view]
+        beside = math.prod((box[axis].stop - box[axis].start) / shape[axis] for axis in range(3) if axis != cut)
+        for index in middle_slices(shape, view, slices):
+            shares.append(1.0 - beside if box[cut].start <= index < box[cut].stop else 1.0)
+    return float(np.mean(shares)) if shares else 0.0

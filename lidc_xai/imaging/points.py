@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lidc_xai.errors import DataError, UsageError
+from lidc_xai.files import path_safe
 from lidc_xai.imaging.ct.volume import CTVolume
-from lidc_xai.imaging.names import path_safe
 
 SYSTEMS = ("lps", "ras", "voxel")
 _FORMS = "x_lps,y_lps,z_lps or x_ras,y_ras,z_ras (mm), or i,j,k (voxel: column, row, slice)"

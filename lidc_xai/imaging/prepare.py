@@ -6,29 +6,31 @@ libraries. A nodule's folder appears whole or not at all, so the same command co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
+from joblib import Parallel, delayed, parallel_config
 from numpy.typing import ArrayLike
 
+from lidc_xai.annotations import load_nodules, select_cohort
 from lidc_xai.annotations.cohort import cohorts_of
+from lidc_xai.annotations.database import database_scans
 from lidc_xai.annotations.nodule import Nodule
 from lidc_xai.annotations.tables import nodule_row, nodule_votes
-from lidc_xai.errors import DataError, DependencyError, UsageError, reason_of
+from lidc_xai.errors import DataError, DependencyError, LidcXaiError, UsageError, reason_of
 from lidc_xai.imaging.crops.crop import crop_nodule, voxels_per_side
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 from lidc_xai.imaging.crops.resample import ORDERS
-from lidc_xai.imaging.crops.scan_nodules import plan_nodules
-from lidc_xai.imaging.ct.dicom_index import FolderIndex, SeriesFiles
-from lidc_xai.imaging.ct.media import indexed
+from lidc_xai.imaging.ct.dicom_index import FolderIndex, SeriesFiles, indexed
 from lidc_xai.imaging.ct.reading import read_series
 from lidc_xai.imaging.ct.volume import AIR_HU, CTVolume
 from lidc_xai.imaging.store.crop_store import StoreWriter
 from lidc_xai.progress import say, track
-from lidc_xai.skipped import Skipped
+from lidc_xai.skipped import ABSENT, Skipped
 
 _CONNECT_S = 15
 
@@ -159,8 +161,10 @@ def _prepare(
             scans.append(_Scan(files, index.damaged_beside(files.paths), left))
     say(f"{len(index.ct)} CT series, {sum(map(len, plan.nodules.values()))} nodules, {len(result.kept)} already done")
     result.skipped += plan.skipped
-    with _workers(jobs, cluster) as run:
-        for done in track(run(_prepare_scan, writer, options, scans), "cutting scans", total=len(scans)):
+    with nullcontext() if cluster is None else _dask(cluster):
+        pool = Parallel(n_jobs=jobs if cluster is None else -1, batch_size=1, return_as="generator_unordered")
+        work = pool(delayed(_prepare_scan)(writer, options, scan) for scan in scans)
+        for done in track(work, "cutting scans", total=len(scans)):
             result.add(done)
     result.close(writer)
     return result
@@ -193,33 +197,6 @@ def _prepare_scan(writer: StoreWriter, options: CropOptions, scan: _Scan) -> Pre
     return done
 
 
-_Run = Callable[[Callable[..., PrepareResult], StoreWriter, CropOptions, Sequence[_Scan]], Iterable[PrepareResult]]
-
-
-@contextmanager
-def _workers(jobs: int, cluster: str | None) -> Iterator[_Run]:
-    """How scans are run: here, in worker processes, or on the workers of a Dask scheduler."""
-    if cluster is not None:
-        with _dask(cluster):
-            yield _parallel(-1)
-    elif jobs == 1:
-        yield lambda work, writer, options, scans: (work(writer, options, scan) for scan in scans)
-    else:
-        yield _parallel(jobs)
-
-
-def _parallel(jobs: int) -> _Run:
-    from joblib import Parallel, delayed
-
-    def run(
-        work: Callable[..., PrepareResult], writer: StoreWriter, options: CropOptions, scans: Sequence[_Scan]
-    ) -> Iterable[PrepareResult]:
-        pool = Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")
-        return pool(delayed(work)(writer, options, scan) for scan in scans)
-
-    return run
-
-
 @contextmanager
 def _dask(address: str) -> Iterator[None]:
     """Make joblib use the Dask scheduler at ``address`` inside this block."""
@@ -227,11 +204,77 @@ def _dask(address: str) -> Iterator[None]:
         from distributed import Client
     except ImportError as error:
         raise DependencyError("--cluster needs dask.distributed: install the extra with: lidc-xai[cluster]") from error
-    from joblib import parallel_config
-
     try:
         client = Client(address, timeout=_CONNECT_S)
     except (OSError, ValueError, TimeoutError) as error:
         raise UsageError(f"--cluster {address}: no Dask scheduler answers there ({error})") from error
     with client, parallel_config(backend="dask"):
         yield
+
+
+@dataclass
+class Plan:
+    """Nodules to cut, by series, and what is known beforehand not to be cut."""
+
+    nodules: dict[str, list[Nodule]] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def plan_nodules(index: FolderIndex, cohort: str | None = None) -> Plan:
+    """Match every CT series of ``index`` to its nodules by SeriesInstanceUID.
+
+    Without ``cohort``: all groups of the series found. With a cohort: its nodules alone, and a skipped row for each
+    one whose series is not in the folder. A CT series that nobody has annotated, and damaged files that belong to no
+    series, are skipped rows too.
+    """
+    wanted = None if cohort is None else list(select_cohort(cohort)["nodule_id"])
+    plan = Plan(skipped=_lost_files(index))
+    by_series: dict[str, list[Nodule]] = defaultdict(list)
+    for nodule in load_nodules():
+        by_series[nodule.series_uid].append(nodule)
+    known = {scan.series_uid for scan in database_scans().values()}
+    for uid, files in index.ct.items():
+        if uid in known:
+            plan.nodules[uid] = by_series[uid]
+        elif cohort is None:
+            nodules, lost = _from_xml(uid, files.paths)
+            plan.nodules[uid] = nodules
+            plan.skipped += lost
+    if wanted is not None:
+        plan.nodules = {
+            uid: [one for one in nodules if one.nodule_id in set(wanted)] for uid, nodules in plan.nodules.items()
+        }
+        present = {one.nodule_id for nodules in plan.nodules.values() for one in nodules}
+        reason = f"its series is not among the {len(index.ct)} CT series of {index.folder}"
+        plan.skipped += [Skipped(nodule_id, ABSENT, reason) for nodule_id in wanted if nodule_id not in present]
+    plan.nodules = {uid: nodules for uid, nodules in plan.nodules.items() if nodules}
+    return plan
+
+
+def _from_xml(series_uid: str, paths: Iterable[Path]) -> tuple[list[Nodule], list[Skipped]]:
+    """Nodules of reader XML that lies beside the files of a series the database does not have."""
+    for folder in sorted({path.parent for path in paths}):
+        for xml in sorted(folder.glob("*.[xX][mM][lL]")):
+            if series_uid.encode() not in xml.read_bytes():
+                continue
+            try:
+                return [one for one in load_nodules(xml) if one.series_uid == series_uid], []
+            except LidcXaiError as error:
+                return [], [Skipped(series_uid, "annotations", str(error))]
+    reason = "CT series is not in the annotation database and no reader XML of it lies beside its files"
+    return [], [Skipped(series_uid, "match", reason)]
+
+
+def _lost_files(index: FolderIndex) -> list[Skipped]:
+    """Damaged files in folders where no series was found: one row per folder."""
+    with_series = {path.parent for series in index.series.values() for path in series.paths}
+    lost: dict[Path, list[tuple[Path, str]]] = defaultdict(list)
+    for path, reason in index.damaged:
+        if path.parent not in with_series:
+            lost[path.parent].append((path, reason))
+    return [
+        Skipped(
+            str(folder.relative_to(index.folder)), "read", f"{len(files)} file(s): {files[0][0].name}: {files[0][1]}"
+        )
+        for folder, files in lost.items()
+    ]

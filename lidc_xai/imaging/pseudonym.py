@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lidc_xai.errors import UsageError
+from lidc_xai.files import path_safe
 from lidc_xai.imaging.ct.volume import CTVolume
-from lidc_xai.imaging.names import path_safe
 
 KEY_VARIABLE = "LIDC_XAI_PSEUDONYM_KEY"
 _PUBLIC = re.compile(r"LIDC-IDRI-\d{4}")

@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 
 from lidc_xai.errors import DataError, ModelError, UsageError
-from lidc_xai.imaging.crops.checks import check_crop
-from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
-from lidc_xai.imaging.crops.padding import padding_read
-from lidc_xai.imaging.planes import VIEWS, planes_of
+from lidc_xai.imaging.crops.nodule_crop import NoduleCrop, check_crop
+from lidc_xai.imaging.planes import VIEWS, padding_read, planes_of
 from lidc_xai.imaging.store.crop_store import CropStore
 from lidc_xai.models.inference import view_outputs
 from lidc_xai.models.nodule_model import NoduleModel

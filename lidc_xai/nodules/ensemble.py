@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lidc_xai.errors import UsageError
-from lidc_xai.imaging.crops.padding import scanned_box
-from lidc_xai.imaging.planes import CUT_AXIS, crop_plane, planes_of
+from lidc_xai.imaging.planes import CUT_AXIS, crop_plane, planes_of, scanned_box
 from lidc_xai.nodules.map_record import NoduleMaps
 
 if TYPE_CHECKING:

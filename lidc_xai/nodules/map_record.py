@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lidc_xai.bounded import read_npz
 from lidc_xai.errors import DataError
 from lidc_xai.files import atomic_path
 from lidc_xai.imaging.planes import VIEWS
-from lidc_xai.npz import read_npz
 
 
 @dataclass(frozen=True)

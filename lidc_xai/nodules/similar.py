@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 import numpy as np
 import pandas as pd
 
+from lidc_xai.bounded import read_npz
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.files import atomic_path
 from lidc_xai.models.digest import weights_digest
 from lidc_xai.nodules.ensemble import models_for
-from lidc_xai.npz import read_npz
 from lidc_xai.progress import track
 from lidc_xai.ratings import BIOMARKERS, CALCIFICATION_ABSENT, SCALES
 

@@ -16,11 +16,10 @@ from scipy.ndimage import map_coordinates
 from lidc_xai.errors import DataError
 from lidc_xai.imaging.crops.crop import crop_nodule, native_masks
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
-from lidc_xai.imaging.crops.scan_nodules import plan_nodules
-from lidc_xai.imaging.ct.dicom_index import FolderIndex, SeriesFiles
-from lidc_xai.imaging.ct.media import indexed
+from lidc_xai.imaging.ct.dicom_index import FolderIndex, SeriesFiles, indexed
 from lidc_xai.imaging.ct.reading import read_series
 from lidc_xai.imaging.ct.volume import CTVolume
+from lidc_xai.imaging.prepare import plan_nodules
 
 if TYPE_CHECKING:
     from lidc_xai.annotations.nodule import Nodule

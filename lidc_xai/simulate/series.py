@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from lidc_xai.annotations.nodule import Nodule
 from lidc_xai.errors import UsageError
-from lidc_xai.imaging.ct.slices import axial_volume
-from lidc_xai.imaging.ct.volume import CTVolume
+from lidc_xai.imaging.ct.volume import CTVolume, axial_volume
 from lidc_xai.simulate.anatomy.chest import LUMEN, WALL, ChestSlice, Tissue, draw_tissue, render_chest
 from lidc_xai.simulate.anatomy.fitting import fit_thorax
 from lidc_xai.simulate.anatomy.lungs import Branches, branches

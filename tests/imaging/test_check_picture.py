@@ -7,8 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from lidc_xai.imaging.check.picture import _draw_planes, _draw_slice
-from lidc_xai.imaging.check.target import Target
+from lidc_xai.imaging.check import Target, _draw_planes, _draw_slice
 from lidc_xai.imaging.crops.crop import crop_nodule
 from lidc_xai.imaging.ct.reading import read_ct
 

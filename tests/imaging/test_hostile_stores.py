@@ -12,7 +12,7 @@ import pytest
 
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.imaging import CropStore, NoduleCrop, StoreWriter
-from lidc_xai.imaging.crops.checks import check_crop
+from lidc_xai.imaging.crops.nodule_crop import check_crop
 from lidc_xai.imaging.ct.nifti import read_nifti, write_nifti
 
 

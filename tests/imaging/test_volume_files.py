@@ -18,8 +18,7 @@ from lidc_xai.errors import DataError
 from lidc_xai.imaging import read_ct
 from lidc_xai.imaging.ct.formats.volume_file import read_volume
 from lidc_xai.imaging.ct.volume import CTVolume
-from lidc_xai.imaging.label_volumes import read_label_volume
-from lidc_xai.imaging.mask_files import read_masks
+from lidc_xai.imaging.mask_files import read_label_volume, read_masks
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "imaging.md"
 SHAPE = (5, 6, 7)

@@ -93,3 +93,15 @@ def mask_bounds(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.
     """First and last marked index along each axis of ``mask``, in the array's order; ``None`` for an empty mask."""
     marked = np.argwhere(mask)
     return (marked.min(axis=0), marked.max(axis=0)) if len(marked) else None
+
+
+def place(masks: NDArray[np.bool_], shift: NDArray, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """``masks`` (R, z, y, x) put at ``shift`` (i, j, k) into arrays (R, *shape); what leaves them is cut off."""
+    result = np.zeros((len(masks), *shape), bool)
+    start = np.asarray(shift)[::-1]
+    first, last = np.maximum(start, 0), np.minimum(start + masks.shape[1:], shape)
+    if (last > first).all():
+        into = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
+        out_of = tuple(slice(a, b) for a, b in zip(first - start, last - start, strict=True))
+        result[(slice(None), *into)] = masks[(slice(None), *out_of)]
+    return result

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lidc_xai.errors import UsageError
-from lidc_xai.imaging.crops.contours import GridBox
+from lidc_xai.imaging.crops.contours import GridBox, place
 from lidc_xai.imaging.ct.volume import CTVolume
 
 ORDERS = {"linear": 1, "bspline": 3}
@@ -88,7 +88,7 @@ def resample_mask(ct: CTVolume, mask: NDArray[np.bool_], box: GridBox, grid: Cro
     chosen = np.argsort(-depth, axis=None, kind="stable")[:wanted]
     whole = np.zeros(depth.shape, dtype=bool)
     whole.ravel()[chosen] = True
-    return _cut(whole, low, grid.shape)
+    return place(whole[np.newaxis], low, grid.shape)[0]
 
 
 def _signed_distance(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> NDArray[np.float64]:
@@ -115,16 +115,3 @@ def _reach(ct: CTVolume, grid: CropGrid, first: NDArray, last: NDArray) -> tuple
     inverse = np.linalg.inv(grid.affine)
     index = ct.stored_index_to_mm(corners.astype(np.float64)) @ inverse[:3, :3].T + inverse[:3, 3]
     return np.floor(index.min(axis=0)).astype(np.int64), np.ceil(index.max(axis=0)).astype(np.int64) + 1
-
-
-def _cut(mask: NDArray[np.bool_], low: NDArray[np.int64], shape: tuple[int, int, int]) -> NDArray[np.bool_]:
-    """The part of ``mask``, whose first voxel is grid index (i, j, k) ``low``, that lies on the grid of ``shape``."""
-    result = np.zeros(shape, dtype=bool)
-    start = low[::-1]
-    first = np.maximum(start, 0)
-    last = np.minimum(start + np.array(mask.shape), shape)
-    if (last > first).all():
-        into = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
-        out_of = tuple(slice(a, b) for a, b in zip(first - start, last - start, strict=True))
-        result[into] = mask[out_of]
-    return result

@@ -13,10 +13,8 @@ from lidc_xai.errors import DataError
 from lidc_xai.imaging.ct.choose_volume import SAME_PLACE_MM, choose_volume
 from lidc_xai.imaging.ct.dicom_headers import SliceHeader
 from lidc_xai.imaging.ct.formats.header import check_affine
-from lidc_xai.imaging.ct.volume import GAP
+from lidc_xai.imaging.ct.volume import EVEN_MM, GAP
 
-EVEN_MM = 0.01
-"""Slices this close to an even grid are taken as even: CT headers jitter by rounding alone."""
 SIDEWAYS_MM = 0.1
 FAR_MM = 100.0
 MOST_GRID = 4

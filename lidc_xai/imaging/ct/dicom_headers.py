@@ -1,16 +1,20 @@
-"""What one CT slice says about itself, and whether its pixels are all there."""
+"""What one CT slice says about itself, and whether its pixels are all there; of an enhanced (multi-frame) CT each frame
+is a slice, its fields gathered from the functional groups.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.config import disable_value_validation
 from pydicom.multival import MultiValue
 
 from lidc_xai.dicom_stream import PixelPlace, pixel_place, read_dataset
@@ -48,9 +52,11 @@ _TAGS = [
     *TRAITS,
 ]  # fmt: skip
 _SIMULATED_MARKS = ("ImageType", "SeriesDescription", "ImageComments", "Manufacturer", "PatientID")
+_FRAME_TRAITS = {"TemporalPositionIdentifier": "TemporalPositionIndex", "AcquisitionNumber": "FrameAcquisitionNumber"}
 _IS_HU = ("", "HU", "US")  # US: unspecified, as older scanners write
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _CODESTREAM_HEAD = 2**16
+_Group = Callable[..., pydicom.Dataset]
 
 
 @dataclass(frozen=True)
@@ -104,13 +110,75 @@ class SliceHeader:
         return np.cross(self.along_row, self.along_column)
 
 
-def _scanner(header: pydicom.Dataset) -> str:
-    """Manufacturer and model, as far as they are recorded."""
-    parts = (str(header.get(name, "") or "").strip() for name in ("Manufacturer", "ManufacturerModelName"))
-    return " ".join(part for part in parts if part)
+def headers_of(path: Path) -> list[SliceHeader]:
+    """One :class:`SliceHeader` per frame of a file; a single-frame image gives one.
+
+    Every value is converted here, so that a damaged one is this file's DataError and nobody else's exception.
+    """
+    try:
+        with disable_value_validation():  # what is odd and no harm is not remarked on slice by slice
+            header, pixels = _read_header(path)
+            return _frames(path, header, pixels)
+    except DataError:
+        raise
+    except Exception as error:  # pydicom raises anything on damaged bytes
+        raise DataError(f"{path.name}: header cannot be read ({type(error).__name__}: {error})") from error
 
 
-def read_header(path: Path) -> tuple[pydicom.Dataset, StoredPixels]:
+def _frames(path: Path, header: pydicom.Dataset, pixels: StoredPixels) -> list[SliceHeader]:
+    if "PerFrameFunctionalGroupsSequence" not in header:
+        if pixels.frames > 1:
+            raise DataError(f"{path.name}: has several frames but no positions for them (not enhanced CT)")
+        return [_slice_header(path, lambda name, required=True: header, _common_fields(path, header, pixels))]
+    frames = list(header.PerFrameFunctionalGroupsSequence)
+    if len(frames) != int(header.get("NumberOfFrames") or 0):
+        raise DataError(
+            f"{path.name}: NumberOfFrames is {header.get('NumberOfFrames')}, but {len(frames)} are described"
+        )
+    shared = next(iter(header.get("SharedFunctionalGroupsSequence") or []), pydicom.Dataset())
+    common = _common_fields(path, header, pixels)
+    groups = (partial(_group, path, frame, shared) for frame in frames)
+    return [_frame_header(path, index, group, common) for index, group in enumerate(groups)]
+
+
+def _frame_header(path: Path, index: int, group: _Group, common: dict[str, Any]) -> SliceHeader:
+    kinds, content = (group(name, required=False) for name in ("CTImageFrameTypeSequence", "FrameContentSequence"))
+    traits = {**common["traits"], "ImageType": _raw_text(kinds, "FrameType") or common["traits"]["ImageType"]}
+    traits |= {name: _raw_text(content, field) for name, field in _FRAME_TRAITS.items() if field in content}
+    return _slice_header(path, group, {**common, "frame": index, "instance_number": index + 1, "traits": traits})
+
+
+def _slice_header(path: Path, group: _Group, common: dict[str, Any]) -> SliceHeader:
+    """``group``: the fields of a functional group by its name; a single-frame image has all of them in its header."""
+    place = group("PlanePositionSequence")
+    along_row, along_column = _orientation(path, group("PlaneOrientationSequence"))
+    measures = group("PixelMeasuresSequence")
+    return SliceHeader(
+        path=path,
+        position=np.array(_numbers(path, place, "ImagePositionPatient", 3)),
+        along_row=along_row,
+        along_column=along_column,
+        pixel_spacing_mm=_spacing(path, measures),
+        slice_thickness_mm=_thickness(measures),
+        **_rescale(path, group("PixelValueTransformationSequence", required=False)),
+        **common,
+    )
+
+
+def _group(
+    path: Path, frame: pydicom.Dataset, shared: pydicom.Dataset, name: str, required: bool = True
+) -> pydicom.Dataset:
+    """The one item of a functional group, of the frame itself or shared by all."""
+    for place in (frame, shared):
+        items = place.get(name)
+        if items:
+            return items[0]
+    if required:
+        raise DataError(f"{path.name}: frames have no {name}")
+    return pydicom.Dataset()
+
+
+def _read_header(path: Path) -> tuple[pydicom.Dataset, StoredPixels]:
     """The header of one file, checked to be followed by all its pixels, and how these are stored.
 
     Raises DataError with the reason where it has no image, or is truncated; anything on damaged bytes.
@@ -152,23 +220,9 @@ def _bits(path: Path, header: pydicom.Dataset) -> tuple[int, int, int]:
     return allocated, stored, high
 
 
-def slice_header(path: Path, header: pydicom.Dataset, pixels: StoredPixels) -> SliceHeader:
-    """The fields of a single-frame CT image. Raises DataError naming the field that is missing or wrong."""
-    along_row, along_column = orientation_of(path, header)
-    return SliceHeader(
-        path=path,
-        position=np.array(numbers(path, header, "ImagePositionPatient", 3)),
-        along_row=along_row,
-        along_column=along_column,
-        pixel_spacing_mm=spacing_of(path, header),
-        slice_thickness_mm=thickness_of(header),
-        **rescale_of(path, header),
-        **common_fields(path, header, pixels),
-    )
-
-
-def common_fields(path: Path, header: pydicom.Dataset, pixels: StoredPixels) -> dict[str, Any]:
+def _common_fields(path: Path, header: pydicom.Dataset, pixels: StoredPixels) -> dict[str, Any]:
     """Fields that single- and multi-frame images keep at the same place."""
+    maker = (str(header.get(name, "") or "").strip() for name in ("Manufacturer", "ManufacturerModelName"))
     marks = " ".join(str(header.get(name, "")) for name in _SIMULATED_MARKS)
     return {
         "sop_instance_uid": str(header.SOPInstanceUID),
@@ -177,31 +231,31 @@ def common_fields(path: Path, header: pydicom.Dataset, pixels: StoredPixels) -> 
         "columns": int(header.Columns),
         "padding": _padding(path, header, pixels),
         "patient_id": str(header.get("PatientID", "") or ""),
-        "scanner": _scanner(header),
+        "scanner": " ".join(part for part in maker if part),
         "study_uid": str(header.get("StudyInstanceUID", "") or ""),
         "simulated": "SIMULATED" in marks.upper(),
         "pixels": pixels,
-        "traits": {name: raw_text(header, name) for name in TRAITS},
+        "traits": {name: _raw_text(header, name) for name in TRAITS},
         "sop_class": str(header.get("SOPClassUID", "") or ""),
         "inverted": header.get("PhotometricInterpretation") == "MONOCHROME1",
     }
 
 
-def rescale_of(path: Path, header: pydicom.Dataset) -> dict[str, Any]:
+def _rescale(path: Path, header: pydicom.Dataset) -> dict[str, Any]:
     """How stored values become HU. DataError where they become something else."""
     kind = str(header.get("RescaleType") or "").strip().upper()
     if kind not in _IS_HU:
         raise DataError(f"{path.name}: RescaleType is {kind}, not HU; give the series in Hounsfield units")
     if header.get("ModalityLUTSequence") and header.get("RescaleSlope") is None:
         raise DataError(f"{path.name}: has a ModalityLUTSequence instead of RescaleSlope; give the series in HU")
-    slope = optional_number(path, header, "RescaleSlope", None)
+    slope = _optional_number(path, header, "RescaleSlope")
     if slope == 0:
         raise DataError(f"{path.name}: RescaleSlope is 0")
-    intercept = optional_number(path, header, "RescaleIntercept", None)
+    intercept = _optional_number(path, header, "RescaleIntercept")
     return {"slope": slope, "intercept": intercept, "unspecified": kind == "US"}
 
 
-def thickness_of(header: pydicom.Dataset) -> float:
+def _thickness(header: pydicom.Dataset) -> float:
     """SliceThickness in mm, NaN where it is absent or no number: the slices' positions count, not it."""
     try:
         value = float(header.get("SliceThickness"))
@@ -210,7 +264,7 @@ def thickness_of(header: pydicom.Dataset) -> float:
     return value if 0 < value < math.inf else math.nan
 
 
-def raw_text(header: pydicom.Dataset, name: str) -> str:
+def _raw_text(header: pydicom.Dataset, name: str) -> str:
     """A field as it stands in the file, to be compared and shown, "" where absent."""
     if name not in header:
         return ""
@@ -228,9 +282,9 @@ def _instance_number(header: pydicom.Dataset) -> int:
         return 0
 
 
-def orientation_of(path: Path, header: pydicom.Dataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _orientation(path: Path, header: pydicom.Dataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Unit vectors of ImageOrientationPatient: of rising column, of rising row. DataError where they are no frame."""
-    values = np.array(numbers(path, header, "ImageOrientationPatient", 6)).reshape(2, 3)
+    values = np.array(_numbers(path, header, "ImageOrientationPatient", 6)).reshape(2, 3)
     lengths = np.linalg.norm(values, axis=1)
     if np.abs(lengths - 1).max() > 1e-2 or abs(values[0] @ values[1]) > 1e-2:
         raise DataError(f"{path.name}: ImageOrientationPatient {values.ravel().tolist()} is not two unit vectors")
@@ -239,15 +293,15 @@ def orientation_of(path: Path, header: pydicom.Dataset) -> tuple[NDArray[np.floa
     return row, column / np.linalg.norm(column)
 
 
-def spacing_of(path: Path, header: pydicom.Dataset) -> tuple[float, float]:
+def _spacing(path: Path, header: pydicom.Dataset) -> tuple[float, float]:
     """PixelSpacing in mm: between rows, between columns."""
-    between_rows, between_columns = numbers(path, header, "PixelSpacing", 2)
+    between_rows, between_columns = _numbers(path, header, "PixelSpacing", 2)
     if min(between_rows, between_columns) <= 0:
         raise DataError(f"{path.name}: PixelSpacing {between_rows} x {between_columns} mm is not positive")
     return between_rows, between_columns
 
 
-def numbers(path: Path, header: pydicom.Dataset, name: str, count: int) -> list[float]:
+def _numbers(path: Path, header: pydicom.Dataset, name: str, count: int) -> list[float]:
     """``count`` finite numbers of one DICOM attribute, else a DataError."""
     try:
         values = [float(value) for value in _as_list(header.get(name))]
@@ -258,18 +312,16 @@ def numbers(path: Path, header: pydicom.Dataset, name: str, count: int) -> list[
     return values
 
 
-def optional_number(path: Path, header: pydicom.Dataset, name: str, default: Any) -> Any:
-    """One number, or ``default`` where the attribute is absent or empty."""
-    if not _as_list(header.get(name)):
-        return default
-    return numbers(path, header, name, 1)[0]
+def _optional_number(path: Path, header: pydicom.Dataset, name: str) -> float | None:
+    return _numbers(path, header, name, 1)[0] if _as_list(header.get(name)) else None
 
 
 def _padding(path: Path, header: pydicom.Dataset, pixels: StoredPixels) -> tuple[float, float] | None:
-    first = optional_number(path, header, "PixelPaddingValue", None)
+    first = _optional_number(path, header, "PixelPaddingValue")
     if first is None:
         return None
-    last = optional_number(path, header, "PixelPaddingRangeLimit", first)
+    limit = _optional_number(path, header, "PixelPaddingRangeLimit")
+    last = first if limit is None else limit
     # Written as unsigned although the pixels are signed (63536 for -2000) in many LIDC series.
     bits = pixels.bits[0]
     first, last = (value - 2**bits if pixels.signed and value >= 2 ** (bits - 1) else value for value in (first, last))

@@ -9,13 +9,11 @@ import numpy as np
 
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.imaging.ct.dicom_geometry import SeriesGeometry, arrange, shared_issues
-from lidc_xai.imaging.ct.dicom_headers import SliceHeader
-from lidc_xai.imaging.ct.dicom_index import FolderIndex, SeriesFiles
+from lidc_xai.imaging.ct.dicom_headers import SliceHeader, headers_of
+from lidc_xai.imaging.ct.dicom_index import FolderIndex, SeriesFiles, indexed, is_medium
 from lidc_xai.imaging.ct.dicom_pixels import read_slices
-from lidc_xai.imaging.ct.enhanced import headers_of
 from lidc_xai.imaging.ct.formats.volume_file import is_volume_file, read_single_volume
-from lidc_xai.imaging.ct.media import indexed, is_medium
-from lidc_xai.imaging.ct.volume import AIR_HU, CTVolume
+from lidc_xai.imaging.ct.volume import AIR_HU, CTVolume, between_slices
 
 LUNG_HU = -300.0
 _FEW = 3
@@ -171,12 +169,7 @@ def _on_even_grid(stored: np.ndarray, geometry: SeriesGeometry) -> np.ndarray:
     positions = geometry.positions_mm
     step = float(geometry.slices[0].normal @ geometry.affine[:3, 2])
     count = int(np.floor((positions[-1] - positions[0]) / step + 1e-6)) + 1
-    at = np.interp(positions[0] + np.arange(count) * step, positions, np.arange(len(positions)))
-    low = np.minimum(at.astype(int), len(positions) - 2)
-    even = np.empty((count, *stored.shape[1:]), dtype=np.float32)
-    for k, (below, share) in enumerate(zip(low, at - low, strict=True)):
-        even[k] = stored[below] * np.float32(1 - share) + stored[below + 1] * np.float32(share)
-    return even
+    return between_slices(stored, positions, positions[0] + np.arange(count) * step)
 
 
 def _read_volume_file(path: Path) -> CTVolume:

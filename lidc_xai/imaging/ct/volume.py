@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 AIR_HU = -1000.0
+EVEN_MM = 0.01
+"""Slices this close to an even grid are taken as even: CT headers jitter by rounding alone."""
 GAP = 1.5
 """A step between slices of more than this many usual steps is a gap: slices are missing there."""
 
@@ -110,3 +113,36 @@ def _extended_interpolation(at: NDArray, xs: NDArray, ys: NDArray) -> NDArray[np
     below = (at - xs[0]) * (ys[1] - ys[0]) / (xs[1] - xs[0])
     above = (at - xs[-1]) * (ys[-1] - ys[-2]) / (xs[-1] - xs[-2])
     return inside + np.where(at < xs[0], below, 0.0) + np.where(at > xs[-1], above, 0.0)
+
+
+def axial_volume(
+    stored: NDArray[np.float32],
+    z_mm: NDArray[np.float64],
+    spacing_mm: float,
+    origin_mm: tuple[float, float],
+    step_mm: float,
+    **fields: Any,
+) -> CTVolume:
+    """Slices ``stored`` (n, rows, columns) in HU at heights ``z_mm`` (n,) ascending, in patient axes.
+
+    ``origin_mm``: x and y of the first pixel. ``step_mm``: usual distance of two slices, for a single one. Where the
+    heights are uneven, the volume's ``array`` is interpolated on an even grid. ``fields``: further fields of CTVolume.
+    """
+    step = float(np.median(np.diff(z_mm))) if len(z_mm) > 1 else step_mm
+    affine = np.diag([spacing_mm, spacing_mm, step, 1.0])
+    affine[:3, 3] = *origin_mm, z_mm[0]
+    even = np.abs(z_mm[0] + step * np.arange(len(z_mm)) - z_mm).max() <= EVEN_MM
+    array = stored if even else between_slices(stored, z_mm, np.arange(z_mm[0], z_mm[-1] + 1e-6, step))
+    return CTVolume(array, affine, stored=stored, positions_mm=z_mm, slice_z_mm=z_mm, **fields)
+
+
+def between_slices(
+    stored: NDArray[np.float32], positions_mm: NDArray[np.float64], wanted_mm: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """Slices ``stored`` at ascending ``positions_mm``, interpolated linearly to the places ``wanted_mm``."""
+    at = np.interp(wanted_mm, positions_mm, np.arange(len(positions_mm)))
+    lower = np.minimum(at.astype(int), len(positions_mm) - 2)
+    made = np.empty((len(at), *stored.shape[1:]), dtype=np.float32)
+    for k, (below, share) in enumerate(zip(lower, at - lower, strict=True)):
+        made[k] = stored[below] * np.float32(1 - share) + stored[below + 1] * np.float32(share)
+    return made

@@ -11,12 +11,13 @@ the scan's first pixel, z is the scan's own).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from lidc_xai.annotations import load_nodules, select_cohort
@@ -25,15 +26,14 @@ from lidc_xai.annotations.nodule import Nodule
 from lidc_xai.annotations.tables import nodule_row, nodule_votes
 from lidc_xai.errors import DataError, reason_of
 from lidc_xai.files import sha256_of
-from lidc_xai.imaging.crops.contours import GridBox, consensus_mask
+from lidc_xai.imaging.crops.contours import GridBox, consensus_mask, place
 from lidc_xai.imaging.crops.crop import consensus_centre, crop_marked, voxels_per_side
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
-from lidc_xai.imaging.ct.slices import axial_volume
-from lidc_xai.imaging.ct.volume import AIR_HU, CTVolume
+from lidc_xai.imaging.ct.volume import AIR_HU, CTVolume, axial_volume
 from lidc_xai.imaging.png.hu import Calibration
 from lidc_xai.imaging.png.learned import hu_of_pictures
 from lidc_xai.imaging.png.lines import HuLines, Lines
-from lidc_xai.imaging.png.match import PngMatch, match_nodule, place
+from lidc_xai.imaging.png.match import PngMatch, match_nodule
 from lidc_xai.imaging.png.source import PngNodule, open_edition
 from lidc_xai.imaging.prepare import PrepareResult, check_jobs
 from lidc_xai.imaging.store.crop_store import StoreWriter
@@ -103,7 +103,9 @@ def prepare_png(
     ]
     result = PrepareResult(writer.path)
     say(f"{sum(len(unit.groups) for unit in units)} nodules of {len(units)} patients in {source.name}")
-    for done in track(_run(writer, units, jobs), "importing patients", total=len(units)):
+    pool = Parallel(n_jobs=jobs, return_as="generator_unordered")
+    work = pool(delayed(_prepare_patient)(writer, unit) for unit in units)
+    for done in track(work, "importing patients", total=len(units)):
         result.add(done)
     if wanted is not None:
         left = wanted - {*result.written, *result.kept, *(row.nodule_id for row in result.skipped)}
@@ -123,16 +125,6 @@ def _lines_of(
         raise DataError(f"{path}: has no line of any nodule of this edition; give the calibration of these pictures")
     say(f"{sum(bool(file.of(*key)) for key in here)} nodules have calibrated HU in {path.name}")
     return {patient: {group: file.of(patient, group) for group in numbers} for patient, numbers in groups.items()}
-
-
-def _run(writer: StoreWriter, units: list[_Patient], jobs: int) -> Iterator[PrepareResult]:
-    if jobs == 1:
-        yield from (_prepare_patient(writer, unit) for unit in units)
-        return
-    from joblib import Parallel, delayed
-
-    pool = Parallel(n_jobs=jobs, return_as="generator_unordered")
-    yield from pool(delayed(_prepare_patient)(writer, unit) for unit in units)
 
 
 def _prepare_patient(writer: StoreWriter, unit: _Patient) -> PrepareResult:

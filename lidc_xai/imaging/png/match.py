@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lidc_xai.annotations.nodule import Nodule
 from lidc_xai.errors import DataError
-from lidc_xai.imaging.crops.contours import GridBox, contours_box, contours_mask, mask_bounds
+from lidc_xai.imaging.crops.contours import GridBox, contours_box, contours_mask, mask_bounds, place
 from lidc_xai.imaging.png.source import PngNodule
 
 CERTAIN = 0.999
@@ -93,18 +93,6 @@ def _dice(png: NDArray[np.bool_], masks: NDArray[np.bool_], shift: NDArray) -> f
     known = png.any(axis=(1, 2, 3))
     both = 2 * (png & placed)[known].sum()
     return float(both / max(png[known].sum() + placed[known].sum(), 1))
-
-
-def place(masks: NDArray[np.bool_], shift: NDArray, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """``masks`` (R, z, y, x) put at ``shift`` (i, j, k) into arrays (R, *shape); what leaves them is cut off."""
-    result = np.zeros((len(masks), *shape), bool)
-    start = np.asarray(shift)[::-1]
-    first, last = np.maximum(start, 0), np.minimum(start + masks.shape[1:], shape)
-    if (last > first).all():
-        into = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
-        out_of = tuple(slice(a, b) for a, b in zip(first - start, last - start, strict=True))
-        result[(slice(None), *into)] = masks[(slice(None), *out_of)]
-    return result
 
 
 def _disagreements(png: PngNodule, match: PngMatch) -> list[str]:

@@ -12,8 +12,7 @@ import numpy as np
 
 from lidc_xai.errors import DataError
 from lidc_xai.files import read_json, write_json
-from lidc_xai.imaging.crops.checks import check_crop
-from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+from lidc_xai.imaging.crops.nodule_crop import NoduleCrop, check_crop
 from lidc_xai.imaging.ct.nifti import read_nifti, write_nifti
 from lidc_xai.ratings import BIOMARKERS
 

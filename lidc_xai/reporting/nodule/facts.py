@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pandas as pd
 
-from lidc_xai.imaging.crops.padding import padding_read
+from lidc_xai.imaging.planes import padding_read
 from lidc_xai.nodules.associations import RECORD as ASSOCIATIONS_RECORD
 from lidc_xai.nodules.known import known_patients
 from lidc_xai.nodules.mean_maps import RECORD as NOISE_RECORD

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lidc_xai.imaging.crops.plane import Plane
+from lidc_xai.imaging.crops.nodule_crop import Plane
 
 _LETTERS = (("R", "L"), ("A", "P"), ("I", "S"))  # towards lower and higher x, y, z of LPS coordinates
 _WANTED_SIGN = (1, 1, -1)  # x and y grow rightwards or downwards on the screen, z grows upwards

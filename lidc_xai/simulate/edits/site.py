@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from lidc_xai.errors import DataError
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
-from lidc_xai.imaging.crops.padding import Box, scanned_box
+from lidc_xai.imaging.planes import Box, scanned_box
 from lidc_xai.simulate.grid import Floats
 
 TISSUE_HU = -500.0

@@ -1,1 +1,0 @@
-"""``check_ct``: look before computing."""
