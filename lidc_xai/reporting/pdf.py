@@ -6,6 +6,7 @@ import base64
 import logging
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -82,7 +83,7 @@ def write_pdf(
     """
     weasyprint = load_weasyprint()
     path = Path(path)
-    document = weasyprint.HTML(string=html, url_fetcher=_fetcher(weasyprint, pictures or {}))
+    document = _page_kind()(string=html, url_fetcher=_fetcher(weasyprint, pictures or {}))
     with atomic_path(path) as temporary:
         for count in range(len(TIGHTER) + 1 if one_page else 1):
             sheets, fonts = [_sheet(check_paper(paper), count, style)], _fonts()
@@ -91,6 +92,22 @@ def write_pdf(
                 break
         rendered.write_pdf(temporary, pdf_variant="pdf/ua-1")
     return path
+
+
+@lru_cache(maxsize=1)
+def _page_kind() -> Any:
+    """WeasyPrint's page without the rules for notes of its own style sheet: five styles more for every element, which
+    are a tenth of a page's time, for footnotes that no page has."""
+    weasyprint = load_weasyprint()
+    rules = (files("weasyprint.css") / "html5_ua.css").read_text(encoding="utf-8").splitlines()
+    kept = "\n".join(line for line in rules if not line.startswith(("::footnote", "::note")))
+    sheet = weasyprint.CSS(string=kept)
+
+    class Page(weasyprint.HTML):  # type: ignore[misc, name-defined]
+        def _ua_stylesheets(self, forms: bool = False) -> list[Any]:
+            return [sheet]
+
+    return Page
 
 
 @lru_cache(maxsize=16)

@@ -179,7 +179,7 @@ def study_page(
         trained_on=sum(row["status"] == "trained_on" for row in pages.rows),
         performance=performance_lines(performance),
         skipped=sorted(pages.skipped),
-        model_info=shown_info(model_info, origin),
+        model_info=shown_info(model_info),
         run_info=dict(run_info or {}),
         reads=reads_words(model_info),
         origin=origin,

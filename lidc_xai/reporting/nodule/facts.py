@@ -121,7 +121,7 @@ def nodule_facts(row: Mapping[str, Any], votes: pd.DataFrame, crop: NoduleCrop, 
         "trust": {},
         "similar": [dict(one) for one in parts.similar],
         "turning": dict(parts.turning),
-        "model": shown_info(parts.model_info, parts.origin),
+        "model": shown_info(parts.model_info),
         "run": dict(parts.run_info or {}),
     }
     facts["trust"] = {"rating": trust_in_rating(facts), "map": trust_in_map(facts)}
@@ -161,14 +161,12 @@ def _known(row: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value not in (None, "", [])}
 
 
-def shown_info(model_info: Mapping[str, Any] | None, origin: str) -> dict[str, Any]:
-    """The model's record as a page shows it; on one of somebody's own CT its lists of patients are numbers."""
+def shown_info(model_info: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The model's record as a page shows it; its lists of patients, which stand in the model's folder, are numbers."""
     shown = {key: value for key, value in (model_info or {}).items() if key not in _SHOWN_ELSEWHERE}
     if isinstance(shown.get("intervals"), Mapping):  # how they are computed is nothing to read
         told = ("level", "nodules", "coverage")
         shown["intervals"] = {key: value for key, value in shown["intervals"].items() if key in told}
-    if origin == "lidc":
-        return shown
     return {key: len(value) if key.endswith("_patients") else value for key, value in shown.items()}
 
 

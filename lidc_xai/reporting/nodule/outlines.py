@@ -9,7 +9,7 @@ from skimage.measure import find_contours
 
 _SMOOTHING = 0.8  # pixels
 _PAD = 4  # pixels, the reach of the smoothing
-_STRAIGHT = 0.02  # pixels
+_STRAIGHT = 0.04  # pixels
 _MARGIN = 0.08  # how far from the level of the outline a pixel's centre is kept
 
 
