@@ -75,20 +75,24 @@ def predict(
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for place, (_, planes) in enumerate(items):
         by_shape.setdefault(tuple(planes.shape), []).append(place)
-    rows: list[dict[str, Any]] = [{} for _ in items]
+    fresh = [[k for k, known in enumerate(patients) if known and facts.patient_id not in known] for facts, _ in items]
+    used = [some or list(range(len(models))) for some in fresh]
+    raw: list[dict[int, Tensor]] = [{} for _ in items]
     for places in by_shape.values():
-        stack = torch.stack([items[place][1] for place in places])
-        raw = [_outputs(each, stack, device, batch_size) for each in models]
-        _check_finite(raw, [items[place][0].nodule_id for place in places])
-        for number, place in enumerate(places):
-            (nodule_id, patient_id, flag, issues), _ = items[place]
-            fresh = [k for k, known in enumerate(patients) if known and patient_id not in known]
-            used = fresh or list(range(len(models)))
-            values = prediction_row([models[k] for k in used], [raw[k][number] for k in used], flag)
-            head = {"nodule_id": nodule_id, "patient_id": patient_id}
-            unseen = bool(fresh) if any(patients) else None
-            ends = {"n_models": len(used), "out_of_fold": unseen, "flag": flag, "issues": issues}
-            rows[place] = {**head, **values, **ends}
+        for k, each in enumerate(models):  # each reads only the nodules that it is used for
+            asked = [place for place in places if k in used[place]]
+            if asked:
+                outputs = _outputs(each, torch.stack([items[place][1] for place in asked]), device, batch_size)
+                _check_finite(outputs, [items[place][0].nodule_id for place in asked])
+                for place, values in zip(asked, outputs, strict=True):
+                    raw[place][k] = values
+    rows = []
+    for place, ((nodule_id, patient_id, flag, issues), _) in enumerate(items):
+        chosen = used[place]
+        values = prediction_row([models[k] for k in chosen], [raw[place][k] for k in chosen], flag)
+        unseen = bool(fresh[place]) if any(patients) else None
+        ends = {"n_models": len(chosen), "out_of_fold": unseen, "flag": flag, "issues": issues}
+        rows.append({"nodule_id": nodule_id, "patient_id": patient_id, **values, **ends})
     return pd.DataFrame(rows).astype({"out_of_fold": "boolean"})
 
 
@@ -142,13 +146,12 @@ def patient_of(nodule_id: str) -> str:
     return match[1] if match else nodule_id
 
 
-def _check_finite(raw: Sequence[Tensor], nodule_ids: Sequence[str]) -> None:
+def _check_finite(outputs: Tensor, nodule_ids: Sequence[str]) -> None:
     """``ModelError`` that names the first nodule for which a model gives no number."""
-    for outputs in raw:
-        good = torch.isfinite(outputs).flatten(1).all(1).tolist()
-        if not all(good):
-            bad = nodule_ids[good.index(False)]
-            raise ModelError(f"nodule {bad}: the model's outputs are NaN or infinite; its weights are of no use")
+    good = torch.isfinite(outputs).flatten(1).all(1).tolist()
+    if not all(good):
+        bad = nodule_ids[good.index(False)]
+        raise ModelError(f"nodule {bad}: the model's outputs are NaN or infinite; its weights are of no use")
 
 
 def prediction_row(models: Sequence[NoduleModel], raw: Sequence[Tensor], flag: str = "") -> dict[str, Any]:

@@ -103,7 +103,7 @@ def _page_kind() -> Any:
     kept = "\n".join(line for line in rules if not line.startswith(("::footnote", "::note")))
     sheet = weasyprint.CSS(string=kept)
 
-    class Page(weasyprint.HTML):  # type: ignore[misc, name-defined]
+    class Page(weasyprint.HTML):  # type: ignore[name-defined]
         def _ua_stylesheets(self, forms: bool = False) -> list[Any]:
             return [sheet]
 

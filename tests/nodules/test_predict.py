@@ -94,11 +94,34 @@ def test_fold_models_are_used_where_they_did_not_see_the_patient(
     first, second = (predict(each, store).set_index("patient_id") for each in (model, other))
     assert table["n_models"].to_dict() == {"A": 1, "C": 2, "D": 1}
     assert table["out_of_fold"].to_dict() == {"A": True, "C": False, "D": True}
-    assert table.loc["A", "malignancy_logit"] == second.loc["A", "malignancy_logit"]
-    assert table.loc["D", "malignancy_logit"] == first.loc["D", "malignancy_logit"]
+    assert table.loc["A", "malignancy_logit"] == pytest.approx(second.loc["A", "malignancy_logit"])
+    assert table.loc["D", "malignancy_logit"] == pytest.approx(first.loc["D", "malignancy_logit"])
+    assert abs(first.loc["A", "malignancy_logit"] - second.loc["A", "malignancy_logit"]) > 0.01
     mean = (first.loc["C", "malignancy_logit"] + second.loc["C", "malignancy_logit"]) / 2
     assert table.loc["C", "malignancy_logit"] == pytest.approx(mean)
     assert table.loc["C", "malignancy_probability_least"] <= table.loc["C", "malignancy_probability"]
+
+
+def test_a_model_reads_only_the_nodules_that_it_is_used_for(model: NoduleModel, store: CropStore) -> None:
+    other = build_model("vit_small64_p8", model.output_names, size=16, seed=9)
+    other.training_info = {"train_patients": ["C"], "validation_patients": ["D"]}
+    read: dict[str, int] = {"first": 0, "second": 0}
+
+    def counting(name: str):  # type: ignore[no-untyped-def]
+        def count(_module, inputs) -> None:  # type: ignore[no-untyped-def]
+            read[name] += len(inputs[0])
+
+        return count
+
+    handles = [each.register_forward_pre_hook(counting(name)) for name, each in (("first", model), ("second", other))]
+    predict(model, crop("X"))
+    planes = read.pop("first")
+    read["first"] = 0
+    predict([model, other], store)
+    for handle in handles:
+        handle.remove()
+    assert planes > 0
+    assert read == {"first": 2 * planes, "second": 2 * planes}  # C and D, C and A
 
 
 def test_crops_of_several_sizes_and_the_model_is_left_as_it_was(model: NoduleModel) -> None:
