@@ -138,9 +138,10 @@ def report(config: ReportConfig, run: Run) -> None:
 
 
 def _recorded(config: ReportConfig, runs: list[Path], info: dict[str, Any]) -> dict[str, Any]:
-    """The models' record with what a cross-validation says of them: what goes with a high rating, and how often they
-    side with the readers. Of the predictions given, which renew the record, else the record's own, else of the runs."""
-    from lidc_xai.nodules import associations, unseen
+    """The models' record with what a cross-validation says of them: what goes with a high rating, how often they side
+    with the readers, and what their own diameter alone gives. Of the predictions given, which renew the record, else
+    the record's own, else of the runs."""
+    from lidc_xai.nodules import associations, own_size, unseen
     from lidc_xai.nodules.strength import save_field
     from lidc_xai.training.loop.run_files import read_predictions_table
 
@@ -153,11 +154,14 @@ def _recorded(config: ReportConfig, runs: list[Path], info: dict[str, Any]) -> d
     if tables and (config.predictions or len(predicted) == len(runs)):
         measured = unseen.unseen_accuracy(tables)
         found[unseen.RECORD] = asdict(measured) if measured else None
+        line = own_size.own_size(tables)
+        found[own_size.RECORD] = asdict(line) if line else None
     found = {name: value for name, value in found.items() if value}
     if not config.predictions:
         return {**found, **info}
     for name, value in found.items():
-        for run_folder in runs if name != unseen.RECORD or len(runs) == 1 else []:  # a mean's accuracy is no member's
+        of_mean = name in (unseen.RECORD, own_size.RECORD) and len(runs) > 1  # a mean's figures are no member's
+        for run_folder in [] if of_mean else runs:
             save_field(run_folder, name, value)
     return {**info, **found}
 

@@ -53,17 +53,13 @@ def unseen_accuracy(tables: Sequence[pd.DataFrame]) -> Unseen | None:
 
     from lidc_xai.evaluation.statistics import share_interval
 
-    for table in tables:
-        leaks = "split_kind" in table and (table["split_kind"] == "paper").any()
-        if leaks or any(name not in table for name in _COLUMNS):
-            return None
+    if not by_patient(tables, _COLUMNS):
+        return None
     logits: list[pd.Series] = []
     for table in tables:
         rated = table.dropna(subset=["label", "malignancy_probability"]).set_index("nodule_id")
         p = rated["malignancy_probability"].astype("float64").clip(_SUREST, 1 - _SUREST)
         logits.append(pd.Series(np.log(p) - np.log1p(-p), name=len(logits)))
-    if not logits:
-        return None
     both = pd.concat(logits, axis=1, join="inner")
     if len(both) < FEWEST:
         return None
@@ -72,6 +68,14 @@ def unseen_accuracy(tables: Sequence[pd.DataFrame]) -> Unseen | None:
     accuracy = share_interval(right.to_numpy(), known["patient_id"].tolist())
     return Unseen(
         len(both), int(accuracy.clusters), round(accuracy.mean, 4), round(accuracy.low, 4), round(accuracy.high, 4)
+    )
+
+
+def by_patient(tables: Sequence[pd.DataFrame], columns: Sequence[str]) -> bool:
+    """Whether there are tables, and each is a cross-validation by patient that has these columns."""
+    return bool(tables) and not any(
+        ("split_kind" in table and (table["split_kind"] == "paper").any()) or not set(columns) <= set(table)
+        for table in tables
     )
 
 

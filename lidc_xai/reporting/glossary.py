@@ -65,7 +65,8 @@ WORDS = {
     "net benefit": "true positives less false positives weighted by the threshold's odds, a nodule (decision curve)",
     "three in four nodules": "beyond the upper (or lower) quartile of the model's own values over its cohort",
     "size alone": (
-        "the probability of a high rating that the readers' diameter gives by itself, fitted on other patients"
+        "the probability of a high rating that the readers' diameter gives by itself, fitted on other patients; "
+        '"the model\'s own": that the diameter gives which the model predicts'
     ),
     "by chance": (
         "the nodule's share of the explained planes: what a map that is the same everywhere would have there"

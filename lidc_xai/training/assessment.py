@@ -17,6 +17,7 @@ from lidc_xai.errors import DataError, UsageError
 from lidc_xai.evaluation.statistics import DIAMETER_STRATA, diameter_stratum, exact_share, holm
 from lidc_xai.files import write_json
 from lidc_xai.ratings import BIOMARKERS
+from lidc_xai.training.baselines import own_diameter
 from lidc_xai.training.bootstrap import mcnemar, metric_difference, metric_interval, patient_weights
 from lidc_xai.training.loop.run_files import read_predictions_table
 from lidc_xai.training.metrics import (
@@ -38,6 +39,7 @@ from lidc_xai.training.noise_floor import reader_noise
 
 _NEEDED = ("nodule_id", "patient_id", "label", "n_readers", "diameter_readers")
 _TOGETHER = (("_readers", "_readers_sd"), ("_low", "_high"), ("_low", "_readers"))
+_OWN = "baseline.own_diameter.malignancy_probability"
 _COMPARED: dict[str, Metric] = {"auc": auc, "accuracy": accuracy, "brier": brier}
 
 
@@ -66,6 +68,8 @@ def evaluate_predictions(
         metrics["malignancy"]["per_fold"] = _per_fold(table)
         metrics["malignancy"]["reliability"] = reliability(table, options)
         metrics["comparisons"] = comparisons(table, names, options)
+    if {"diameter", "fold"} <= set(table):  # what its own size gives: beside the model, no rival to be tested against
+        table = table.assign(**{_OWN: own_diameter(table)})
     metrics["biomarkers"] = _biomarkers(table, "", options)
     metrics["intervals"] = coverage(table, options)
     metrics["baselines"] = {
@@ -75,7 +79,7 @@ def evaluate_predictions(
                 "biomarkers": _biomarkers(table, f"baseline.{name}.", options),
             }
         )
-        for name in names
+        for name in _baselines(table)
     }
     metrics["reader_noise"] = _noise(table)
     metrics = _plain(metrics)

@@ -2,7 +2,7 @@
 
 diameter_only: the readers' diameter. mask_oracle: log volume, mean and standard deviation of HU inside the readers'
 consensus (an oracle: it sees the mask). ratings_without_diameter and reader_ratings: what the readers said about the
-nodule.
+nodule. own_diameter: the diameter that the model itself predicts, from its predictions alone.
 """
 
 from __future__ import annotations
@@ -79,8 +79,42 @@ def baseline_predictions(
             use = y.dropna().index
             if not ask or len(use) < 2 or (binary and y[use].nunique() < 2):
                 continue
-            estimator = LogisticRegression(C=1.0, max_iter=1000) if binary else RidgeCV(np.logspace(-3, 3, 7))
+            estimator = _logistic() if binary else RidgeCV(np.logspace(-3, 3, 7))
             model = make_pipeline(StandardScaler(), estimator).fit(known.loc[use].to_numpy(), y[use].to_numpy())
             asked = known.loc[ask].to_numpy()
             table.loc[ask, column] = model.predict_proba(asked)[:, 1] if binary else model.predict(asked)
     return table
+
+
+def _logistic() -> LogisticRegression:
+    return LogisticRegression(C=1.0, max_iter=1000)
+
+
+def diameter_line(diameter: np.ndarray, label: np.ndarray) -> tuple[float, float]:
+    """Intercept and slope (per mm) of the log odds of label 1 in ``diameter``, fitted as the baseline of the readers'.
+
+    >>> intercept, slope = diameter_line(np.array([4.0, 6.0, 8.0, 20.0, 22.0, 24.0]), np.array([0, 0, 0, 1, 1, 1]))
+    >>> round(-intercept / slope)
+    14
+    """
+    scaler = StandardScaler().fit(diameter[:, None])
+    fitted = _logistic().fit(scaler.transform(diameter[:, None]), label)
+    slope = float(fitted.coef_[0, 0] / scaler.scale_[0])
+    return float(fitted.intercept_[0] - slope * scaler.mean_[0]), slope
+
+
+def own_diameter(table: pd.DataFrame) -> pd.Series:
+    """What the model's own diameter alone gives: P(label 1) of each row of a cross-validation's predictions, from the
+    other folds' rows. NaN without a predicted diameter, and where the other folds hold one label only.
+    """
+    diameter = table["diameter"].to_numpy(np.float64)
+    label = pd.to_numeric(table["label"]).astype("Float64").to_numpy(np.float64, na_value=np.nan)
+    fold = table["fold"].to_numpy()
+    given = np.full(len(table), np.nan)
+    for one in pd.unique(fold):
+        here, learn = fold == one, (fold != one) & np.isfinite(diameter) & np.isfinite(label)
+        if len(np.unique(label[learn])) < 2:
+            continue
+        intercept, slope = diameter_line(diameter[learn], label[learn])
+        given[here] = 1 / (1 + np.exp(-(intercept + slope * diameter[here])))
+    return pd.Series(given, index=table.index)

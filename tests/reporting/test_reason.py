@@ -11,6 +11,7 @@ from lidc_xai.errors import ModelError
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 from lidc_xai.nodules.associations import Association, associations, recorded_associations
 from lidc_xai.nodules.map_record import Repeatability
+from lidc_xai.nodules.own_size import own_size, recorded_own_size
 from lidc_xai.nodules.unseen import recorded_unseen, unseen_accuracy
 from lidc_xai.ratings import BIOMARKERS, OUTPUTS
 from lidc_xai.reporting import nodule_report
@@ -195,6 +196,8 @@ def test_the_reason_says_what_was_measured_and_no_more(made, tmp_path):
     assert reason_words(facts).endswith("No map explains it.")
     prediction["diameter_only"] = None
     assert reason_words(facts) == "No map explains it. What drove it is not known."
+    prediction["own_diameter_only"] = 0.97  # no readers: what the model's own diameter gives is what can be told
+    assert reason_words(facts).startswith("Its size is reason enough: the model’s own diameter alone would give 0.97.")
     facts["outputs"][0]["prediction"] = None
     assert reason_words(facts) == ""
 
@@ -245,7 +248,7 @@ def test_the_measured_accuracy_is_told_from_cross_validations_alone(made, tmp_pa
     assert unseen_accuracy([first.drop(columns="fold")]) is None
     assert unseen_accuracy([]) is None
     store = made.store(tmp_path / "store", n=1)
-    told = "On 40 nodules of patients it had not seen, the model was on the readers’ side in 95 % "
+    told = "On 40 nodules of patients it had not seen, the model was on the readers’ side in 95\xa0% "
     for info in ({"unseen": asdict(found)}, {}):
         nodule_report(
             store, store.nodule_ids[0], tmp_path, pdf=False, predictions=made.predictions(store.nodule_ids),
@@ -255,6 +258,41 @@ def test_the_measured_accuracy_is_told_from_cross_validations_alone(made, tmp_pa
         assert (told in text) == bool(info)
     with pytest.raises(ModelError, match="unseen is damaged"):
         recorded_unseen({"unseen": {"right": 1.0}})
+
+
+def test_what_the_models_own_diameter_alone_gives_is_told_beside_the_readers(made, tmp_path):
+    """The line is logistic regression's, of the mean diameter of the runs; a page needs the record alone."""
+    rng = np.random.default_rng(4)
+    mm = rng.uniform(4, 24, 200)
+    label = (mm + rng.normal(0, 3, 200) > 12).astype(float)
+    table = pd.DataFrame({"nodule_id": range(200), "fold": 0, "label": label, "diameter": mm - 1})
+    found = own_size([table, table.assign(diameter=mm + 1)])
+    z, at = (mm - mm.mean()) / mm.std(), np.zeros(2)  # Newton's steps on log loss + slope² / 2, of the mean diameter
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-(at[0] + at[1] * z)))
+        grade, weigh = np.array([(p - label).sum(), ((p - label) * z).sum() + at[1]]), p * (1 - p)
+        at -= np.linalg.solve([[weigh.sum(), (weigh * z).sum()], [(weigh * z).sum(), (weigh * z * z).sum() + 1]], grade)
+    slope = at[1] / mm.std()
+    assert (found.slope, found.intercept) == pytest.approx((slope, at[0] - slope * mm.mean()), abs=2e-3)
+    assert found.probability(9.0) == pytest.approx(1 / (1 + np.exp(-(found.intercept + 9 * found.slope))))
+    assert own_size([table.assign(split_kind="paper")]) is own_size([table.assign(label=1.0)]) is own_size([]) is None
+    with pytest.raises(ModelError, match="own_size is damaged"):
+        recorded_own_size({"own_size": {"slope": 1.0}})
+    store = made.store(tmp_path / "store", n=1)
+    predictions = made.predictions(store.nodule_ids).assign(malignancy_probability=0.27, diameter=9.3)
+    predictions["baseline.diameter_only.malignancy_probability"] = 0.69
+    for own, wanted in (
+        (0.25, "The model reads it smaller (9.3 against 10.8 mm), which is reason enough: its diameter alone would"),
+        (0.60, "Not the readers’ size: their diameter alone would give 0.69 (high; the model’s own 0.60). The model "),
+    ):
+        line = {"intercept": float(np.log(own / (1 - own))) - 9.3, "slope": 1.0, "nodules": 200}
+        nodule_report(
+            store, store.nodule_ids[0], tmp_path, pdf=False, predictions=predictions, model_info={"own_size": line}
+        )
+        facts = json.loads((tmp_path / f"{store.nodule_ids[0]}.json").read_text(encoding="utf-8"))
+        assert facts["outputs"][0]["prediction"]["own_diameter_only"] == pytest.approx(own)
+        assert wanted in reason_words(facts)
+        assert "own_size" not in facts["model"]
 
 
 def test_a_record_of_the_model_stands_in_for_the_cohort(made, tmp_path):

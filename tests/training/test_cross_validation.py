@@ -16,6 +16,7 @@ from lidc_xai.imaging.store.crop_store import CropStore
 from lidc_xai.models import load_model
 from lidc_xai.nodules._predict import predict
 from lidc_xai.training import CrossValidation, FitOptions, cross_validate, evaluate_predictions
+from lidc_xai.training.baselines import diameter_line, own_diameter
 from lidc_xai.training.sweeping import Range, SweepOptions
 
 Quick = Callable[..., FitOptions]
@@ -55,12 +56,24 @@ def test_folder_holds_the_run(run: CrossValidation) -> None:
     assert not list(run.folder.rglob("*.ckpt"))
 
 
+def test_what_its_own_diameter_gives_is_fitted_on_the_other_folds(run: CrossValidation) -> None:
+    table = run.predictions
+    given = own_diameter(table)
+    for fold in (0, 1):
+        here, other = table["fold"] == fold, table[table["fold"] != fold]
+        intercept, slope = diameter_line(other["diameter"].to_numpy(), other["label"].to_numpy(float))
+        assert np.allclose(given[here], 1 / (1 + np.exp(-intercept - slope * table.loc[here, "diameter"])))
+    assert own_diameter(table.assign(label=1.0)).isna().all()
+
+
 def test_learned_and_beside_it_the_baselines(run: CrossValidation) -> None:
     found = run.metrics
     auc = found["malignancy"]["all"]["auc"]
     assert auc["low"] > 0.5
     assert auc["low"] < auc["value"] < auc["high"]
-    assert set(found["baselines"]) == {"diameter_only", "mask_oracle", "ratings_without_diameter", "reader_ratings"}
+    fitted = {"diameter_only", "mask_oracle", "ratings_without_diameter", "reader_ratings"}
+    assert set(found["baselines"]) == {*fitted, "own_diameter"}
+    assert {row["b"] for row in found["comparisons"]} == fitted  # its own size is no rival
     assert found["baselines"]["mask_oracle"]["malignancy"]["all"]["auc"]["value"] > 0.8
     assert "diameter" not in found["baselines"]["diameter_only"]["biomarkers"]
     assert found["biomarkers"]["diameter"]["spearman"]["value"] > 0.5

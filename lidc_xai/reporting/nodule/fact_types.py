@@ -45,7 +45,8 @@ class Prediction(TypedDict):
     ``low``, ``high``: 90 % interval, None where none was measured. ``disagree_by``: standard deviation over models,
     views and slices, None of one model; ``least``, ``greatest``: of the probability over them. Neither is an interval.
     ``set``: the conformal set of malignancy ("low", "high", "low or high"). ``coverage``: measured share of nodules
-    whose readers' mean lay inside their interval.
+    whose readers' mean lay inside their interval. ``diameter_only``: the probability of malignancy that the readers'
+    diameter alone gives, ``own_diameter_only`` that of the model's own.
     """
 
     value: float
@@ -60,6 +61,7 @@ class Prediction(TypedDict):
     percentile: float | None
     logit: float | None
     diameter_only: float | None
+    own_diameter_only: float | None
 
 
 class Output(TypedDict):

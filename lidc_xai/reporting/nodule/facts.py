@@ -16,6 +16,8 @@ from lidc_xai.nodules.associations import RECORD as ASSOCIATIONS_RECORD
 from lidc_xai.nodules.known import known_patients
 from lidc_xai.nodules.mean_maps import RECORD as NOISE_RECORD
 from lidc_xai.nodules.no_nodule import RECORD as NO_NODULE_RECORD
+from lidc_xai.nodules.own_size import RECORD as OWN_SIZE_RECORD
+from lidc_xai.nodules.own_size import recorded_own_size
 from lidc_xai.nodules.strength import RECORD
 from lidc_xai.nodules.unseen import RECORD as UNSEEN_RECORD
 from lidc_xai.ratings import BIOMARKERS, CALCIFICATION_ABSENT, INDETERMINATE, OUTPUTS, RESEARCH_USE_ONLY, SCALES, Scale
@@ -69,7 +71,7 @@ CALCIFICATION_NOTE = (
     "The map explains the mean of the readers’ codes, which ends at 6 = absent: orange argues against calcium, "
     "blue for it."
 )
-_SHOWN_ELSEWHERE = (RECORD, NOISE_RECORD, NO_NODULE_RECORD, ASSOCIATIONS_RECORD, UNSEEN_RECORD)
+_SHOWN_ELSEWHERE = (RECORD, NOISE_RECORD, NO_NODULE_RECORD, ASSOCIATIONS_RECORD, UNSEEN_RECORD, OWN_SIZE_RECORD)
 _KINDS = {"malignancy": "probability", "calcification": "any", "diameter": "length"}
 _LIDC_IDENTIFIERS = (
     "nodule_id", "patient_id", "series_uid", "scan_index", "cluster_index", "annotation_ids", "is_from_initial",
@@ -286,13 +288,16 @@ def _prediction(name: str, parts: NoduleParts) -> Prediction | None:
         "value": value, "low": None, "high": None, "coverage": _coverage(parts.model_info, name),
         "disagree_by": _disagreement(row, column), "least": None, "greatest": None, "set": "",
         "words": SCALES[name].in_words(value) if ordered else "",
-        "percentile": None, "logit": None, "diameter_only": None,
+        "percentile": None, "logit": None, "diameter_only": None, "own_diameter_only": None,
     }  # fmt: skip
     if name == "malignancy":
         prediction["least"], prediction["greatest"] = (number(row, f"{column}_{end}") for end in ("least", "greatest"))
         prediction["set"] = _set_words(words(row, "malignancy_set"))
         prediction["logit"] = number(row, "malignancy_logit")
         prediction["diameter_only"] = number(row, "baseline.diameter_only.malignancy_probability")
+        line, diameter = recorded_own_size(parts.model_info), number(row, "diameter")
+        if line is not None and diameter is not None:
+            prediction["own_diameter_only"] = line.probability(diameter)
     elif name != "calcification":
         prediction["low"], prediction["high"] = number(row, f"{name}_low"), number(row, f"{name}_high")
     return prediction

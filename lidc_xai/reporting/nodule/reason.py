@@ -31,53 +31,82 @@ _CLEARLY = 2.0
 
 
 def reason_words(facts: NoduleFacts) -> str:
-    """Size, biomarkers and map in up to four short sentences; empty without a rating by a model."""
+    """Size, biomarkers and map in up to five short sentences; empty without a rating by a model."""
     prediction = facts["outputs"][0]["prediction"]
     if prediction is None:
         return ""
-    value, alone = prediction["value"], prediction["diameter_only"]
-    enough = alone is not None and _size_is_enough(value, alone)
-    beside, ways = _beside(facts, enough, _way(value, None if enough else alone))
-    shown, told = _map_words(facts, value)
+    value, readers, own = prediction["value"], prediction["diameter_only"], prediction["own_diameter_only"]
     diameter = facts["outputs"][-1]
-    measured = (diameter["readers"]["mean"], diameter["prediction"]["value"] if diameter["prediction"] else None)
-    other_size = "" if alone is None or enough else model_size_words(value, alone, *measured)
-    size = "" if alone is None else size_words(value, alone, explained=bool(other_size))
+    model_mm = diameter["prediction"]["value"] if diameter["prediction"] else None
+    readers_mm = None if readers is None else diameter["readers"]["mean"]
+    known = own if readers is None else readers
+    enough = known is not None and _size_is_enough(value, known) and _same_side(value, own)
+    other_size = "" if readers is None or enough else model_size_words(value, readers, readers_mm, model_mm)
+    of_model = False
+    if not enough and own is not None and model_mm is not None and _size_is_enough(value, own):
+        of_model, other_size = True, own_size_words(own, readers_mm, model_mm)
+    size = size_words(value, readers, None if of_model else own, explained=bool(other_size))
+    beside, ways = _beside(facts, enough or of_model, _way(value, None if enough or of_model else known))
+    shown, told = _map_words(facts, value)
     parts = [size, other_size, beside, shown]
-    if not enough and not told and not other_size and _way(value, alone) not in ways:
-        parts.append(f"What {'drove' if alone is None else _moves(value, alone)} it is not known.")
+    if not enough and not told and not other_size and _way(value, known) not in ways:
+        parts.append(f"What {'drove' if known is None else _moves(value, known)} it is not known.")
     return " ".join(part for part in parts if part)
 
 
-def size_words(value: float, diameter_only: float, explained: bool = False) -> str:
-    """Whether the readers' diameter alone gives as much: most of a rating is size. ``explained``: what moves the rating
-    away from it is told in the next sentence.
+def size_words(value: float, readers: float | None, own: float | None = None, explained: bool = False) -> str:
+    """Whether the readers' diameter alone gives as much (most of a rating is size), beside it what the diameter that the
+    model predicts would give; of that alone where there are no readers. ``explained``: what moves the rating away from
+    it is told in the next sentence.
 
     >>> size_words(0.98, 0.99)
     'Its size is reason enough: the readers’ diameter alone would give 0.99.'
-    >>> size_words(0.22, 0.11)
-    'Its size is reason enough: the readers’ diameter alone would give 0.11; something else raises it.'
+    >>> size_words(0.22, 0.11, own=0.18)
+    'Its size is reason enough: the readers’ diameter alone would give 0.11 (the model’s own 0.18); something else raises it.'
     >>> size_words(0.95, 0.7)
     'Size alone would give high (0.70); something else raises it further.'
     >>> size_words(0.95, 0.58)
     'Not size alone: the readers’ diameter would give 0.58, something else raises it.'
-    >>> size_words(0.47, 0.55)
-    'Not size alone: the readers’ diameter would give 0.55, something else lowers it.'
-    >>> size_words(0.31, 0.7)
-    'Not the readers’ size: their diameter alone would give 0.70 (high), something else lowers it.'
-    """
-    alone = show_probability(diameter_only)
-    moves = f"something else {_moves(value, diameter_only)} it"
-    if _size_is_enough(value, diameter_only):
-        rest = "" if abs(value - diameter_only) < AS_MUCH else f"; {moves}"
-        return f"Its size is reason enough: the readers’ diameter alone would give {alone}{rest}."
+    >>> size_words(0.31, 0.7, own=0.55)
+    'Not the readers’ size: their diameter alone would give 0.70 (high; the model’s own 0.55), something else lowers it.'
+    >>> size_words(0.31, None, own=0.7)
+    'Not its size: the model’s own diameter alone would give 0.70 (high), something else lowers it.'
+    """  # noqa: E501
+    known = own if readers is None else readers
+    if known is None:
+        return ""
+    who, its = ("the readers’ diameter", "the readers’") if readers is not None else ("the model’s own diameter", "its")
+    alone, of_model = show_probability(known), "" if own is None or readers is None else show_probability(own)
+    beside = of_model and f" (the model’s own {of_model})"
+    moves = f"something else {_moves(value, known)} it"
+    if _size_is_enough(value, known) and _same_side(value, own):
+        rest = "" if abs(value - known) < AS_MUCH else f"; {moves}"
+        return f"Its size is reason enough: {who} alone would give {alone}{beside}{rest}."
     further, apart = ("", "") if explained else (f"; {moves} further", f", {moves}")
-    side, even = "high" if diameter_only > EVEN_CHANCE else "low", abs(diameter_only - EVEN_CHANCE) <= AS_MUCH
-    if (value > EVEN_CHANCE) == (diameter_only > EVEN_CHANCE) or even:
-        if not even:
-            return f"Size alone would give {side} ({alone}){further}."
-        return f"Not size alone: the readers’ diameter would give {alone}{apart}."
-    return f"Not the readers’ size: their diameter alone would give {alone} ({side}){apart}."
+    side, even = "high" if known > EVEN_CHANCE else "low", abs(known - EVEN_CHANCE) <= AS_MUCH
+    if even:
+        return f"Not size alone: {who} would give {alone}{beside}{apart}."
+    if _same_side(value, known):
+        return f"Size alone would give {side} ({alone}{of_model and f'; the model’s own {of_model}'}){further}."
+    who = who if readers is None else "their diameter"
+    return (
+        f"Not {its} size: {who} alone would give {alone} ({side}{of_model and f'; the model’s own {of_model}'}){apart}."
+    )
+
+
+def own_size_words(own: float, readers_mm: float | None, model_mm: float) -> str:
+    """That the size which the model itself reads is reason enough, where the readers' is not.
+
+    >>> own_size_words(0.25, 13.8, 9.3)
+    'The model reads it smaller (9.3 against 13.8 mm), which is reason enough: its diameter alone would give 0.25.'
+    >>> own_size_words(0.83, 14.0, 14.6)
+    'The size that the model reads (14.6 mm) is reason enough: its diameter alone would give 0.83.'
+    """
+    told = f"its diameter alone would give {show_probability(own)}."
+    if readers_mm is None or not _other_size(readers_mm, model_mm):
+        return f"The size that the model reads ({model_mm:.1f} mm) is reason enough: {told}"
+    size = "larger" if model_mm > readers_mm else "smaller"
+    return f"The model reads it {size} ({model_mm:.1f} against {readers_mm:.1f} mm), which is reason enough: {told}"
 
 
 def model_size_words(value: float, diameter_only: float, readers_mm: float | None, model_mm: float | None) -> str:
@@ -88,13 +117,21 @@ def model_size_words(value: float, diameter_only: float, readers_mm: float | Non
     >>> model_size_words(0.27, 0.69, 13.8, 13.1)
     ''
     """
-    if readers_mm is None or model_mm is None or abs(model_mm - readers_mm) <= _AS_LARGE * readers_mm:
+    if readers_mm is None or model_mm is None or not _other_size(readers_mm, model_mm):
         return ""
     if (model_mm > readers_mm) != (value > diameter_only):
         return ""
     size, rating = ("larger", "higher") if model_mm > readers_mm else ("smaller", "lower")
     figures = f"{model_mm:.1f} against {readers_mm:.1f} mm"
     return f"The model reads it {size} than the readers ({figures}), which goes with a {rating} rating."
+
+
+def _other_size(readers_mm: float, model_mm: float) -> bool:
+    return abs(model_mm - readers_mm) > _AS_LARGE * readers_mm
+
+
+def _same_side(value: float, other: float | None) -> bool:
+    return other is None or (value > EVEN_CHANCE) == (other > EVEN_CHANCE)
 
 
 def _size_is_enough(value: float, diameter_only: float) -> bool:
