@@ -2,9 +2,10 @@
 
 Every case appears once with and once without, in two sessions: a case shown with its map in one session is shown
 without it in the other, in another order. Given predictions, the model's rating stands beside the map, and for a share
-of cases it is deliberately wrong (the other side of 0.5, the map with its sign turned): whether readers follow it there
-is automation bias. Names carry nothing: cases are numbered by a seeded shuffle, and the key that tells which is which
-is a file of its own, for whoever scores.
+of cases, on all of which it sides with LIDC's label, it is deliberately wrong (the other side of 0.5, the map with its
+sign turned): whether readers follow it there is automation bias. Where it errs by itself is kept apart. Names carry
+nothing: cases are numbered by a seeded shuffle, and the key that tells which is which is a file of its own, for whoever
+scores.
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 from lidc_xai.csv_files import rows_text, write_csv
 from lidc_xai.errors import DataError, UsageError
-from lidc_xai.evaluation.statistics import bootstrap_mean
 from lidc_xai.files import write_json, write_text
 from lidc_xai.progress import track
 from lidc_xai.ratings import CALCIFICATION_ABSENT, READER_RATINGS, SCALES
@@ -29,6 +29,7 @@ from lidc_xai.reporting.nodule.drawing import crop_pictures, evaluated_indices, 
 from lidc_xai.reporting.nodule.facts import colour_limits
 from lidc_xai.reporting.pages import render
 from lidc_xai.reporting.study import wanted_ids
+from lidc_xai.training.bootstrap import patient_weights
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.store.crop_store import CropStore
@@ -56,9 +57,10 @@ def export_reader_study(
     """Write ``out/session-1`` and ``session-2`` (a page per case, an index, ``ratings.csv`` to fill in) and the key.
 
     ``maps``: nodule id -> its maps; ``outputs``: those whose maps are shown. ``predictions``: of ``predict``; then the
-    model's probability stands beside the map, wrong on a share ``wrong_share`` of cases. No page names a patient, a
-    nodule, a reader, a reader's rating, or whether what it shows is right. Raises UsageError for a nodule without maps
-    or prediction, an output that they lack, and a share without predictions or outside 0 to 1.
+    model's probability stands beside the map, deliberately wrong on a share ``wrong_share`` of cases. No page names a
+    patient, a nodule, a reader, a reader's rating, or whether what it shows is right. Raises UsageError for a nodule
+    without maps or prediction, an output that they lack, a share without predictions or outside 0 to 1, and one that
+    is larger than the share of cases on which the model sides with the label.
     """
     ids, out = wanted_ids(store, nodule_ids), Path(out)
     missing = [name for name in ids if name not in maps]
@@ -71,7 +73,14 @@ def export_reader_study(
         raise UsageError(f"output {lacking[0]!r} has no map; choose from {', '.join(maps[ids[0]].output_names)}")
     chances = _chances(predictions, ids, wrong_share)
     rng = np.random.default_rng(seed)
-    wrong = set(rng.permutation(len(ids))[: round(wrong_share * len(ids))].tolist()) if wrong_share else set()
+    sides = _sides(store, ids, chances)
+    right, asked = [place for place, name in enumerate(ids) if sides.get(name) == "right"], wrong_share * len(ids)
+    if round(asked) > len(right):
+        raise UsageError(
+            f"wrong_share {wrong_share:g} of {len(ids)} cases asks for more than the {len(right)} whose label the "
+            "model sides with: only there is its opposite wrong"
+        )
+    wrong = set(rng.permutation(right)[: round(asked)].tolist())
     first_with = set(rng.permutation(len(ids))[: len(ids) // 2].tolist())
     key: list[dict[str, Any]] = []
     paths: list[Path] = []
@@ -85,7 +94,7 @@ def export_reader_study(
             given = given.turned() if place in wrong else given
             key.append(
                 {"session": session, "case": name, "condition": shown, "nodule_id": nodule_id,
-                 "ai": ("wrong" if place in wrong else "right") if chances and shown == "with" else "",
+                 "ai": "" if shown != "with" else "wrong" if place in wrong else sides.get(nodule_id, ""),
                  "shown": given.probability if shown == "with" else None}
             )  # fmt: skip
             page = _case_page(store, nodule_id, given, outputs, name, session, shown == "with")
@@ -124,6 +133,16 @@ def _chances(predictions: pd.DataFrame | None, ids: Sequence[str], wrong_share: 
     if missing:
         raise UsageError(f"{len(missing)} of {len(ids)} nodules have no prediction, the first is {missing[0]}")
     return {name: chances[name] for name in ids}
+
+
+def _sides(store: CropStore, ids: Sequence[str], chances: Mapping[str, float]) -> dict[str, str]:
+    """Whether the model itself is right about a case: "right", "own error", or "no label" to tell it by."""
+    labels = store.manifest.set_index("nodule_id")["label"].astype("Float64")
+    return {
+        name: "no label" if pd.isna(labels[name])
+        else "right" if (chances[name] > 0.5) == (labels[name] > 0.5) else "own error"
+        for name in ids if name in chances
+    }  # fmt: skip
 
 
 def _case_page(
@@ -165,7 +184,7 @@ def score_reader_study(
 
     Returns, per rating, for cases without and with maps: the mean absolute difference from LIDC's readers' mean (of
     calcification: of "any" from the share of readers who saw any) and, for malignancy, AUC against LIDC's label; and
-    the change from without to with on the same cases (95 % interval, bootstrap over patients), together with mean
+    the change from without to with on the same cases (95 % interval over readers and patients), together with mean
     seconds, confidence and trust; ``follows``: how far malignancy ratings move towards what the AI showed, where it
     was right and where it was deliberately wrong (automation bias). Written to ``out/scores.json`` where asked.
     Raises DataError for a sheet that is no such sheet, UsageError where nothing is filled in.
@@ -188,14 +207,12 @@ def score_reader_study(
         wide = table.assign(error=error).pivot_table(index=["reader", "nodule_id"], columns="condition", values="error")
         wide = wide.reindex(columns=list(CONDITIONS))
         both = wide.dropna()
-        change = bootstrap_mean(
-            (both["with"] - both["without"]).to_numpy(), patients[both.index.get_level_values(1)].tolist()
-        )
+        change = over_readers(both["with"] - both["without"], patients)
         scores["ratings"][rating] = {
             **{f"error_{name}": _mean(wide[name]) for name in CONDITIONS},
-            "change": _finite(change.mean),
-            "low": _finite(change.low),
-            "high": _finite(change.high),
+            "change": change[0],
+            "low": change[1],
+            "high": change[2],
             "pairs": len(both),
         }
     scores["malignancy_auc"] = {name: _auc(table[table["condition"] == name], store) for name in CONDITIONS}
@@ -214,13 +231,14 @@ def _any_calcification(codes: pd.Series) -> pd.Series:
 
 def _follows(table: pd.DataFrame, patients: pd.Series) -> dict[str, dict[str, float | int | None]]:
     """Steps of the malignancy scale by which a reader's rating moves towards the AI's side, against the same reader's
-    rating without it: "right" and "wrong" AI, mean and 95 % interval over patients.
+    rating without it: "right" AI, deliberately "wrong" AI, its "own error"; mean and 95 % interval over
+    readers and patients.
     """
     if "ai" not in table:
         return {}
     alone = table[table["condition"] == "without"].set_index(["reader", "nodule_id"])["malignancy"]
     steps: dict[str, dict[str, float | int | None]] = {}
-    for ai in ("right", "wrong"):
+    for ai in ("right", "wrong", "own error"):
         shown = table[(table["ai"] == ai) & table["malignancy"].notna()].set_index(["reader", "nodule_id"])
         if shown.empty:
             continue
@@ -228,12 +246,40 @@ def _follows(table: pd.DataFrame, patients: pd.Series) -> dict[str, dict[str, fl
         moved = (shown["malignancy"] - alone.reindex(shown.index)).mul(towards).dropna()
         if moved.empty:
             continue
-        interval = bootstrap_mean(moved.to_numpy(), patients[moved.index.get_level_values(1)].tolist())
-        steps[ai] = {
-            "steps": _finite(interval.mean), "low": _finite(interval.low), "high": _finite(interval.high),
-            "ratings": len(moved),
-        }  # fmt: skip
+        mean, low, high = over_readers(moved, patients)
+        steps[ai] = {"steps": mean, "low": low, "high": high, "ratings": len(moved)}
     return steps
+
+
+def over_readers(values: pd.Series, patients: pd.Series) -> tuple[float | None, float | None, float | None]:
+    """Mean over readers and its 95 % interval for other readers and other patients (Obuchowski and Rockette's, with
+    Hillis' degrees of freedom); of a single reader the interval is for other patients alone, read by that reader.
+
+    values: by (reader, nodule id). With s² the variance between the R readers' means and C their covariance over draws
+    of patients, the variance is s²/R + max(C, 0): a reader's own tendency and the cases that all share.
+    """
+    wide = values.unstack(0)
+    means = wide.mean().to_numpy(np.float64)
+    if not len(means):
+        return None, None, None
+    draws = patient_weights(patients[wide.index].tolist())
+    given = wide.notna().to_numpy(np.float64)
+    counts = draws @ given
+    drawn = np.divide(
+        draws @ wide.fillna(0.0).to_numpy(np.float64), counts, where=counts > 0, out=np.full_like(counts, np.nan)
+    )
+    drawn = drawn[np.isfinite(drawn).all(1)]
+    if len(drawn) < 2 or patients[wide.index].nunique() < 2:
+        return float(means.mean()), None, None
+    if len(means) == 1:
+        low, high = np.quantile(drawn[:, 0], [0.025, 0.975])
+        return float(means[0]), float(low), float(high)
+    together = np.cov(drawn, rowvar=False)
+    shared = max((together.sum() - np.trace(together)) / (len(means) * (len(means) - 1)), 0.0)
+    own = means.var(ddof=1) / len(means)
+    freedom = (len(means) - 1) * ((own + shared) / own) ** 2 if own > 0 else np.inf
+    half = float(t.ppf(0.975, freedom) * np.sqrt(own + shared))
+    return float(means.mean()), float(means.mean()) - half, float(means.mean()) + half
 
 
 def cases_needed(

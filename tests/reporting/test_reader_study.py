@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from studies.reader_study import RATED, cases_needed, export_reader_study, score_reader_study
+from studies.reader_study import RATED, cases_needed, export_reader_study, over_readers, score_reader_study
 
 from lidc_xai.errors import DataError, UsageError
+from lidc_xai.evaluation.statistics import bootstrap_mean
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +56,14 @@ def test_automation_bias_is_found_where_it_was_planted(cases, tmp_path, bias, se
     store, maps = cases.store, cases.maps
     rng = np.random.default_rng(seed)
     predictions = pd.DataFrame({"nodule_id": store.nodule_ids, "malignancy_probability": rng.uniform(0.1, 0.9, 30)})
+    high = predictions["malignancy_probability"] > 0.5
+    store.manifest["label"] = np.where(np.arange(30) < 6, ~high, high).astype(float)  # six errors of its own
+    store.manifest.loc[29, "label"] = np.nan
     folder = tmp_path / "study"
     paths = export_reader_study(store, folder, maps, predictions=predictions, wrong_share=0.4, seed=seed)
     key = pd.read_csv(folder / "key-for-scoring-only.csv")
-    assert (key["ai"] == "wrong").sum() == 12
+    assert key["ai"].value_counts().to_dict() == {"wrong": 12, "right": 11, "own error": 6, "no label": 1}
+    assert not set(key.loc[key["ai"] == "wrong", "nodule_id"]) & {*store.nodule_ids[:6], store.nodule_ids[29]}
     by_id = predictions.set_index("nodule_id")["malignancy_probability"]
     for row in key[key["ai"] == "wrong"].itertuples():
         assert row.shown == pytest.approx(1 - by_id[row.nodule_id])
@@ -66,7 +71,7 @@ def test_automation_bias_is_found_where_it_was_planted(cases, tmp_path, bias, se
     assert sum("<b>AI:</b>" in text for text in pages) == 30
     assert not any("wrong" in text for text in pages)  # nobody is told
     sheets = {}
-    for reader in ("anna", "ben", "carla"):
+    for reader in ("anna", "ben", "carla", "dan", "eve", "finn"):
         own = dict(zip(store.nodule_ids, rng.uniform(2, 4, 30), strict=True))
         for session in (1, 2):
             sheet = pd.read_csv(folder / f"session-{session}" / "ratings.csv")
@@ -82,7 +87,28 @@ def test_automation_bias_is_found_where_it_was_planted(cases, tmp_path, bias, se
     assert wrong["low"] <= bias <= wrong["high"]
     assert (wrong["low"] > 0) == (bias > 0)
     assert scores["follows"]["right"]["low"] < 0 < scores["follows"]["right"]["high"]
+    assert set(scores["follows"]) == {"right", "wrong", "own error"}
     assert scores["trust"] == {"without": None, "with": 70.0}
+    with pytest.raises(UsageError, match="asks for more than the 23 whose label the model sides with"):
+        export_reader_study(store, folder, maps, predictions=predictions, wrong_share=0.8)
+
+
+@pytest.mark.parametrize("sd", [0.0, 0.3])
+def test_the_interval_holds_the_bias_of_other_readers_on_other_patients(sd):
+    """Four readers whose own bias lies ``sd`` about 0.5 steps, 40 cases of 20 patients that sway all readers alike."""
+    rng, ids = np.random.default_rng(5), [f"n{k}" for k in range(40)]
+    patients = pd.Series([f"p{k // 2}" for k in range(40)], index=ids)
+    rows, covered = pd.MultiIndex.from_product([range(4), ids]), 0
+    for _ in range(200):
+        reader, patient = np.repeat(rng.normal(0.5, sd, 4), 40), np.tile(np.repeat(rng.normal(0, 0.3, 20), 2), 4)
+        moved = pd.Series(reader + patient + rng.normal(0, 0.7, 160), index=rows)
+        mean, low, high = over_readers(moved, patients)
+        assert mean == pytest.approx(moved.mean())
+        covered += low <= 0.5 <= high
+    assert 0.92 <= covered / 200 <= 0.99
+    alone = bootstrap_mean(moved.loc[0].to_numpy(), patients.tolist())
+    assert over_readers(moved.loc[[0]], patients) == pytest.approx((alone.mean, alone.low, alone.high), abs=0.02)
+    assert over_readers(moved.iloc[:0], patients) == (None, None, None)
 
 
 def test_a_wrong_ai_needs_predictions(cases, tmp_path):
