@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -59,8 +59,10 @@ def load_config(
     path: Path | None = None,
     assignments: Iterable[str] = (),
     flags: Mapping[str, Any] | None = None,
+    verbs: Mapping[str, type[BaseModel]] | None = None,
 ) -> C:
-    """Build ``kind`` from a YAML file, ``a.b=c`` assignments and flags, each overriding the one before.
+    """Build ``kind`` from a YAML file, ``a.b=c`` assignments and flags, each overriding the one before. ``verbs``: the
+    configurations of all verbs by name, so that a file that is another verb's is told so.
 
     Raises ``UsageError`` naming the source, the field, what was got and what was wanted.
     """
@@ -72,7 +74,8 @@ def load_config(
         return kind.model_validate(values)
     except ValidationError as error:
         source = str(path) if path is not None else "options"
-        raise UsageError(f"{source}: {_first_problem(kind, error)}") from None
+        others = [name for name, other in (verbs or {}).items() if set(values) <= set(other.model_fields)]
+        raise UsageError(f"{source}: {_first_problem(kind, error, others)}") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -141,7 +144,8 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
         raise UsageError(f"--set {_SHORT.repr(assignment)}: the value is not YAML; put it in quotes") from None
 
 
-def _first_problem(kind: type[BaseModel], error: ValidationError) -> str:
+def _first_problem(kind: type[BaseModel], error: ValidationError, others: Sequence[str] = ()) -> str:
+    """``others``: verbs that know every field given."""
     problems = error.errors(include_url=False)
     first = problems[0]
     field = ".".join(str(part) for part in first["loc"])
@@ -149,6 +153,8 @@ def _first_problem(kind: type[BaseModel], error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), _fields_at(kind, first["loc"][:-1]), n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(_fields_at(kind, first['loc'][:-1]))}"
+        if others and len(first["loc"]) == 1:
+            hint = f"the fields given are those of {' and '.join(others)}"
         return f"unknown field '{field}'; {hint}{more}"
     if first["type"] == "missing":
         return f"field '{field}' is missing; give it in the file or as --{field.replace('_', '-')}{more}"

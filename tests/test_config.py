@@ -47,6 +47,22 @@ def test_a_wrong_file_is_one_line_that_names_file_and_field(tmp_path, text, want
     assert caught.value.exit_code == 2
 
 
+def test_a_file_of_another_verb_is_told_so(tmp_path):
+    class Other(Study):
+        cohort: str = ""
+
+    path = tmp_path / "study.yaml"
+    verbs = {"train": Study, "cross-validate": Other}
+    for text, wanted in (
+        ("cohort: a\nseed: 1\n", "unknown field 'cohort'; the fields given are those of cross-validate"),
+        ("cohort: a\nnonsense: 1\n", "unknown field 'cohort'; known: "),
+        ("epohcs: 1\n", "unknown field 'epohcs'; known: "),
+    ):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=wanted):
+            load_config(Study, path, verbs=verbs)
+
+
 @pytest.mark.parametrize("assignment", ["epochs", "=3", "name.x.y=1", "name=[", "fit=3"])
 def test_a_wrong_assignment_is_a_usage_error(tmp_path, assignment):
     path = tmp_path / "study.yaml"

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from lidc_xai.models import NoduleModel
 
 C = TypeVar("C", bound=Config)
+_VERBS: dict[str, type[Config]] = {}
+"""The configuration of every verb."""
 EXIT_SKIPPED = 3
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
@@ -49,6 +51,7 @@ def add_verb(
     argument: name of the field that is given by position (a path or a list of paths).
     """
 
+    _VERBS[name] = kind
     call = as_command(name, kind, function, argument)
     call.__doc__ = f"{inspect.cleandoc(kind.__doc__ or '')}\n\nExample: {example}"
     app.command(name, short_help=inspect.cleandoc(kind.__doc__ or "").split(". ")[0].split(".\n")[0])(call)
@@ -138,7 +141,7 @@ def _run(
 ) -> None:
     try:
         with _interruptible():
-            config = load_config(kind, path, assignments, flags)
+            config = load_config(kind, path, assignments, flags, _VERBS)
             run.config, run.out = config.model_dump(mode="json"), config.out
             with show_progress(not config.quiet):
                 try:
