@@ -13,7 +13,7 @@ from joblib import Parallel, delayed
 
 from lidc_xai.errors import DependencyError, LidcXaiError, StorageError, UsageError
 from lidc_xai.files import write_text
-from lidc_xai.progress import say, track
+from lidc_xai.progress import say, stop_workers, track
 from lidc_xai.reporting import glossary
 from lidc_xai.reporting.nodule.drawing import thumbnail
 from lidc_xai.reporting.nodule.facts import shown_info
@@ -119,6 +119,7 @@ def write_pages(
 ) -> Pages:
     """Write the pages of some nodules into ``folder``, in ``jobs`` processes; each row links to its page."""
     pages = Pages()
+    stop_workers()  # those of another step would take the first page's memory for a leak, and stop with a warning
     pdf = pdf and _pdf_possible(pages.skipped)
     collected = _collected(store, ids, parts, pages.skipped)
     work = (
