@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
@@ -76,8 +77,27 @@ def environment() -> Environment:
 
 
 def render(template: str, **values: Any) -> str:
-    """Text of a template of this package. ``glossary``: address of the page of words, where one lies beside it."""
-    return environment().get_template(template).render(**values)
+    """Text of a template of this package, no line of which breaks between a figure and its unit. ``glossary``: address
+    of the page of words, where one lies beside it.
+    """
+    return unbroken(environment().get_template(template).render(**values))
+
+
+_PROGRAM = re.compile(r"(<(?:script|style)\b.*?</(?:script|style)>)", re.DOTALL)
+_TOGETHER = re.compile(
+    r" (?:(?<=[\d)] )(?=(?:<(?:span|small)[^>]*>)?(?:(?:%|mm|HU|SD|logit)(?![\w-])|±))|(?<=± )(?=\d)"
+    r"|(?<=\d, )(?=[\d.]+\])|(?<=\b[nzpP] )(?==)|(?<=\b[nzpP] = )(?=\S))"
+)
+
+
+def unbroken(page: str) -> str:
+    """A page's text with a space that does not break between a figure and its unit, in ± and in intervals.
+
+    >>> unbroken("<p>5.1 ± 0.2 mm, n = 4, 89 % [86, 91]</p><script>5 % 3</script>").replace("\xa0", "_")
+    '<p>5.1_±_0.2_mm, n_=_4, 89_% [86,_91]</p><script>5 % 3</script>'
+    """
+    parts = _PROGRAM.split(page)
+    return "".join(part if place % 2 else _TOGETHER.sub("\xa0", part) for place, part in enumerate(parts))
 
 
 @lru_cache(maxsize=8)

@@ -337,7 +337,7 @@ def test_image_sheet_shows_each_class_and_method(tmp_path):
     text = path.read_text(encoding="utf-8")
     assert text.count('<img class="map"') == 2 * 2 * 2
     assert "&lt;dog&gt;" in text
-    assert "p = .9" in text
+    assert "p\xa0=\xa0.9" in text
     assert "aspect-ratio: 60 / 40" in text
     with pytest.raises(UsageError, match="at least one method"):
         image_sheet(images, {}, tmp_path)

@@ -30,7 +30,8 @@ def written(study, tmp_path_factory):
 
 
 def page(written, study, place: int = 0) -> str:
-    return (written.index.parent / "nodules" / f"{study.ids[place]}.html").read_text(encoding="utf-8")
+    text = (written.index.parent / "nodules" / f"{study.ids[place]}.html").read_text(encoding="utf-8")
+    return text.replace("\xa0", " ")
 
 
 def test_study_page_lists_every_nodule(written, study):

@@ -1,6 +1,7 @@
 """What pages say must be true of this nodule, this model and this run: each sentence that once was not has a test."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,16 @@ from lidc_xai.reporting.nodule.flags import quality_flags
 from lidc_xai.reporting.nodule.words import reads_words, removal_words, trust_in_rating
 
 
+def with_spaces(path):
+    """A page's text with ordinary spaces."""
+    return path.read_text(encoding="utf-8").replace("\xa0", " ")
+
+
 def written(store, out, **parts):
     """A page's text and its facts."""
     nodule_id = store.nodule_ids[0]
     nodule_report(store, nodule_id, out, pdf=False, **parts)
-    text = (out / f"{nodule_id}.html").read_text(encoding="utf-8")
+    text = with_spaces(out / f"{nodule_id}.html")
     return text, json.loads((out / f"{nodule_id}.json").read_text(encoding="utf-8"))
 
 
@@ -166,7 +172,7 @@ def test_own_ct_has_no_word_of_lidc_and_no_identifier(made, tmp_path, mask):
     maps = {"cdam": [made.maps(store.nodule_ids[0])]}
     result = study_report(store, tmp_path / "out", predictions, maps, info, pdf=False)
     for path in result.paths:
-        text = path.read_text(encoding="utf-8")
+        text = with_spaces(path)
         for word in (
             "LIDC-IDRI",
             "LIDC",
@@ -179,7 +185,7 @@ def test_own_ct_has_no_word_of_lidc_and_no_identifier(made, tmp_path, mask):
             ">nan",
         ):
             assert word not in text, (path.name, word)
-    text = result.paths[1].read_text(encoding="utf-8")
+    text = with_spaces(result.paths[1])
     assert "34 mm in a picture of 32 mm" in text
     assert "12.5% of the cube cut out about the nodule lies outside the scan" in text
     assert ("outline of the given mask" in text) == mask
@@ -196,7 +202,7 @@ def test_a_crop_that_no_reader_marked_may_hold_no_nodule(made, tmp_path):
     predictions = made.predictions(store.nodule_ids)
     result = study_report(store, tmp_path / "out", predictions, None, {"no_nodule": NO_NODULE}, pdf=False)
     said = "of 200 crops without one (lung, vessel, pleura) it gave 67 % [59 %, 74 %] a clear verdict"
-    index, page = (path.read_text(encoding="utf-8") for path in result.paths[:2])
+    index, page = (with_spaces(path) for path in result.paths[:2])
     assert said in index
     assert "at a point that no reader marked" in index
     assert page.index("Is it a nodule?") < page.index(said) < page.index("Model: malignancy")  # the first screen
@@ -321,6 +327,15 @@ def test_padding_that_no_model_reads_is_no_warning(made, tmp_path, views, level)
     assert {"detail": "reads are whole", "warning": "25% of the planes that the model reads"}[level] in flag["text"]
 
 
+def test_no_line_breaks_between_a_figure_and_its_unit(study, tmp_path):
+    result = study_report(study.store, tmp_path, study.predictions, study.maps, pdf=False)
+    for path in result.paths:
+        if path.suffix == ".html":
+            text = re.sub(r"<(script|style)\b.*?</\1>", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+            assert re.findall(r"\d (?:%|mm|HU|SD|logit)\b|\d ±|± \d|n = \d", re.sub(r"<[^>]*>", "", text)) == []
+            assert "\xa0" in text
+
+
 def test_the_plane_of_the_largest_outline_is_shown(made, tmp_path):
     crop = made.crop("n")  # its ball lies 4, −3 and 2 mm off the centre
     areas = [crop.consensus[:, index].sum() for index in range(32)]
@@ -375,7 +390,7 @@ def test_a_prediction_that_fits_the_box_is_no_warning():
 def test_words_are_one_page_that_every_page_links_to(made, tmp_path):
     store = made.store(tmp_path / "store", n=1)
     result = study_report(store, tmp_path, made.predictions(store.nodule_ids), pdf=False)
-    page = (tmp_path / "glossary.html").read_text(encoding="utf-8")
+    page = with_spaces(tmp_path / "glossary.html")
     assert tmp_path / "glossary.html" in result.paths
     for word, meaning in WORDS.items():
         assert f'<th scope="row">{escape(word)}</th><td>{escape(meaning)}</td>' in page

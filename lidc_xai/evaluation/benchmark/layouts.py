@@ -27,7 +27,8 @@ LAYOUTS = (
             ("box/area", "A box", True),
             ("fidelity/at_stake", "f(x) − f(all replaced)", None),
         ),
-        "Score × percent of pixels removed (blurred); box: Pearson × box side in units of 8 px at 224.",
+        "Score (logit or SD) × % of pixels, which are blurred, most (MIF) or least (LIF) relevant first; box: Pearson "
+        "× box side in units of 8 px at 224.",
     ),
     Layout(
         "Correctness, removed pixels become lung",
@@ -38,7 +39,8 @@ LAYOUTS = (
             ("box_lung/area", "A box", True),
             ("fidelity_lung/at_stake", "f(x) − f(all replaced)", None),
         ),
-        "The same, with the parenchyma around the nodule in place of the blurred image.",
+        "Score (logit or SD) × % of pixels, which become lung as around the nodule, most (MIF) or least (LIF) relevant "
+        "first; box: Pearson × box side in units of 8 px at 224.",
     ),
     Layout(
         "Class discrimination",
@@ -58,7 +60,7 @@ LAYOUTS = (
     Layout(
         "Compactness",
         (("compactness/value", "share below 5 %", True), ("compactness/on_grid", "the same, patch means", True)),
-        "Share of cells with |S| < 0.05 max S: pixels for pixel maps, tokens for token maps.",
+        "Share of cells with |S| < 0.05 max S: pixels of pixel maps, patches of others.",
     ),
     Layout(
         "ADCC",
@@ -91,7 +93,7 @@ LAYOUTS = (
             ("localisation/pointing", "pointing", True),
             ("localisation/pointing_2mm", "pointing, 2 mm", True),
         ),
-        "Agreement with the readers' contours; it does not prove that a map is faithful.",
+        "Shares from 0 to 1. Agreement with the readers' contours does not prove that a map is faithful.",
     ),
     Layout(
         "Localisation against single readers",

@@ -57,7 +57,7 @@ def _leader(rows: Sequence[Row], place: int, title: str) -> str:
 
 
 def _names(names: Sequence[str]) -> str:
-    if len(names) <= _MOST_NAMES:
+    if len(names) <= _MOST_NAMES + 1:  # the name is shorter than "and 1 more"
         return listed(list(names))
     return f"{', '.join(names[:_MOST_NAMES])} and {len(names) - _MOST_NAMES} more"
 

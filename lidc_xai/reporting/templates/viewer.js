@@ -119,7 +119,7 @@
     const normal = affine.slice(0, 3).map((row) => Math.abs(row[2 - AXES[view][0]]));
     const axis = normal.indexOf(Math.max(...normal));
     const value = affine[axis][3] + ijk.reduce((sum, part, place) => sum + affine[axis][place] * part, 0);
-    return `${"xyz"[axis]} = ${value.toFixed(1)} mm`.replace("-", "−");
+    return `${"xyz"[axis]} = ${value.toFixed(1)}\u00a0mm`.replace("-", "−");
   }
 
   function drawOutlines(svg, entry, size) {
@@ -226,7 +226,7 @@
     }
     document.documentElement.style.setProperty("--map-opacity", state.opacity);
     root.querySelector("[data-window-words]").textContent =
-      `Window: ${state.window}, ${header.windows[state.window].map(Math.round).join(" to ").replaceAll("-", "−")} HU`;
+      `Window: ${state.window}, ${header.windows[state.window].map(Math.round).join(" to ").replaceAll("-", "−")}\u00a0HU`;
   }
   function draw({ cards = false } = {}) {
     drawTools();
@@ -321,7 +321,7 @@
       ruler.setAttribute("viewBox", `0 0 ${width} ${height}`);
       const line = Math.max(width, height) / 160;
       ruler.innerHTML = `<path d="M${x0} ${y0}L${x1} ${y1}" stroke="#000" stroke-width="${2 * line}"/><path d="M${x0} ${y0}L${x1} ${y1}" stroke="#ffe08a" stroke-width="${line}"/>`;
-      figure.querySelector("[data-hu]").textContent = `${length} mm`;
+      figure.querySelector("[data-hu]").textContent = `${length}\u00a0mm`;
     }
     frame.tabIndex = 0;
     let drag = null;
@@ -351,7 +351,7 @@
       const [z, y, x] = voxelAt(view, event);
       const { shape, values } = volumes[state.volume];
       figure.querySelector("[data-hu]").textContent =
-        `${Math.round(values[(z * shape[1] + y) * shape[2] + x])} HU`.replace("-", "−");
+        `${Math.round(values[(z * shape[1] + y) * shape[2] + x])}\u00a0HU`.replace("-", "−");
       if (!drag) return;
       if (state.drag === "ruler") {
         drag.moved = true;
