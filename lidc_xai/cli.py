@@ -10,6 +10,7 @@ from typer.exceptions import TyperException
 
 from lidc_xai import __version__
 from lidc_xai.commands import GROUPS
+from lidc_xai.commands.common import VERBS
 from lidc_xai.ratings import RESEARCH_USE_ONLY
 
 app = typer.Typer(
@@ -32,8 +33,9 @@ def _root(version: bool = typer.Option(False, "--version", callback=_version, is
     pass
 
 
-for name in GROUPS:
-    import_module(f"lidc_xai.commands.{name}").register(app)
+for group in GROUPS:
+    for verb, about, call in VERBS[import_module(f"lidc_xai.commands.{group}").__name__]:
+        app.command(verb, short_help=about)(call)
 
 
 def main() -> None:

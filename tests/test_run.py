@@ -17,14 +17,15 @@ VERB = """
 import sys, time
 from pathlib import Path
 import typer
-from lidc_xai.commands.common import add_verb, need_out
+from lidc_xai.commands.common import VERBS, need_out, verb
 from lidc_xai.config import Config
 from lidc_xai.files import atomic_path
 
 class Wait(Config):
     "Wait. Nothing else."
 
-def wait(config, run):
+@verb("lidc-xai wait")
+def wait(config: Wait, run):
     out = need_out(config)
     with atomic_path(out / "half") as temporary:
         temporary.write_text("half")
@@ -32,7 +33,8 @@ def wait(config, run):
         time.sleep(60)
 
 app = typer.Typer()
-add_verb(app, "wait", Wait, wait, "lidc-xai wait")
+for name, about, call in VERBS["__main__"]:
+    app.command(name, short_help=about)(call)
 
 @app.callback()
 def root(): pass

@@ -14,4 +14,4 @@ GROUPS = (
     "export",
     "info",
 )
-"""Modules with a ``register(app)``, in the order of the help page."""
+"""Modules of verbs, in the order of the help page."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 
-import typer
 from pydantic import Field
 
-from lidc_xai.commands.common import add_verb, need_out
+from lidc_xai.commands.common import need_out, verb
 from lidc_xai.config import Config
 from lidc_xai.csv_files import csv_text, write_csv
 from lidc_xai.run import Run
@@ -23,6 +22,7 @@ class CohortConfig(Config):
     name: str = Field("paper854", description="paper854, deterministic855, all862 or full1366.")
 
 
+@verb("lidc-xai cohort --name paper854 --out runs/cohort")
 def cohort(config: CohortConfig, run: Run) -> None:
     """Select, write and count."""
     from lidc_xai.annotations import cohort_exclusions, select_cohort
@@ -45,8 +45,3 @@ def cohort(config: CohortConfig, run: Run) -> None:
     write_csv(out / f"{config.name}.csv", table)
     write_csv(out / f"{config.name}_excluded.csv", exclusions)
     print(f"{out / config.name}.csv and {config.name}_excluded.csv ({len(exclusions)} rows)", file=sys.stderr)
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's verbs."""
-    add_verb(app, "cohort", CohortConfig, cohort, "lidc-xai cohort --name paper854 --out runs/cohort")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import typer
 from pydantic import Field
 
-from lidc_xai.commands.common import add_verb, need_model, need_out, need_path, pick_device, words
-from lidc_xai.config import Config, load_config
+from lidc_xai.commands.common import ModelConfig, need_model, need_out, need_path, pick_device, verb, words
+from lidc_xai.config import load_config
 from lidc_xai.run import Run, versions
 
 
-class BenchmarkConfig(Config):
+class BenchmarkConfig(ModelConfig):
     """Measure explanations on a store's nodules.
 
     Methods × metrics × outputs, case by case; a killed run goes on with the same command. Writes tidy Parquet, tables
@@ -20,21 +17,17 @@ class BenchmarkConfig(Config):
     under options: --set options.metrics=[fidelity,box].
     """
 
-    store: Path | None = Field(None, description="A store made by prepare.")
     model: str | None = Field(None, description="A model folder (RUN/model).")
-    weights: str | None = Field(
-        None, description="Published weights of a model saved as an adapter: pretrained or a file."
-    )
     model_masked: str | None = Field(
         None, description="A copy of the model tuned with patches replaced (pipelines/tune_masked.py)."
     )
-    nodule: list[str] = Field([], description="Nodule ids, separated by commas. All by default.")
     views: list[str] = Field(["axial"], description="Planes to measure: axial, coronal, sagittal.")
     jobs: int = Field(1, ge=1, description="Processes that share the cases.")
     pdf: bool = Field(True, description="Also write PDF; off with --set pdf=false.")
     options: dict[str, object] = Field({}, description="Fields of BenchmarkOptions.")
 
 
+@verb("lidc-xai benchmark --store runs/store --model runs/cv --out runs/b")
 def benchmark(config: BenchmarkConfig, run: Run) -> None:
     """Measure, tabulate, report."""
     store_path, out = need_path(config.store, "--store"), need_out(config)
@@ -71,14 +64,3 @@ def benchmark(config: BenchmarkConfig, run: Run) -> None:
     )
     run.skipped += page.skipped
     print(page.index)
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's verbs."""
-    add_verb(
-        app,
-        "benchmark",
-        BenchmarkConfig,
-        benchmark,
-        "lidc-xai benchmark --store runs/store --model runs/cv --out runs/b",
-    )

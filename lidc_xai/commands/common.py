@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 
 from lidc_xai.config import Config, load_config
@@ -36,25 +37,49 @@ if TYPE_CHECKING:
     from lidc_xai.models import NoduleModel
 
 C = TypeVar("C", bound=Config)
-_VERBS: dict[str, type[Config]] = {}
+Verb = TypeVar("Verb", bound=Callable[..., None])
+VERBS: defaultdict[str, list[tuple[str, str, Callable[..., None]]]] = defaultdict(list)
+"""Module -> its verbs: name, what it does in one sentence, and what typer calls."""
+_CONFIGS: dict[str, type[Config]] = {}
 """The configuration of every verb."""
 EXIT_SKIPPED = 3
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
 
-def add_verb(
-    app: typer.Typer, name: str, kind: type[C], function: Callable[[C, Run], None], example: str, argument: str = ""
-) -> None:
-    """Add ``name`` to ``app``. Simple fields of ``kind`` become flags; groups of fields are reached by ``--set``.
+class StoreConfig(Config):
+    """Fields of the verbs that read a store."""
 
-    argument: name of the field that is given by position (a path or a list of paths).
+    store: Path | None = Field(None, description="A store made by prepare.")
+
+
+class ModelConfig(StoreConfig):
+    """Fields of the verbs that run a model on a store's nodules."""
+
+    model: str | None = Field(None, description="A model folder, a run or a shipped name; several by commas.")
+    weights: str | None = Field(
+        None, description="Published weights of a model saved as an adapter: pretrained or a file."
+    )
+    nodule: list[str] = Field([], description="Nodule ids; repeat it or separate by commas. All by default.")
+
+
+def verb(example: str, name: str = "", argument: str = "") -> Callable[[Verb], Verb]:
+    """Declare a function a verb: ``name`` (else the function's own) on the command line, its help, its ``example``.
+
+    Simple fields of its configuration become flags; groups of fields are reached by ``--set``. argument: name of the
+    field that is given by position (a path or a list of paths).
     """
 
-    _VERBS[name] = kind
-    call = as_command(name, kind, function, argument)
-    call.__doc__ = f"{inspect.cleandoc(kind.__doc__ or '')}\n\nExample: {example}"
-    app.command(name, short_help=inspect.cleandoc(kind.__doc__ or "").split(". ")[0].split(".\n")[0])(call)
+    def declare(function: Verb) -> Verb:
+        kind: type[Config] = inspect.get_annotations(function, eval_str=True)["config"]
+        called = name or function.__name__.replace("_", "-")
+        _CONFIGS[called] = kind
+        call, about = as_command(called, kind, function, argument), inspect.cleandoc(kind.__doc__ or "")
+        call.__doc__ = f"{about}\n\nExample: {example}"
+        VERBS[function.__module__].append((called, about.split(". ")[0].split(".\n")[0], call))
+        return function
+
+    return declare
 
 
 def as_command(
@@ -141,7 +166,7 @@ def _run(
 ) -> None:
     try:
         with _interruptible():
-            config = load_config(kind, path, assignments, flags, _VERBS)
+            config = load_config(kind, path, assignments, flags, _CONFIGS)
             run.config, run.out = config.model_dump(mode="json"), config.out
             with show_progress(not config.quiet):
                 try:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import typer
 from pydantic import Field
 
-from lidc_xai.commands.common import add_verb, need_out
+from lidc_xai.commands.common import need_out, verb
 from lidc_xai.config import Config
 from lidc_xai.run import Run
 
@@ -26,6 +25,7 @@ class DemoConfig(Config):
     pdf: bool = Field(True, description="Also write PDF; off with --set pdf=false.")
 
 
+@verb("lidc-xai demo --out runs/demo")
 def demo(config: DemoConfig, run: Run) -> None:
     """Run and say where the report is."""
     config = config.model_copy(update={"out": config.out or Path("runs/demo")})
@@ -38,8 +38,3 @@ def demo(config: DemoConfig, run: Run) -> None:
     for line in result.lines:
         print(line)
     print(f"Report: {result.index.resolve()}")
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's verbs."""
-    add_verb(app, "demo", DemoConfig, demo, "lidc-xai demo --out runs/demo")

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import typer
 from pydantic import Field
 
-from lidc_xai.commands.common import add_verb, need_models, need_out, need_path, pick_device, usable_nodules, words
-from lidc_xai.config import Config
+from lidc_xai.commands.common import (
+    ModelConfig,
+    need_models,
+    need_out,
+    need_path,
+    pick_device,
+    usable_nodules,
+    verb,
+    words,
+)
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.run import Run
 from lidc_xai.skipped import read_skipped
 
 
-class EditConfig(Config):
+class EditConfig(ModelConfig):
     """Change one property of a store's nodules by a dose, into an edited store.
 
     Edits: remove, diameter, calcification, margin, spiculation, lobulation, texture, sphericity, subtlety. Doses go
@@ -26,14 +33,10 @@ class EditConfig(Config):
     store: Path | None = Field(None, description="A store made by prepare, with readers' outlines.")
     edit: str | None = Field(None, description="What is changed.")
     dose: list[str] = Field(["0", "0.5", "1"], description="Doses, separated by commas.")
-    nodule: list[str] = Field([], description="Nodule ids; repeat it or separate by commas. All by default.")
-    model: str | None = Field(None, description="A model folder, a cross-validated run, or a shipped model's name.")
-    weights: str | None = Field(
-        None, description="Published weights of a model saved as an adapter: pretrained or a file."
-    )
     method: list[str] = Field(["cdam"], description="Maps on the slider page, separated by commas.")
 
 
+@verb("lidc-xai edit --store runs/real --edit spiculation --dose 0,0.5,1 --out runs/spiculated")
 def edit(config: EditConfig, run: Run) -> None:
     """Edit, and with a model draw the slider page."""
     store_path = need_path(config.store, "--store")
@@ -75,14 +78,3 @@ def _number(word: str) -> float:
         return float(word)
     except ValueError:
         raise UsageError(f"--dose {word}: wanted numbers, separated by commas") from None
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's verbs."""
-    add_verb(
-        app,
-        "edit",
-        EditConfig,
-        edit,
-        "lidc-xai edit --store runs/real --edit spiculation --dose 0,0.5,1 --out runs/spiculated",
-    )

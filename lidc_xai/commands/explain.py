@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
 from pydantic import Field
 
 from lidc_xai.commands.common import (
-    add_verb,
+    ModelConfig,
     need_models,
     need_out,
     need_path,
     pick_device,
     usable_nodules,
+    verb,
     what_to_look_at,
     words,
 )
-from lidc_xai.config import Config
 from lidc_xai.errors import UsageError
 from lidc_xai.run import Run
 
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from lidc_xai.models import NoduleModel
 
 
-class ExplainConfig(Config):
+class ExplainConfig(ModelConfig):
     """Explain every output of a model on the nodules of a store.
 
     Maps are raw and signed, of the middle slices of the planes that the model reads. Writes maps/<nodule>/<method>.npz
@@ -36,17 +34,12 @@ class ExplainConfig(Config):
     (on sheets the others are grey), into maps/; each model's own maps lie in model-<hash>/maps.
     """
 
-    store: Path | None = Field(None, description="A store made by prepare.")
-    model: str | None = Field(None, description="A model folder, a run or a shipped name; several by commas.")
-    weights: str | None = Field(
-        None, description="Published weights of a model saved as an adapter: pretrained or a file."
-    )
-    nodule: list[str] = Field([], description="Nodule ids; repeat it or separate by commas. All by default.")
     method: list[str] = Field(["cdam"], description="Methods, separated by commas, or all; see lidc-xai info methods.")
     options: dict[str, object] = Field({}, description="Options of the method, by --set options.samples=20.")
     format: list[str] = Field(["npz"], description="npz is always written; also nifti and png, separated by commas.")
 
 
+@verb("lidc-xai explain --store runs/real --model runs/demo/model --out runs/maps --method cdam,attention")
 def explain(config: ExplainConfig, run: Run) -> None:
     """Load, explain, write."""
     store_path, out = need_path(config.store, "--store"), need_out(config)
@@ -93,14 +86,3 @@ def list_methods_of(model: NoduleModel) -> list[str]:
     from lidc_xai.explain import list_methods
 
     return list(list_methods(model))
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's verbs."""
-    add_verb(
-        app,
-        "explain",
-        ExplainConfig,
-        explain,
-        "lidc-xai explain --store runs/real --model runs/demo/model --out runs/maps --method cdam,attention",
-    )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import typer
 from pydantic import Field
 
-from lidc_xai.commands.common import add_verb, need_out, pick_device, words
+from lidc_xai.commands.common import need_out, pick_device, verb, words
 from lidc_xai.config import Config
 from lidc_xai.run import Run
 
@@ -36,6 +35,11 @@ class ExplainImageConfig(Config):
     options: dict[str, object] = Field({}, description="Options of the methods, by --set options.samples=20.")
 
 
+@verb(
+    "lidc-xai explain-image catdog.png --model vit_base_patch16_224 --weights vit.safetensors "
+    "--target boxer,'tiger cat' --method cdam,gradcam --out runs/photos",
+    argument="images",
+)
 def explain_image(config: ExplainImageConfig, run: Run) -> None:
     """Load, explain, write."""
     from lidc_xai.errors import UsageError
@@ -67,16 +71,3 @@ def explain_image(config: ExplainImageConfig, run: Run) -> None:
     run.results = {"explained": len(explained.folders), "weights": config.weights}
     for folder in explained.folders:
         print(folder / "panel.png")
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's verbs."""
-    add_verb(
-        app,
-        "explain-image",
-        ExplainImageConfig,
-        explain_image,
-        "lidc-xai explain-image catdog.png --model vit_base_patch16_224 --weights vit.safetensors "
-        "--target boxer,'tiger cat' --method cdam,gradcam --out runs/photos",
-        argument="images",
-    )

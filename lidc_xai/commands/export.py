@@ -5,11 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import typer
 from pydantic import Field
 
-from lidc_xai.commands.common import add_verb, need_models, need_out, need_path, pick_device, usable_nodules, words
-from lidc_xai.config import Config
+from lidc_xai.commands.common import (
+    ModelConfig,
+    need_models,
+    need_out,
+    need_path,
+    pick_device,
+    usable_nodules,
+    verb,
+    words,
+)
 from lidc_xai.errors import UsageError
 from lidc_xai.run import Run
 
@@ -17,7 +24,7 @@ if TYPE_CHECKING:
     from lidc_xai.reporting.parts import MapsByMethod
 
 
-class ExportConfig(Config):
+class ExportConfig(ModelConfig):
     """Export maps, masks, ratings and predictions as files that viewers open.
 
     nifti and nrrd lie in patient space, on the crop's grid or on the scanner's own voxels. dicom writes a Segmentation
@@ -25,13 +32,7 @@ class ExportConfig(Config):
     they carry its patient's identifiers (docs/privacy.md).
     """
 
-    store: Path | None = Field(None, description="A store made by prepare.")
-    model: str | None = Field(None, description="A model folder, a run or a shipped name; several by commas.")
-    weights: str | None = Field(
-        None, description="Published weights of a model saved as an adapter: pretrained or a file."
-    )
     maps: Path | None = Field(None, description="The folder that explain wrote to; else the maps are computed.")
-    nodule: list[str] = Field([], description="Nodule ids, separated by commas. All by default.")
     method: list[str] = Field(["cdam"], description="Methods, separated by commas.")
     format: list[str] = Field(["nifti"], description="nifti, nrrd, dicom, separated by commas.")
     grid: Literal["crop", "scanner"] = Field("crop", description="Of nifti and nrrd: crop or scanner.")
@@ -41,6 +42,7 @@ class ExportConfig(Config):
     )
 
 
+@verb("lidc-xai export --store runs/store --model runs/cv --format nifti,dicom --dicom /data/LIDC-IDRI --out runs/x")
 def export(config: ExportConfig, run: Run) -> None:
     """Write each format into its own folder."""
     store_path, out = need_path(config.store, "--store"), need_out(config)
@@ -80,14 +82,3 @@ def export(config: ExportConfig, run: Run) -> None:
     run.skipped += [row for result in results for row in result.skipped]
     run.results = {"files": sum(len(result.paths) for result in results)}
     print(f"{out}: {run.results['files']} files")
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's verbs."""
-    add_verb(
-        app,
-        "export",
-        ExportConfig,
-        export,
-        "lidc-xai export --store runs/store --model runs/cv --format nifti,dicom --dicom /data/LIDC-IDRI --out runs/x",
-    )

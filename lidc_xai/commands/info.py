@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import typer
 from pydantic import Field
 
-from lidc_xai.commands.common import add_verb, print_table
+from lidc_xai.commands.common import print_table, verb
 from lidc_xai.config import Config
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.ratings import RESEARCH_USE_ONLY
@@ -32,6 +31,7 @@ class InfoConfig(Config):
     )
 
 
+@verb("lidc-xai info backbones --json", argument="topic")
 def info(config: InfoConfig, run: Run) -> None:
     """Collect and print."""
     if config.model is not None and config.topic != "methods":
@@ -157,8 +157,3 @@ _TOPICS: dict[str, Callable[[], dict[str, Any] | list[dict[str, Any]]]] = {
     "methods": _methods,
     "cohorts": _cohorts,
 }
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's verbs."""
-    add_verb(app, "info", InfoConfig, info, "lidc-xai info backbones --json", argument="topic")

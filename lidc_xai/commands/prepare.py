@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import typer
 from pydantic import Field
 
-from lidc_xai.commands.common import add_verb, need_out, need_path, words
+from lidc_xai.commands.common import need_out, need_path, verb, words
 from lidc_xai.config import Config
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.files import read_json
@@ -51,6 +50,7 @@ class PrepareConfig(Config):
     cluster: str | None = Field(None, description="Address of a Dask scheduler to use instead of --jobs.")
 
 
+@verb("lidc-xai prepare --dicom /data/LIDC-IDRI --cohort paper854 --out runs/store --jobs 4")
 def prepare(config: PrepareConfig, run: Run) -> None:
     """Read, cut, write, and count what was left out."""
     out = need_out(config)
@@ -127,6 +127,7 @@ class CheckConfig(Config):
     size_mm: float = Field(32.0, gt=0, le=128, description="Side of the box in mm.")
 
 
+@verb("lidc-xai check ct.nii.gz --point=-61.5,12,-104", argument="path")
 def check(config: CheckConfig, run: Run) -> None:
     """Draw, describe, and fail where something cannot be cut."""
     path = need_path(config.path, "PATH")
@@ -163,15 +164,3 @@ def _three_numbers(text: str | None) -> list[float] | None:
     if len(numbers) != 3:
         raise UsageError(f"--point {text}: wanted three numbers x,y,z, for example --point=-61.5,12,-104")
     return numbers
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's verbs."""
-    add_verb(
-        app,
-        "prepare",
-        PrepareConfig,
-        prepare,
-        "lidc-xai prepare --dicom /data/LIDC-IDRI --cohort paper854 --out runs/store --jobs 4",
-    )
-    add_verb(app, "check", CheckConfig, check, "lidc-xai check ct.nii.gz --point=-61.5,12,-104", argument="path")

@@ -6,20 +6,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import typer
 from pydantic import Field
 
 from lidc_xai.commands.common import (
-    add_verb,
+    ModelConfig,
     model_names,
     need_models,
     need_out,
     need_path,
     pick_device,
     usable_nodules,
+    verb,
     words,
 )
-from lidc_xai.config import Config
 from lidc_xai.run import Run, versions
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from lidc_xai.reporting import ReportResult
 
 
-class ReportConfig(Config):
+class ReportConfig(ModelConfig):
     """Write the report of a store.
 
     index.html is the study; each nodule has a page (HTML, PDF, JSON). Maps that explain wrote are taken from --maps;
@@ -43,11 +42,6 @@ class ReportConfig(Config):
     that never saw it, with the patches that another training would draw alike.
     """
 
-    store: Path | None = Field(None, description="A store made by prepare.")
-    model: str | None = Field(None, description="A model folder, a run or a shipped name; several by commas.")
-    weights: str | None = Field(
-        None, description="Published weights of a model saved as an adapter: pretrained or a file."
-    )
     predictions: Path | None = Field(None, description="predictions.csv of cross-validate: a cohort report.")
     cohort: str | None = Field(None, description="Of a cohort report: the named cohort, for the flow of exclusions.")
     benchmark: Path | None = Field(None, description="Of a cohort report: the folder of a finished benchmark.")
@@ -76,6 +70,7 @@ class ReportConfig(Config):
     title: str | None = Field(None, description="Title of the first page.")
 
 
+@verb("lidc-xai report --store runs/real --model runs/demo/model --out runs/report")
 def report(config: ReportConfig, run: Run) -> None:
     """Predict, explain where needed, and write the pages."""
     store_path = need_path(config.store, "--store")
@@ -251,14 +246,3 @@ def _cohort_report(
     benchmark = need_path(config.benchmark, "--benchmark") if config.benchmark else None
     table = with_spread(read_predictions_table(path), predicted)
     return cohort_report(store, out, table, metrics, exclusions=exclusions, benchmark=benchmark, **shared)
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's verbs."""
-    add_verb(
-        app,
-        "report",
-        ReportConfig,
-        report,
-        "lidc-xai report --store runs/real --model runs/demo/model --out runs/report",
-    )

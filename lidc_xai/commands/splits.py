@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Literal
 
-import typer
 from pydantic import Field
 
-from lidc_xai.commands.common import add_verb, need_out, need_path, print_table, words
+from lidc_xai.commands.common import StoreConfig, need_out, need_path, print_table, verb, words
 from lidc_xai.config import Config
 from lidc_xai.run import Run
 
@@ -25,6 +23,7 @@ class DownloadConfig(Config):
     yes: bool = Field(False, description="Do not ask.")
 
 
+@verb("lidc-xai download --patients LIDC-IDRI-0001 --out /data/LIDC-IDRI")
 def download(config: DownloadConfig, run: Run) -> None:
     """Fetch and say where."""
     from lidc_xai.data import download as fetch
@@ -34,20 +33,20 @@ def download(config: DownloadConfig, run: Run) -> None:
     print(f"{config.out}: {len(result.folders)} series, {result.fetched} fetched ({result.fetched_mb:.0f} MB)")
 
 
-class SplitConfig(Config):
+class SplitConfig(StoreConfig):
     """Split a store's patients into folds.
 
     Writes STORE/splits/*.json: stratified folds by patient, with a validation part out of each training part. The kind
     "paper" splits by nodule as published, and is labelled as leaking.
     """
 
-    store: Path | None = Field(None, description="A store made by prepare.")
     folds: int = Field(5, ge=2, description="Number of folds.")
     kind: Literal["patient", "paper"] = Field("patient", description="patient or paper (leaks).")
     validation_share: float = Field(0.15, ge=0, lt=1, description="Share of the training patients kept for choices.")
     seed: int = Field(44, ge=0, description="Seed of the split.")
 
 
+@verb("lidc-xai split --store runs/store --folds 5")
 def split(config: SplitConfig, run: Run) -> None:
     """Split, write, and show the folds."""
     store_path = need_path(config.store, "--store")
@@ -59,11 +58,3 @@ def split(config: SplitConfig, run: Run) -> None:
     splits = load_splits(path)
     print_table(describe(splits, CropStore(store_path).manifest), sys.stderr)
     print(path)
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's verbs."""
-    add_verb(
-        app, "download", DownloadConfig, download, "lidc-xai download --patients LIDC-IDRI-0001 --out /data/LIDC-IDRI"
-    )
-    add_verb(app, "split", SplitConfig, split, "lidc-xai split --store runs/store --folds 5")

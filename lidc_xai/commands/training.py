@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import typer
 from pydantic import Field
 
 from lidc_xai.commands.common import (
-    add_verb,
+    ModelConfig,
+    StoreConfig,
     need_models,
     need_out,
     need_path,
     pick_device,
     usable_nodules,
+    verb,
     what_to_look_at,
     words,
 )
@@ -27,18 +28,18 @@ if TYPE_CHECKING:
     from lidc_xai.imaging.store.crop_store import CropStore
 
 
-class TrainConfig(Config):
+class TrainConfig(StoreConfig):
     """Train one model on a store.
 
     A share of the patients is set aside to choose the epoch and to calibrate. Writes RUN/model and the logs; a killed
     run continues with the same command. Everything about the training is under fit: --set fit.epochs=20.
     """
 
-    store: Path | None = Field(None, description="A store made by prepare.")
     epochs: int | None = Field(None, ge=1, description="Epochs, as --set fit.epochs=N.")
     fit: FitOptions = FitOptions()
 
 
+@verb("lidc-xai train --store runs/store --out runs/first --set fit.epochs=30")
 def train(config: TrainConfig, run: Run) -> None:
     """Train and say where the model is."""
     store_path, out = need_path(config.store, "--store"), need_out(config)
@@ -71,6 +72,7 @@ class CrossValidateConfig(TrainConfig):
     search: dict[str, object] = Field({}, description="Fields of SweepOptions: search the options inside every fold.")
 
 
+@verb("lidc-xai cross-validate --store runs/store --out runs/cv --folds 5", "cross-validate")
 def cross_validate_verb(config: CrossValidateConfig, run: Run) -> None:
     """Cross-validate and show the figures."""
     store_path, out = need_path(config.store, "--store"), need_out(config)
@@ -111,6 +113,7 @@ class SweepConfig(TrainConfig):
     search: dict[str, object] = Field({}, description="Fields of SweepOptions.")
 
 
+@verb("lidc-xai sweep --store runs/store --out runs/sweep", "sweep")
 def sweep_verb(config: SweepConfig, run: Run) -> None:
     """Search and say what was best."""
     store_path, out = need_path(config.store, "--store"), need_out(config)
@@ -126,7 +129,7 @@ def sweep_verb(config: SweepConfig, run: Run) -> None:
     print(f"{out / 'best.yaml'} (trial {best.number}: {search.objective} {best.value:.4f})")
 
 
-class PretrainConfig(Config):
+class PretrainConfig(StoreConfig):
     """Learn a backbone from the crops' own planes, without ratings.
 
     DINO on the planes of a store: a start for a site that cannot fetch published weights. Use it with
@@ -134,13 +137,13 @@ class PretrainConfig(Config):
     model by --set patients_of=RUN/fold-0.
     """
 
-    store: Path | None = Field(None, description="A store made by prepare.")
     patients_of: Path | None = Field(
         None, description="A model (RUN/fold-0): only its training patients, so that its test patients stay unseen."
     )
     pretrain: PretrainOptions = PretrainOptions()
 
 
+@verb("lidc-xai pretrain --store runs/store --out runs/start", "pretrain")
 def pretrain_verb(config: PretrainConfig, run: Run) -> None:
     """Pre-train and say where the weights are."""
     store_path, out = need_path(config.store, "--store"), need_out(config)
@@ -172,6 +175,7 @@ class EvaluateConfig(Config):
     predictions: Path | None = Field(None, description="A predictions.csv that cross-validate wrote.")
 
 
+@verb("lidc-xai evaluate --predictions runs/cv/predictions.csv")
 def evaluate(config: EvaluateConfig, run: Run) -> None:
     """Evaluate and show."""
     predictions = need_path(config.predictions, "--predictions")
@@ -180,23 +184,16 @@ def evaluate(config: EvaluateConfig, run: Run) -> None:
     _show(evaluate_predictions(predictions, need_out(config) if config.out else None, seed=config.seed))
 
 
-class PredictConfig(Config):
+class PredictConfig(ModelConfig):
     """Predict every nodule of a store, with or without readers.
 
     One row per nodule: calibrated probability of a malignancy rating above 3, every biomarker in its own unit with its
     spread and in words, and whether the patient was unseen in training. To --out/predictions.csv or standard output.
+    Several models are averaged.
     """
 
-    store: Path | None = Field(None, description="A store made by prepare.")
-    model: str | None = Field(
-        None, description="A model or run folder, or a shipped name; several, separated by commas, are averaged."
-    )
-    weights: str | None = Field(
-        None, description="Published weights of a model saved as an adapter: pretrained or a file."
-    )
-    nodule: list[str] = Field([], description="Nodule ids, separated by commas. All by default.")
 
-
+@verb("lidc-xai predict --store runs/store --model runs/cv --out runs/p", "predict")
 def predict_verb(config: PredictConfig, run: Run) -> None:
     """Predict and write."""
     import sys
@@ -238,21 +235,3 @@ def _show(metrics: dict[str, Any]) -> None:
     for name, figure in metrics.get("malignancy", {}).get("all", {}).items():
         if isinstance(figure, dict) and None not in (figure["value"], figure["low"], figure["high"]):
             print(f"  {name:16} {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]")
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's verbs."""
-    add_verb(app, "train", TrainConfig, train, "lidc-xai train --store runs/store --out runs/first --set fit.epochs=30")
-    add_verb(
-        app,
-        "cross-validate",
-        CrossValidateConfig,
-        cross_validate_verb,
-        "lidc-xai cross-validate --store runs/store --out runs/cv --folds 5",
-    )
-    add_verb(app, "sweep", SweepConfig, sweep_verb, "lidc-xai sweep --store runs/store --out runs/sweep")
-    add_verb(app, "pretrain", PretrainConfig, pretrain_verb, "lidc-xai pretrain --store runs/store --out runs/start")
-    add_verb(app, "evaluate", EvaluateConfig, evaluate, "lidc-xai evaluate --predictions runs/cv/predictions.csv")
-    add_verb(
-        app, "predict", PredictConfig, predict_verb, "lidc-xai predict --store runs/store --model runs/cv --out runs/p"
-    )

@@ -100,6 +100,9 @@ class ReportParts:
     summary: bool = False
     keep_ids: bool = False
 
+    def __post_init__(self) -> None:
+        check_paper(self.paper)
+
     def of(self, store: CropStore, nodule_id: str) -> NoduleParts:
         """The parts of one nodule; its context is cut and its maps are compared with the outlines here."""
         crop, maps = store.load(nodule_id), self.maps_of(nodule_id)
@@ -121,7 +124,7 @@ class ReportParts:
             run_info=self.run_info,
             context=None if self.context is None else self.context(nodule_id),
             light=self.light,
-            paper=check_paper(self.paper),
+            paper=self.paper,
             summary=self.summary,
         )
 

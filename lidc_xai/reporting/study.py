@@ -21,13 +21,12 @@ from lidc_xai.reporting.nodule.page import write_nodule
 from lidc_xai.reporting.nodule.words import reads_words, repeats_of
 from lidc_xai.reporting.pages import render
 from lidc_xai.reporting.parts import MapsByMethod, NoduleParts, ReportParts, origin_of
-from lidc_xai.reporting.pdf import check_paper, load_weasyprint
+from lidc_xai.reporting.pdf import load_weasyprint
 from lidc_xai.reporting.scans import Scans
 from lidc_xai.skipped import Skipped, write_skipped
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.store.crop_store import CropStore
-    from lidc_xai.nodules.strength import Anchors
     from lidc_xai.reporting.nodule.fact_types import Origin
 
 MANY = 50
@@ -52,28 +51,21 @@ def study_report(
     run_info: Mapping[str, Any] | None = None,
     *,
     performance: Mapping[str, Any] | None = None,
-    curves: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
     dicom: Path | str | None = None,
     nodule_ids: Sequence[str] | None = None,
     title: str = "Lung nodules: what the model reads and why",
     pdf: bool = True,
-    paper: str = "A4",
     jobs: int = 1,
     light: bool | None = None,
-    dense: MapsByMethod | None = None,
-    anchors: Anchors | None = None,
-    similar: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
-    turning: Mapping[str, Mapping[str, Any]] | None = None,
-    summary: bool = False,
-    keep_ids: bool = False,
+    **parts: Any,
 ) -> ReportResult:
     """Write ``out/index.html`` and ``out/nodules/<id>.{html,json,pdf}``.
 
-    predictions, maps, model_info, run_info, curves, dense, anchors, similar, turning, summary, keep_ids: see
-    ``ReportParts``; all optional, and what is missing is said on the pages.
+    predictions, maps, model_info, run_info and ``parts`` (curves, dense, anchors, similar, turning, summary, paper,
+    keep_ids): the fields of ``ReportParts``; all optional, and what is missing is said on the pages.
     performance: output -> figure -> value or ``{"value", "low", "high"}``, for the study page.
     dicom: the folder with the scans, for a context of 72 mm around each crop. nodule_ids: those to show (all by
-    default). jobs: processes. paper: of the PDF, A4 or Letter. light: smaller pages (by default from ``MANY`` nodules).
+    default). jobs: processes. light: smaller pages (by default from ``MANY`` nodules).
 
     A nodule that cannot be shown is listed on the page and in ``skipped.csv``; so is a PDF that the system cannot make.
 
@@ -81,28 +73,23 @@ def study_report(
     'index.html'
     """
     out, ids = Path(out), wanted_ids(store, nodule_ids)
-    parts = ReportParts(
-        predictions=predictions,
-        maps=maps or {},
-        curves=curves or {},
-        dense=dense or {},
-        anchors=anchors or {},
-        similar=similar or {},
-        turning=turning or {},
-        summary=summary,
-        keep_ids=keep_ids,
-        model_info=model_info,
-        run_info=run_info,
-        context=None if dicom is None else partial(Scans(dicom).context, store),
-        light=len(ids) >= MANY if light is None else light,
-        paper=check_paper(paper),
-    )
-    pages = write_pages(store, ids, out / "nodules", parts, pdf=pdf, jobs=jobs, study_link="../index.html")
+    parts |= {"predictions": predictions, "maps": maps, "model_info": model_info, "run_info": run_info, "light": light}
+    made_from = parts_of_study(store, ids, dicom, parts)
+    pages = write_pages(store, ids, out / "nodules", made_from, pdf=pdf, jobs=jobs, study_link="../index.html")
     index = out / "index.html"
     words = glossary.write_glossary(out)
     write_text(index, study_page(title, pages, performance, model_info, run_info, origin=origin_of(store)))
     write_skipped(out, pages.skipped)
     return ReportResult(index, [index, *pages.paths, words], pages.skipped)
+
+
+def parts_of_study(
+    store: CropStore, ids: Sequence[str], dicom: Path | str | None, parts: Mapping[str, Any]
+) -> ReportParts:
+    """``ReportParts`` of what was given (None: nothing), with the context that ``dicom`` gives; light of ``MANY``."""
+    context = None if dicom is None else partial(Scans(dicom).context, store)
+    given = {name: value for name, value in parts.items() if value is not None}
+    return ReportParts(**{"light": len(ids) >= MANY, "context": context, **given})
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,16 +26,14 @@ from lidc_xai.reporting.cohort.claim import claim_checklist, tripod_checklist
 from lidc_xai.reporting.cohort.figures import cohort_overlap, flow, galleries, radial_curves, size_of
 from lidc_xai.reporting.nodule.words import reads_words
 from lidc_xai.reporting.pages import render
-from lidc_xai.reporting.parts import MapsByMethod, ReportParts, is_control, map_of
-from lidc_xai.reporting.pdf import check_paper, write_pdf
-from lidc_xai.reporting.scans import Scans
-from lidc_xai.reporting.study import MANY, Pages, ReportResult, study_page, wanted_ids, write_pages
+from lidc_xai.reporting.parts import ReportParts, is_control, map_of
+from lidc_xai.reporting.pdf import write_pdf
+from lidc_xai.reporting.study import Pages, ReportResult, parts_of_study, study_page, wanted_ids, write_pages
 from lidc_xai.reporting.values import plain
 from lidc_xai.skipped import Skipped, write_skipped
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.store.crop_store import CropStore
-    from lidc_xai.nodules.strength import Anchors
 
 _FIGURES = (
     ("auc", "AUC"), ("auc_within_folds", "AUC within folds"), ("accuracy", "Accuracy"),
@@ -53,65 +50,43 @@ def cohort_report(
     metrics: Mapping[str, Any] | None = None,
     *,
     exclusions: pd.DataFrame | None = None,
-    maps: MapsByMethod | None = None,
-    curves: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
-    model_info: Mapping[str, Any] | None = None,
-    run_info: Mapping[str, Any] | None = None,
     benchmark: Path | str | None = None,
     dicom: Path | str | None = None,
     nodule_ids: Sequence[str] | None = None,
     title: str = "Lung nodules: a cohort, a model, and its reasons",
     pdf: bool = True,
-    paper: str = "A4",
     nodule_pdf: bool = False,
     jobs: int = 1,
-    dense: MapsByMethod | None = None,
-    anchors: Anchors | None = None,
-    similar: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
-    turning: Mapping[str, Mapping[str, Any]] | None = None,
-    summary: bool = False,
-    keep_ids: bool = False,
+    **parts: Any,
 ) -> ReportResult:
     """Write ``out/index.html`` (the cohort; also ``cohort.pdf`` and ``cohort.json``), ``out/nodules.html`` (the table)
     and a page per nodule.
 
     predictions: ``predictions.csv`` of a cross-validation, or the table of ``predict``. metrics: as
     ``evaluate_predictions`` returns them. exclusions: ``cohort_exclusions(name)``, for the flow from the database on.
-    maps: method -> maps by nodule id; curves, dense, anchors, similar, turning, summary, keep_ids: see ``ReportParts``.
-    benchmark: folder of a finished benchmark,
-    whose tables are linked. pdf: of the cohort's page; nodule_pdf: of every nodule too. All is optional; what is
-    missing is said on the page.
+    benchmark: folder of a finished benchmark, whose tables are linked. pdf: of the cohort's page; nodule_pdf: of every
+    nodule too. ``parts``: the other fields of ``ReportParts`` (maps, model_info, …). All is optional; what is missing is
+    said on the page.
 
     >>> cohort_report(store, folder / "cohort", pdf=False).index.suffix
     '.html'
     """
     out, ids = Path(out), wanted_ids(store, nodule_ids)
-    parts = ReportParts(
-        predictions=predictions,
-        maps=maps or {},
-        curves=curves or {},
-        dense=dense or {},
-        anchors=anchors or {},
-        similar=similar or {},
-        turning=turning or {},
-        summary=summary,
-        keep_ids=keep_ids,
-        model_info=model_info,
-        run_info=run_info,
-        context=None if dicom is None else partial(Scans(dicom).context, store),
-        light=len(ids) >= MANY,
-        paper=check_paper(paper),
-    )
-    pages = write_pages(store, ids, out / "nodules", parts, pdf=nodule_pdf, jobs=jobs, study_link="../nodules.html")
-    write_text(out / "nodules.html", study_page("Nodules", pages, None, model_info, run_info, back="index.html"))
-    facts = _facts(store, ids, parts, pages, metrics, exclusions)
-    values = {**facts, **_drawn(store, ids, parts, pages, facts), "title": title, "benchmark": _beside(benchmark, out)}
+    made_from = parts_of_study(store, ids, dicom, {**parts, "predictions": predictions})
+    pages = write_pages(store, ids, out / "nodules", made_from, pdf=nodule_pdf, jobs=jobs, study_link="../nodules.html")
+    infos = (made_from.model_info, made_from.run_info)
+    write_text(out / "nodules.html", study_page("Nodules", pages, None, *infos, back="index.html"))
+    facts = _facts(store, ids, made_from, pages, metrics, exclusions)
+    drawn = _drawn(store, ids, made_from, pages, facts)
+    values = {**facts, **drawn, "title": title, "benchmark": _beside(benchmark, out)}
     paths = [out / "index.html", out / "cohort.json", out / "nodules.html"]
     write_text(paths[0], render("cohort.html.j2", **values, interactive=True, glossary=glossary.FILE))
     write_json(paths[1], plain(facts))
     if pdf:
         try:
-            paths.append(write_pdf(render("cohort.html.j2", **values, interactive=False), out / "cohort.pdf", paper))
+            paths.append(
+                write_pdf(render("cohort.html.j2", **values, interactive=False), out / "cohort.pdf", made_from.paper)
+            )
         except DependencyError as error:
             pages.skipped.append(Skipped("", "pdf", str(error)))
     write_skipped(out, pages.skipped)
