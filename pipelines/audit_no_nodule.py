@@ -41,7 +41,7 @@ from lidc_xai.imaging.png.match import match_nodule
 from lidc_xai.imaging.png.source import open_edition
 from lidc_xai.nodules import predict
 from lidc_xai.nodules.ensemble import models_for
-from lidc_xai.nodules.no_nodule import RECORD, SURE, NoNodule
+from lidc_xai.nodules.record import NO_NODULE, SURE, NoNodule
 from lidc_xai.nodules.strength import Anchor, save_field
 from lidc_xai.progress import track
 from lidc_xai.run import Run
@@ -84,7 +84,7 @@ def measure(config: NoNoduleConfig, run: Run) -> None:
     write_csv(out / "no_nodule.csv", summary(table))
     measured = no_nodule_record(table)
     for one in config.model.split("+"):
-        save_field(Path(one), RECORD, asdict(measured))
+        save_field(Path(one), NO_NODULE, asdict(measured))
     print(out / "no_nodule.csv")
 
 

@@ -42,7 +42,7 @@ from lidc_xai.files import atomic_path, write_text
 from lidc_xai.imaging import CropStore
 from lidc_xai.models import load_model
 from lidc_xai.nodules.cases import store_cases
-from lidc_xai.nodules.known import known_patients
+from lidc_xai.nodules.record import known_patients
 from lidc_xai.progress import say
 from lidc_xai.run import Run
 

@@ -35,7 +35,7 @@ def benchmark(config: BenchmarkConfig, run: Run) -> None:
     from lidc_xai.evaluation.benchmark.report import write_benchmark
     from lidc_xai.imaging import CropStore
     from lidc_xai.nodules.cases import benchmark_store
-    from lidc_xai.nodules.known import known_patients
+    from lidc_xai.nodules.record import known_patients
     from lidc_xai.reporting import benchmark_report
     from lidc_xai.reporting.values import base_names
 

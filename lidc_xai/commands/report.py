@@ -136,7 +136,7 @@ def _recorded(config: ReportConfig, runs: list[Path], info: dict[str, Any]) -> d
     """The models' record with what a cross-validation says of them: what goes with a high rating, how often they side
     with the readers, and what their own diameter alone gives. Of the predictions given, which renew the record, else
     the record's own, else of the runs."""
-    from lidc_xai.nodules import associations, own_size, unseen
+    from lidc_xai.nodules.record import ASSOCIATIONS, OWN_SIZE, UNSEEN, associations, own_size, unseen_accuracy
     from lidc_xai.nodules.strength import save_field
     from lidc_xai.training.loop.run_files import read_predictions_table
 
@@ -144,18 +144,18 @@ def _recorded(config: ReportConfig, runs: list[Path], info: dict[str, Any]) -> d
     tables = [read_predictions_table(path) for path in ([config.predictions] if config.predictions else predicted)]
     found: dict[str, Any] = {}
     if tables:
-        told = associations.associations(tables[0])
-        found[associations.RECORD] = {"malignancy": {name: asdict(one) for name, one in told.items()}} if told else None
+        told = associations(tables[0])
+        found[ASSOCIATIONS] = {"malignancy": {name: asdict(one) for name, one in told.items()}} if told else None
     if tables and (config.predictions or len(predicted) == len(runs)):
-        measured = unseen.unseen_accuracy(tables)
-        found[unseen.RECORD] = asdict(measured) if measured else None
-        line = own_size.own_size(tables)
-        found[own_size.RECORD] = asdict(line) if line else None
+        measured = unseen_accuracy(tables)
+        found[UNSEEN] = asdict(measured) if measured else None
+        line = own_size(tables)
+        found[OWN_SIZE] = asdict(line) if line else None
     found = {name: value for name, value in found.items() if value}
     if not config.predictions:
         return {**found, **info}
     for name, value in found.items():
-        of_mean = name in (unseen.RECORD, own_size.RECORD) and len(runs) > 1  # a mean's figures are no member's
+        of_mean = name in (UNSEEN, OWN_SIZE) and len(runs) > 1  # a mean's figures are no member's
         for run_folder in [] if of_mean else runs:
             save_field(run_folder, name, value)
     return {**info, **found}

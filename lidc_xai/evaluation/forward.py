@@ -65,7 +65,7 @@ class Forward:
     def outputs(self, images: Tensor) -> Outputs:
         """The model's outputs (B, C) and features on ``images``, in chunks of ``max_batch``."""
         parts = [self._run(images[start : start + self.max_batch]) for start in range(0, len(images), self.max_batch)]
-        return _joined(parts)
+        return Outputs.join(parts)
 
     def copies(self, images: Tensor, count: int, fill: Fill) -> Outputs:
         """Outputs (B, count, C) of ``count`` altered copies of each of B images, written by ``fill``."""
@@ -80,15 +80,14 @@ class Forward:
                 first, last = max(start, image * count), min(end, (image + 1) * count)
                 fill(buffer[first - start : last - start], image, first - image * count, last - image * count)
             parts.append(self._run(buffer[: end - start]))
-        joined = _joined(parts)
-        return each(joined, lambda part: part.unflatten(0, (len(images), count)))
+        return Outputs.join(parts).map(lambda part: part.unflatten(0, (len(images), count)))
 
     def _run(self, images: Tensor) -> Outputs:
         kind = images.device.type
         dtype = _AUTOCAST.get(self.precision)
         with torch.no_grad(), torch.autocast(kind, dtype=dtype, enabled=dtype is not None), in_eval_mode(self.model):
             outputs = Pass(self.model, images).outputs
-        return each(outputs, Tensor.double)
+        return outputs.map(Tensor.double)
 
 
 @dataclass(frozen=True)
@@ -129,16 +128,3 @@ def scored_for_one(forward: Forward, images: Tensor, target: TargetsLike) -> Sco
     if len(asked.targets) != 1:
         raise UsageError(f"this metric takes one target per image, got {len(asked.targets)}; call it once for each")
     return asked
-
-
-def each(outputs: Outputs, function: Callable[[Tensor], Tensor]) -> Outputs:
-    """``function`` of the values and of the features where there are some."""
-    values, features = outputs
-    return Outputs(function(values), None if features is None else function(features))
-
-
-def _joined(parts: list[Outputs]) -> Outputs:
-    values = torch.cat([part.values for part in parts])
-    if any(part.features is None for part in parts):
-        return Outputs(values)
-    return Outputs(values, torch.cat([part.features for part in parts if part.features is not None]))

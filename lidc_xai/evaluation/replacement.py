@@ -11,15 +11,17 @@ lung without the nodule; the seed fixes the noise.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from math import ceil
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lidc_xai.errors import DataError, UsageError
+from lidc_xai.evaluation.forward import Forward, Precision
 from lidc_xai.evaluation.maps import resampled
 
 ReplacementName = Literal["blur", "lung", "mean", "zero"]
@@ -33,10 +35,10 @@ class Replacement:
     ``sigma``: px at 224, or ``sigma_mm`` with ``spacing_mm`` (mm per pixel of the model's input, rows and columns).
     ``masks``: (B,h,w) bool, the nodule, for "lung" (any grid; it is read at the pixel centres). ``parenchyma``: (B,h,w)
     bool, pixels known to be lung; without it, or where it is empty, those outside the nodule (grown by one σ) that are
-    no brighter than their own median by three robust standard deviations.
+    no brighter than their own median by three robust standard deviations. ``seed``: of the lung's noise.
     """
 
-    name: ReplacementName = "blur"
+    replacement: ReplacementName = "blur"
     sigma: float = SIGMA_AT_224
     sigma_mm: float | None = None
     spacing_mm: float | tuple[float, float] | None = None
@@ -45,13 +47,13 @@ class Replacement:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.name not in ("blur", "lung", "mean", "zero"):
-            raise UsageError(f"replacement is 'blur', 'lung', 'mean' or 'zero', not {self.name!r}")
+        if self.replacement not in ("blur", "lung", "mean", "zero"):
+            raise UsageError(f"replacement is 'blur', 'lung', 'mean' or 'zero', not {self.replacement!r}")
         if self.sigma_mm is not None and self.spacing_mm is None:
             raise UsageError("sigma_mm needs spacing_mm: the mm per pixel of the model's input")
         if (self.sigma_mm if self.sigma_mm is not None else self.sigma) <= 0:
             raise UsageError("sigma must be above 0")
-        if self.name == "lung" and self.masks is None:
+        if self.replacement == "lung" and self.masks is None:
             raise UsageError("replacement='lung' needs masks: the nodule's (B, h, w)")
 
     def sigma_px(self, size: tuple[int, int]) -> tuple[float, float]:
@@ -67,12 +69,12 @@ class Replacement:
 
     def of(self, images: Tensor) -> Tensor:
         """(B,C,H,W): what every pixel of ``images`` becomes when it is removed."""
-        if self.name == "zero":
+        if self.replacement == "zero":
             return torch.zeros_like(images)
-        if self.name == "mean":
+        if self.replacement == "mean":
             return images.mean((-2, -1), keepdim=True).expand_as(images)
         size = (images.shape[-2], images.shape[-1])
-        if self.name == "blur":
+        if self.replacement == "blur":
             return gaussian_blur(images, self.sigma_px(size))
         return self._lung(images, size)
 
@@ -96,6 +98,34 @@ class Replacement:
         if mask.ndim != 3 or len(mask) != len(images):
             raise DataError(f"masks are (B, h, w) with one for each of {len(images)} images, got {tuple(mask.shape)}")
         return resampled(mask.to(images.device, images.dtype), size)[:, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perturbing(Replacement):
+    """Options that the perturbing metrics share: how pixels are removed and the model is run.
+
+    ``replacement``: "blur" | "lung" | "mean" | "zero", with its fields (see ``Replacement``). ``seed``: also of ties,
+    boxes and sets, shared by all methods. ``max_batch``: images per pass. ``precision``: of the passes ("float32" is
+    the model's own; "bfloat16" and "float16" are autocast).
+    """
+
+    max_batch: int = 64
+    precision: Precision = "float32"
+
+    def forward(self, model: nn.Module) -> Forward:
+        return Forward(model, self.max_batch, self.precision)
+
+
+P = TypeVar("P", bound=Perturbing)
+
+
+def options_as(kind: type[P], given: Mapping[str, Any]) -> P:
+    """``kind`` from keyword arguments; ``TypeError`` that lists the valid names for one that it does not have."""
+    valid = [item.name for item in fields(kind)]
+    for name in given:
+        if name not in valid:
+            raise TypeError(f"unknown option {name!r}; valid options: {', '.join(valid)}")
+    return kind(**given)
 
 
 def gaussian_blur(images: Tensor, sigma: tuple[float, float], radius: int | None = None) -> Tensor:

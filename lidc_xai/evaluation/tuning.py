@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lidc_xai.errors import UsageError
+from lidc_xai.evaluation.metrics._fidelity import fidelity
 from lidc_xai.explain.api import explain
 from lidc_xai.explain.registry import find_method
 from lidc_xai.explain.targets import Target, TargetLike, TargetsLike, select_targets
@@ -61,7 +62,7 @@ def sigma_scores(
         raise UsageError(f"{method} has no sigma to tune; smooth_cdam and smoothgrad have")
     if not sigmas:
         raise UsageError("sigmas is empty; give at least one")
-    judge = score or _fidelity_area
+    judge = score or (lambda *case: fidelity(*case).area)
     size = options.get("max_batch", row.options["max_batch"].default)
     by_sigma = {}
     for sigma in sigmas:
@@ -86,9 +87,3 @@ def _one_by_one(model: nn.Module, targets: TargetsLike) -> list[TargetLike] | No
     if isinstance(targets, int | str | Target):
         return [targets]
     return list(targets)
-
-
-def _fidelity_area(model: nn.Module, images: Tensor, relevance: Tensor, target: Any) -> Any:
-    from lidc_xai.evaluation import fidelity  # evaluation knows this room; it is asked for only here
-
-    return fidelity(model, images, relevance, target).area

@@ -14,14 +14,23 @@ from lidc_xai.errors import ModelError
 from lidc_xai.explain import targets as target_module
 from lidc_xai.explain.abilities import why_not
 from lidc_xai.explain.checks import check_images, check_outputs
-from lidc_xai.explain.contrast import combine_maps, without_map_contrasts
 from lidc_xai.explain.explanation import Explanation
 from lidc_xai.explain.networks.changed_backward import LIBRA
 from lidc_xai.explain.networks.common_trunk import common_blocks
 from lidc_xai.explain.networks.context import Context, Pass, Result
 from lidc_xai.explain.networks.manners import borrowed, in_float32, one_line
 from lidc_xai.explain.registry import MAX_BATCH, Method, find_method, method_options
-from lidc_xai.explain.targets import Outputs, TargetSet, TargetsLike, check_batch, output_spec, resolve, select_targets
+from lidc_xai.explain.targets import (
+    Outputs,
+    TargetSet,
+    TargetsLike,
+    check_batch,
+    combine_maps,
+    output_spec,
+    resolve,
+    select_targets,
+    without_map_contrasts,
+)
 
 
 @overload

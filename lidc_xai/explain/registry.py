@@ -8,10 +8,38 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import Any
 
 from lidc_xai.errors import UsageError
-from lidc_xai.explain.options import Option
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option: its default, what it may be ("count", "integer", "number", "flag", "any" or a tuple of words)."""
+
+    default: Any
+    kind: str | tuple[str, ...]
+    words: str
+
+    def check(self, name: str, value: Any) -> None:
+        """``UsageError`` where ``value`` is not one that this option can take."""
+        if value is None and self.default is None:
+            return
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        fits = {
+            "count": whole and value >= 1,
+            "integer": whole,
+            "number": isinstance(value, Real) and not isinstance(value, bool) and float(value) >= 0,
+            "flag": isinstance(value, bool),
+            "any": True,
+        }
+        if isinstance(self.kind, tuple):
+            if value not in self.kind:
+                raise UsageError(f"option {name} is one of {', '.join(map(repr, self.kind))}, not {value!r}")
+        elif not fits[self.kind]:
+            wanted = {"count": "a whole number from 1", "integer": "a whole number", "number": "a number from 0"}
+            raise UsageError(f"option {name} is {wanted.get(self.kind, 'True or False')}, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -79,7 +107,7 @@ _METHODS = (
         "attention",
         "product of the attention matrices with the identity added, over all blocks",
         "all_attention",
-        "tokens.rollout:attention_rollout",
+        "tokens.attention:attention_rollout",
         {
             "discard_ratio": DISCARD,
             "fusion": Option("mean", ("mean", "max", "min"), "how heads are joined"),
@@ -92,7 +120,7 @@ _METHODS = (
         "attention",
         "attention rollout weighted by the target's gradient, aligned by layer",
         "all_attention",
-        "tokens.rollout:gradient_rollout",
+        "tokens.attention:gradient_rollout",
         {
             "discard_ratio": DISCARD,
             "clamp": Option(True, "flag", "drop negative entries and normalise rows; False: signed, not normalised"),
@@ -151,7 +179,7 @@ _METHODS = (
         "attention",
         "R ← R + Ā R with Ā the mean over heads of the positive attention times gradient (ICCV 2021)",
         "all_attention",
-        "tokens.rollout:relevance_propagation",
+        "tokens.attention:relevance_propagation",
         {"max_batch": MATRICES},
     ),
     Method(

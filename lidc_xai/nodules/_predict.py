@@ -23,7 +23,7 @@ from lidc_xai.models.inference import view_outputs
 from lidc_xai.models.nodule_model import NoduleModel
 from lidc_xai.models.preprocess import Preprocess
 from lidc_xai.models.saved import is_adapter, load_model, member_folders
-from lidc_xai.nodules.known import known_patients
+from lidc_xai.nodules.record import known_patients
 from lidc_xai.progress import track
 from lidc_xai.ratings import EVEN_CHANCE, SCALES
 from lidc_xai.training.intervals import add_intervals, malignancy_set
@@ -218,24 +218,26 @@ def _planes(
 ) -> Iterator[tuple[_Facts, Tensor]]:
     """What is known of every crop, and its planes about the middle of all views, (3, slices, h, w)."""
     slices = max(each.planes_read for each in reads)
+    for crop, patient in crops_of(source, nodule_ids, "reading crops"):
+        for each in reads:
+            each.check(crop)
+        facts = _Facts(crop.nodule_id, patient, doubt_of(crop, reads), "; ".join(crop.issues))
+        yield facts, torch.from_numpy(planes_of(crop, VIEWS, slices))
+
+
+def crops_of(
+    source: Crops, nodule_ids: Sequence[str] | None = None, progress: str = ""
+) -> Iterator[tuple[NoduleCrop, str]]:
+    """Crops in turn, each with its patient; ``progress``: what is shown while a store is read."""
     if isinstance(source, str | Path):
         source = CropStore(source)
     if isinstance(source, CropStore):
-        ids = list(nodule_ids) if nodule_ids is not None else source.nodule_ids
-        for nodule_id in track(ids, "reading crops", len(ids)):
-            row, crop = source.row(nodule_id), source.load(nodule_id)
-            for each in reads:
-                each.check(crop)
-            patient = str(row["patient_id"]) or patient_of(nodule_id)
-            facts = _Facts(nodule_id, patient, doubt_of(crop, reads), "; ".join(crop.issues))
-            yield facts, torch.from_numpy(planes_of(crop, VIEWS, slices))
+        ids = source.nodule_ids if nodule_ids is None else nodule_ids
+        for nodule_id in track(ids, progress, len(ids)) if progress else ids:
+            yield source.load(nodule_id), str(source.row(nodule_id)["patient_id"]) or patient_of(nodule_id)
         return
     if nodule_ids is not None:
         raise UsageError("nodule_ids chooses from a store; for crops, give the crops themselves")
     for crop in [source] if isinstance(source, NoduleCrop) else source:
         check_crop(crop)
-        for each in reads:
-            each.check(crop)
-        patient = patient_of(crop.nodule_id)
-        facts = _Facts(crop.nodule_id, patient, doubt_of(crop, reads), "; ".join(crop.issues))
-        yield facts, torch.from_numpy(planes_of(crop, VIEWS, slices))
+        yield crop, patient_of(crop.nodule_id)

@@ -11,8 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from joblib import Parallel, delayed
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from lidc_xai.evaluation.benchmark.options import BenchmarkOptions
@@ -22,13 +24,15 @@ from lidc_xai.evaluation.map_functions import MapFunction
 from lidc_xai.evaluation.statistics import diameter_stratum
 from lidc_xai.imaging.planes import crop_plane, planes_of
 from lidc_xai.nodules.maps import nodule_images
-from lidc_xai.nodules.scans import other_scans
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
     from lidc_xai.imaging.store.crop_store import CropStore
     from lidc_xai.models.nodule_model import NoduleModel
 
+SHIFT_HU = 20.0
+KERNEL_MM = 0.7
+"""Sigma of the blur in the plane that a smoother kernel adds, and that a sharper one takes the difference to."""
 PARENCHYMA_BELOW_HU = -500.0
 """Darker voxels outside every reader's mask are lung: what replaces the nodule where lung replacement is asked for."""
 
@@ -90,6 +94,27 @@ def nodule_case(
     )
 
 
+def other_scans(crop: NoduleCrop) -> dict[str, NoduleCrop]:
+    """The same nodule as another scan would have shown it.
+
+    window_up_20hu and window_down_20hu: read through a window that lies 20 HU higher or lower; kernel_smooth:
+    G ∗ ct, and kernel_sharp: 2 ct − G ∗ ct, with G a Gaussian of σ = 0.7 mm in every axial slice.
+
+    >>> scans = other_scans(crop)
+    >>> float((crop.ct - scans["window_up_20hu"].ct).mean().round(3)), sorted(scans)[:2]
+    (20.0, ['kernel_sharp', 'kernel_smooth'])
+    """
+    _, y, x = crop.spacing_mm
+    smooth = gaussian_filter(crop.ct, (0, KERNEL_MM / y, KERNEL_MM / x), mode="nearest").astype(np.float32)
+    volumes = {
+        f"window_up_{SHIFT_HU:.0f}hu": crop.ct - np.float32(SHIFT_HU),
+        f"window_down_{SHIFT_HU:.0f}hu": crop.ct + np.float32(SHIFT_HU),
+        "kernel_sharp": 2 * crop.ct - smooth,
+        "kernel_smooth": smooth,
+    }
+    return {name: replace(crop, ct=ct) for name, ct in volumes.items()}
+
+
 def _mask(crop: NoduleCrop, views: Sequence[str], of: str | int) -> Tensor:
     """(V, h, w) bool: the middle planes of a mask."""
     return torch.from_numpy(planes_of(crop, views, of=of)[:, 0])
@@ -117,39 +142,23 @@ def benchmark_store(
     >>> benchmark_store(model, store, folder / "store-benchmark", options, nodule_ids=store.nodule_ids[:1]).measured
     1
     """
-    ids = list(store.nodule_ids if nodule_ids is None else nodule_ids)
-    chosen = tuple(views or model.preprocess.views)
-    given = (dict(without or {}), map_functions, model_masked)
-    work = partial(_benchmark_shard, model, store, Path(out), options, ids, chosen, *given)
+    cases = store_cases(model, store, nodule_ids, views, without, options is not None and "scan" in options.metrics)
+
+    def measure(index: int) -> BenchmarkRun:
+        if jobs > 1:
+            torch.set_num_threads(1)
+        return run_benchmark(
+            model, cases, out, options, map_functions=map_functions, model_masked=model_masked,
+            total=-(-len(cases) // jobs), shard=(index, jobs),
+        )  # fmt: skip
+
     if jobs == 1:
-        return work((0, 1))
+        return measure(0)
     prepare_benchmark(model, out, options, map_functions, model_masked)
-    runs = Parallel(n_jobs=jobs)(delayed(work)((index, jobs)) for index in range(jobs))
+    runs = Parallel(n_jobs=jobs)(delayed(measure)(index) for index in range(jobs))
     return BenchmarkRun(
         out=Path(out),
         measured=sum(run.measured for run in runs),
         already_there=sum(run.already_there for run in runs),
         skipped=[row for run in runs for row in run.skipped],
-    )
-
-
-def _benchmark_shard(
-    model: NoduleModel,
-    store: CropStore,
-    out: Path,
-    options: BenchmarkOptions | None,
-    ids: Sequence[str],
-    views: Sequence[str],
-    without: Mapping[str, CropStore],
-    map_functions: Mapping[str, MapFunction] | None,
-    model_masked: NoduleModel | None,
-    shard: tuple[int, int],
-) -> BenchmarkRun:
-    if shard[1] > 1:
-        torch.set_num_threads(1)
-    scans = options is not None and "scan" in options.metrics
-    cases = store_cases(model, store, ids, views, without, scans)
-    total = -(-len(cases) // shard[1])
-    return run_benchmark(
-        model, cases, out, options, map_functions=map_functions, model_masked=model_masked, total=total, shard=shard
     )

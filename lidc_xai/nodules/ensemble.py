@@ -210,7 +210,7 @@ def _is_plain(value: object) -> bool:
 
 def models_for(models: Sequence[NoduleModel], patient_id: str) -> list[int]:
     """Which of several models never saw a patient; all of them where none records whom it learned from."""
-    from lidc_xai.nodules.known import known_patients
+    from lidc_xai.nodules.record import known_patients
 
     known = [known_patients(model.training_info) for model in models]
     if not any(known):

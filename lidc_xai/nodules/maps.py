@@ -71,11 +71,11 @@ def explain_nodules(
     >>> maps.repeatability.standard_error.shape == maps.relevance.shape, sorted(maps.repeatability.agreement)
     (True, ['malignancy', 'margin'])
     """
-    from lidc_xai.nodules._predict import loaded_models
+    from lidc_xai.nodules._predict import crops_of, loaded_models
 
     each = loaded_models(models)
     methods = [method] if isinstance(method, str) else list(method)
-    crops = _crops(crops_or_store, nodule_ids)
+    crops = crops_of(crops_or_store, nodule_ids)
     ensemble = Ensemble(each, device, slices, turns, every_slice)
     if len(each) == 1:
         return (ensemble.maps(crop, [0], methods, views, options)[0] for crop, _ in crops)
@@ -108,24 +108,6 @@ def _explain_together(
     means = {name: mean_maps([nodule[name] for nodule in members], patients) for name in methods}
     for results in zip(*means.values(), strict=True):
         yield dict(zip(means, results, strict=True))
-
-
-def _crops(source: Crops, nodule_ids: Sequence[str] | None) -> Iterator[tuple[NoduleCrop, str]]:
-    """Crops in turn, each with its patient."""
-    from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
-    from lidc_xai.imaging.store.crop_store import CropStore
-    from lidc_xai.nodules._predict import patient_of
-
-    if isinstance(source, str | Path):
-        source = CropStore(source)
-    if isinstance(source, CropStore):
-        for nodule_id in source.nodule_ids if nodule_ids is None else nodule_ids:
-            yield source.load(nodule_id), str(source.row(nodule_id)["patient_id"]) or patient_of(nodule_id)
-        return
-    if nodule_ids is not None:
-        raise UsageError("nodule_ids chooses from a store; for crops, give the crops themselves")
-    for crop in [source] if isinstance(source, NoduleCrop) else source:
-        yield crop, patient_of(crop.nodule_id)
 
 
 def explain_store(

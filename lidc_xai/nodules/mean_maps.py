@@ -26,8 +26,8 @@ from lidc_xai.evaluation.repeatability import (
     stable_tokens,
     variance_prior,
 )
-from lidc_xai.nodules.known import by_method_and_output
 from lidc_xai.nodules.map_record import NoduleMaps, Repeatability
+from lidc_xai.nodules.record import NOISE, by_method_and_output
 
 if TYPE_CHECKING:
     from lidc_xai.models.nodule_model import NoduleModel
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 FEWEST = 5
 """Nodules of other patients below which nothing is said of the noise of a patch."""
 LEAST_MODELS = 3
-RECORD = "map_noise"
-"""Field of a model's ``training_info`` that holds ``Noise`` by method and output."""
 
 Floats = NDArray[np.float64]
 
@@ -295,4 +293,4 @@ def _known(value: float) -> float | None:
 
 def recorded_noise(training_info: Mapping[str, Any]) -> dict[str, dict[str, Noise]]:
     """Method -> output -> ``Noise`` that a model's record holds. ``ModelError`` for a damaged record."""
-    return by_method_and_output(training_info, RECORD, Noise)
+    return by_method_and_output(training_info, NOISE, Noise)

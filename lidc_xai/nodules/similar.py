@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
@@ -130,6 +129,9 @@ def similar_nodules(
     >>> len(near), near[0]["similarity"] >= near[1]["similarity"]
     (2, True)
     """
+    from sklearn.metrics.pairwise import cosine_similarity
+    from sklearn.preprocessing import StandardScaler
+
     ids, reference = list(store.nodule_ids if nodule_ids is None else nodule_ids), reference or store
     ratings = mean_ratings(reference)
     names = [name for name in reference.nodule_ids if name in ratings.index]
@@ -141,10 +143,10 @@ def similar_nodules(
     for place, one in enumerate(models):
         rows = [row for row, name in enumerate(ids) if place in used[name]]
         if rows:
-            pool = nodule_features(one, reference, names, device, cache)
-            asked = nodule_features(one, store, [ids[row] for row in rows], device, cache)
-            standard = _Standard.of(pool)
-            near[rows] += standard(asked) @ standard(pool).T
+            pool = nodule_features(one, reference, names, device, cache).astype(np.float64)
+            asked = nodule_features(one, store, [ids[row] for row in rows], device, cache).astype(np.float64)
+            scaler = StandardScaler().fit(pool)
+            near[rows] += cosine_similarity(scaler.transform(asked), scaler.transform(pool))
             counts[rows] += 1
     near /= counts
     patients = reference.manifest.set_index("nodule_id")["patient_id"].astype(str)
@@ -158,24 +160,6 @@ def similar_nodules(
             _entry(names[k], others[k], float(near[row, k]), ratings, labels, said.get(name, {})) for k in order[:count]
         ]
     return nearest
-
-
-@dataclass(frozen=True)
-class _Standard:
-    """Features to unit vectors about the reference's mean, each feature on its own scale."""
-
-    mean: NDArray[np.float64]
-    sd: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, pool: NDArray) -> _Standard:
-        sd = pool.std(axis=0, dtype=np.float64)
-        return cls(pool.mean(axis=0, dtype=np.float64), np.where(sd > 0, sd, 1.0))
-
-    def __call__(self, features: NDArray) -> NDArray[np.float64]:
-        scaled = (features - self.mean) / self.sd
-        length = np.linalg.norm(scaled, axis=1, keepdims=True)
-        return np.asarray(scaled / np.where(length > 0, length, 1.0))
 
 
 def mean_ratings(store: CropStore) -> pd.DataFrame:

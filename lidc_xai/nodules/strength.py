@@ -17,20 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lidc_xai.files import write_json
-from lidc_xai.nodules.known import by_method_and_output, known_patients
-from lidc_xai.nodules.mean_maps import RECORD as NOISE_RECORD
 from lidc_xai.nodules.mean_maps import Noise
+from lidc_xai.nodules.record import ANCHORS, FEWEST, NOISE, by_method_and_output, known_patients
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.store.crop_store import CropStore
     from lidc_xai.models.nodule_model import NoduleModel
     from lidc_xai.nodules.maps import NoduleMaps
-
-FULL_PERCENTILE = 95.0
-FEWEST = 20
-"""Maps below which a percentile says nothing."""
-RECORD = "map_anchors"
-"""Field of a model's ``training_info`` that holds the anchors."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +61,12 @@ def map_anchors(maps: Iterable[NoduleMaps]) -> dict[str, Anchor]:
         models = 1 if one.repeatability is None else len(one.repeatability.models)
         for column, output in enumerate(one.output_names):
             largest.setdefault(output, []).append(float(np.abs(one.relevance[:, column]).max()))
-    return {output: _anchor(values, models) for output, values in largest.items() if len(values) >= FEWEST}
-
-
-def _anchor(values: list[float], models: int) -> Anchor:
-    weak, strong, full = np.percentile(values, [25, 75, FULL_PERCENTILE])
-    return Anchor(float(full), float(weak), float(strong), len(values), models)
+    anchors = {}
+    for output, values in largest.items():
+        if len(values) >= FEWEST:
+            weak, strong, full = np.percentile(values, [25, 75, 95]).tolist()
+            anchors[output] = Anchor(full, weak, strong, len(values), models)
+    return anchors
 
 
 def cohort_anchors(
@@ -96,7 +89,7 @@ def cohort_anchors(
 
 def recorded_anchors(training_info: Mapping[str, Any]) -> dict[str, dict[str, Anchor]]:
     """The anchors that a model's record holds; empty where it holds none. ``ModelError`` for a damaged record."""
-    return by_method_and_output(training_info, RECORD, Anchor)
+    return by_method_and_output(training_info, ANCHORS, Anchor)
 
 
 def save_anchors(run: Path, anchors: Anchors) -> None:
@@ -105,7 +98,7 @@ def save_anchors(run: Path, anchors: Anchors) -> None:
     The weights and their hash are not touched.
     """
     for path in _records(run):
-        _save(path, RECORD, anchors)
+        _save(path, ANCHORS, anchors)
 
 
 def save_field(run: Path, name: str, value: Any) -> None:
@@ -118,13 +111,8 @@ def save_field(run: Path, name: str, value: Any) -> None:
 
 def _records(run: Path) -> list[Path]:
     """Every ``model.json`` of a model, a run or an ensemble."""
-    below = ("fold-*/model/model.json", "member-*/model.json")
-    paths = [
-        run / "model.json",
-        run / "model" / "model.json",
-        *(one for kind in below for one in sorted(run.glob(kind))),
-    ]
-    return [path for path in paths if path.is_file()]
+    places = ("model.json", "model/model.json", "fold-*/model/model.json", "member-*/model.json")
+    return [path for place in places for path in sorted(run.glob(place))]
 
 
 def save_noise(folders: Sequence[Path], noise: Mapping[str, Mapping[int, Mapping[str, Noise]]]) -> None:
@@ -136,7 +124,7 @@ def save_noise(folders: Sequence[Path], noise: Mapping[str, Mapping[int, Mapping
         of_model = {method: by_model[place] for method, by_model in noise.items() if place in by_model}
         path = next((path for path in (folder / "model.json", folder / "model" / "model.json") if path.is_file()), None)
         if of_model and path is not None:
-            _save(path, NOISE_RECORD, of_model)
+            _save(path, NOISE, of_model)
 
 
 def _save(path: Path, name: str, values: Mapping[str, Mapping[str, Anchor | Noise]]) -> None:

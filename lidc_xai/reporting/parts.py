@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from lidc_xai.nodules.agreement import overlap_figures
-from lidc_xai.nodules.associations import Association, associations, recorded_associations
 from lidc_xai.nodules.maps import RANDOM_WEIGHTS
+from lidc_xai.nodules.record import FEWEST, Association, associations, recorded_associations
 from lidc_xai.nodules.strength import Anchors
 from lidc_xai.ratings import OUTPUTS
 from lidc_xai.reporting.nodule.fact_types import Origin
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from lidc_xai.imaging.store.crop_store import CropStore
     from lidc_xai.nodules.maps import NoduleMaps
 
-SMALLEST_COHORT = 20
-"""A percentile among fewer predictions says nothing."""
 MapsByMethod = Mapping[str, "Mapping[str, NoduleMaps] | Sequence[NoduleMaps]"]
 OWN_SOURCES = ("points", "mask")
 CLASS_BLIND = ("attention", "attention_rollout", "random")
@@ -156,7 +154,7 @@ def map_of(given: Mapping[str, NoduleMaps] | Sequence[NoduleMaps], nodule_id: st
 
 def percentiles(predictions: pd.DataFrame | None, nodule_id: str) -> dict[str, float]:
     """Per output, the share (in %) of all predicted nodules whose prediction is no higher; empty below 20 nodules."""
-    if predictions is None or len(predictions) < SMALLEST_COHORT or "nodule_id" not in predictions:
+    if predictions is None or len(predictions) < FEWEST or "nodule_id" not in predictions:
         return {}
     here = (predictions["nodule_id"] == nodule_id).to_numpy()
     shares = {}

@@ -12,8 +12,7 @@ from lidc_xai.annotations import load_nodules
 from lidc_xai.evaluation import BenchmarkOptions
 from lidc_xai.imaging import CropStore
 from lidc_xai.models import NoduleModel, build_model
-from lidc_xai.nodules.cases import benchmark_store, store_cases
-from lidc_xai.nodules.scans import other_scans
+from lidc_xai.nodules.cases import benchmark_store, other_scans, store_cases
 from lidc_xai.simulate import simulate_store
 
 

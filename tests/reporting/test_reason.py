@@ -9,10 +9,16 @@ import pytest
 
 from lidc_xai.errors import ModelError
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
-from lidc_xai.nodules.associations import Association, associations, recorded_associations
 from lidc_xai.nodules.map_record import Repeatability
-from lidc_xai.nodules.own_size import own_size, recorded_own_size
-from lidc_xai.nodules.unseen import recorded_unseen, unseen_accuracy
+from lidc_xai.nodules.record import (
+    Association,
+    associations,
+    own_size,
+    recorded_associations,
+    recorded_own_size,
+    recorded_unseen,
+    unseen_accuracy,
+)
 from lidc_xai.ratings import BIOMARKERS, OUTPUTS
 from lidc_xai.reporting import nodule_report
 from lidc_xai.reporting.nodule.places import ZONES, map_places

@@ -14,7 +14,7 @@ from lidc_xai.imaging.store.crop_store import CropStore, StoreWriter
 from lidc_xai.models import build_model
 from lidc_xai.models.preprocess import Preprocess
 from lidc_xai.nodules.explained import shared_info
-from lidc_xai.nodules.no_nodule import recorded_no_nodule
+from lidc_xai.nodules.record import recorded_no_nodule
 from lidc_xai.nodules.strength import Anchor, recorded_anchors
 from lidc_xai.ratings import BIOMARKERS, SCALES
 from lidc_xai.reporting import nodule_report, study_report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -19,10 +19,6 @@ from lidc_xai.evaluation.replacement import SIGMA_AT_224, ReplacementName
 from lidc_xai.explain.abilities import list_methods, refusals
 from lidc_xai.explain.registry import find_method, method_options
 
-METRICS = (
-    "fidelity", "box", "discrimination", "saco", "compactness", "adcc", "deletion", "sensitivity_n", "localisation",
-    "radial", "causes", "noise", "runs", "randomisation", "attack", "map_attack", "scan",
-)  # fmt: skip
 DISC = "centred_disc"
 RANDOM_WEIGHTS = "@random_weights"
 READERS = "readers"
@@ -40,6 +36,7 @@ MetricName = Literal[
     "fidelity", "box", "discrimination", "saco", "compactness", "adcc", "deletion", "sensitivity_n", "localisation",
     "radial", "causes", "noise", "runs", "randomisation", "attack", "map_attack", "scan",
 ]  # fmt: skip
+METRICS: tuple[MetricName, ...] = get_args(MetricName)
 
 
 class BenchmarkOptions(BaseModel):

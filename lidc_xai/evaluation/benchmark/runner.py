@@ -81,23 +81,20 @@ def run_benchmark(
     prepare_benchmark(model, folder, options, functions, model_masked, clean=shard == (0, 1))
     kept, measured = 0, 0
     skipped: list[Skipped] = []
-    waiting: list[Case] = []
-    for lazy in track(_sharded(cases_of(samples), shard), "benchmark", total):
-        if part_path(folder, lazy.case_id).exists():
-            kept += 1
-            continue
-        case = _load(lazy, skipped)
-        if case is None:
-            continue
-        if waiting and not _fits(waiting, case, options.explain_batch):
-            measured += _measure(model, waiting, folder, options, variants, skipped, model_masked)
-            waiting = []
-        waiting.append(case)
-        if sum(len(one.images) for one in waiting) >= options.explain_batch:
-            measured += _measure(model, waiting, folder, options, variants, skipped, model_masked)
-            waiting = []
-    if waiting:
-        measured += _measure(model, waiting, folder, options, variants, skipped, model_masked)
+
+    def to_do() -> Iterator[Case]:
+        nonlocal kept
+        for lazy in track(_sharded(cases_of(samples), shard), "benchmark", total):
+            if part_path(folder, lazy.case_id).exists():
+                kept += 1
+                continue
+            try:
+                yield lazy.load()
+            except LidcXaiError as error:
+                skipped.append(Skipped(lazy.case_id, STAGE, str(error)))
+
+    for cases in _together(to_do(), options.explain_batch):
+        measured += _measure(model, cases, folder, options, variants, skipped, model_masked)
     return BenchmarkRun(folder, measured, kept, skipped)
 
 
@@ -182,19 +179,20 @@ def _measure(
     return len(cases)
 
 
-def _load(lazy: LazyCase, skipped: list[Skipped]) -> Case | None:
-    try:
-        return lazy.load()
-    except LidcXaiError as error:
-        skipped.append(Skipped(lazy.case_id, STAGE, str(error)))
-        return None
-
-
-def _fits(waiting: list[Case], case: Case, limit: int) -> bool:
-    """Whether a case can be measured with those that wait: the same image size, targets alike, and room for it."""
-    first = waiting[0]
-    together = sum(len(one.images) for one in waiting) + len(case.images)
-    return first.images.shape[1:] == case.images.shape[1:] and together <= limit
+def _together(cases: Iterable[Case], limit: int) -> Iterator[list[Case]]:
+    """Cases that can be measured together: consecutive ones of one image size, of ``limit`` images at the most."""
+    waiting: list[Case] = []
+    for case in cases:
+        count = sum(len(one.images) for one in waiting)
+        if waiting and (waiting[0].images.shape[1:] != case.images.shape[1:] or count + len(case.images) > limit):
+            yield waiting
+            waiting = []
+        waiting.append(case)
+        if sum(len(one.images) for one in waiting) >= limit:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
 
 
 def _sharded(cases: Iterable[LazyCase], shard: tuple[int, int]) -> Iterator[LazyCase]:

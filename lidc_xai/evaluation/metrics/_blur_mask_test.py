@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.evaluation.forward import Forward, Precision
 from lidc_xai.evaluation.maps import NOT_FINITE, MapLike, as_pixels, broken, pixel_ranks
-from lidc_xai.evaluation.replacement import gaussian_blur
+from lidc_xai.evaluation.replacement import Replacement, gaussian_blur
 from lidc_xai.evaluation.results import Result, first_reason
 from lidc_xai.evaluation.statistics import Floats, bootstrap_mean
 
@@ -156,11 +156,9 @@ def _counts(maps: Tensor, mode: Mode) -> Tensor:
     return opposite.flatten(-2).sum(-1).amin(1)
 
 
-def _baseline(images: Tensor, baseline: str, sigma: float) -> Tensor:
-    if baseline == "zero":
-        return torch.zeros_like(images)
-    if baseline == "mean":
-        return images.mean((-2, -1), keepdim=True).expand_as(images)
+def _baseline(images: Tensor, baseline: Literal["blur", "zero", "mean"], sigma: float) -> Tensor:
+    if baseline != "blur":
+        return Replacement(baseline).of(images)
     scale = (images.shape[-2] * images.shape[-1]) ** 0.5 / 224
     radius = ceil(RADIUS * scale)
     return gaussian_blur(images, (sigma * scale, sigma * scale), radius)

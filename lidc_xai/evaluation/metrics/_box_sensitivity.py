@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lidc_xai.errors import UsageError
 from lidc_xai.evaluation.forward import Forward, scored_for_one
 from lidc_xai.evaluation.maps import NOT_FINITE, MapLike, as_pixels, broken
-from lidc_xai.evaluation.options import Perturbing, options_as
+from lidc_xai.evaluation.replacement import Perturbing, options_as
 from lidc_xai.evaluation.results import Result, finite, first_reason, trapezoid
 from lidc_xai.evaluation.statistics import Floats, pearson
 from lidc_xai.explain.targets import Outputs, TargetsLike
@@ -55,6 +55,7 @@ class BoxOptions(Perturbing):
     sizes: tuple[int, ...] = SIDES_AT_224
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.boxes < 3:
             raise UsageError(f"boxes is a whole number from 3, not {self.boxes}")
         if len(self.sizes) < 2 or sorted(set(self.sizes)) != list(self.sizes) or self.sizes[0] < 1:
@@ -88,7 +89,7 @@ def box_sensitivity(
     asked = scored_for_one(chosen.forward(model), images, target)
     maps = as_pixels(relevance, len(asked.images), asked.size, asked.images.device)
     boxes = random_boxes(asked.size, chosen.sizes, chosen.boxes, chosen.seed)
-    outputs = box_outputs(asked.forward, asked.images, chosen.removed(asked.images), boxes)
+    outputs = box_outputs(asked.forward, asked.images, chosen.of(asked.images), boxes)
     scores = asked.read(outputs)[..., 0].cpu().numpy()
     return box_result(maps, scores, asked.scores[:, 0].cpu().numpy(), boxes, asked.size)
 

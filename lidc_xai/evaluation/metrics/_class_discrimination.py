@@ -9,7 +9,7 @@ A method that gives every class the same map (attention, rollout) scores exactly
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +26,7 @@ from lidc_xai.evaluation.metrics._fidelity import (
     fidelity_result,
     replaced_outputs,
 )
-from lidc_xai.evaluation.options import options_as
+from lidc_xai.evaluation.replacement import options_as
 from lidc_xai.evaluation.results import Result
 from lidc_xai.evaluation.statistics import Floats
 from lidc_xai.explain.targets import TargetsLike
@@ -45,10 +45,6 @@ class DiscriminationResult(Result):
 @dataclass(frozen=True, kw_only=True)
 class DiscriminationOptions(FidelityOptions, BoxOptions):
     """Options of ``fidelity`` and ``box_sensitivity`` together."""
-
-    def __post_init__(self) -> None:
-        FidelityOptions.__post_init__(self)
-        BoxOptions.__post_init__(self)
 
 
 def class_discrimination(
@@ -72,7 +68,7 @@ def class_discrimination(
     asked = scored_for_one(chosen.forward(model), images, target)
     batch, device = len(asked.images), asked.images.device
     maps = torch.stack([as_pixels(one, batch, asked.size, device) for one in (relevance, wrong_relevance)], dim=1)
-    removed = chosen.removed(asked.images)
+    removed = chosen.of(asked.images)
     ends = replaced_outputs(asked.forward, asked.outputs, removed)
     curves = asked.read(curve_outputs(asked.forward, asked.images, removed, maps, ends, chosen.points, chosen.seed))
     boxes = random_boxes(asked.size, chosen.sizes, chosen.boxes, chosen.seed)
@@ -112,6 +108,3 @@ def wrong_class(logits: Tensor, target: Tensor, labels: Tensor | None = None) ->
         some = also.any(1, keepdim=True)
         others = others.masked_fill(some & ~also, -torch.inf)
     return others.argmax(1)
-
-
-OPTION_NAMES = tuple(item.name for item in fields(DiscriminationOptions))

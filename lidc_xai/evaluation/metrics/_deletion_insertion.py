@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from lidc_xai.errors import UsageError
-from lidc_xai.evaluation.forward import Forward, each, scored_for_one
+from lidc_xai.evaluation.forward import Forward, Scored, scored_for_one
 from lidc_xai.evaluation.maps import CONSTANT, NOT_FINITE, MapLike, as_pixels, broken, constant, distinct, pixel_ranks
-from lidc_xai.evaluation.options import Perturbing, options_as
+from lidc_xai.evaluation.replacement import Perturbing, options_as
 from lidc_xai.evaluation.results import Result, finite, first_reason, trapezoid
 from lidc_xai.evaluation.statistics import Floats
 from lidc_xai.explain.targets import Logit, Outputs, Probability, Target, TargetsLike
@@ -50,6 +50,7 @@ class DeletionOptions(Perturbing):
     cell: int = CELL_AT_224
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.cell < 1:
             raise UsageError(f"cell is a whole number of px from 1, not {self.cell}")
 
@@ -69,13 +70,16 @@ def deletion_insertion(
     chosen = options_as(DeletionOptions, options)
     asked = scored_for_one(chosen.forward(model), images, target)
     maps = as_pixels(relevance, len(asked.images), asked.size, asked.images.device)
-    outputs = deletion_outputs(asked.forward, asked.images, chosen.removed(asked.images), maps[:, None], chosen)
-    if isinstance(target, Target):
-        scores = asked.read(outputs)[:, 0, ..., 0]
-    else:
-        columns = asked.targets.columns[:, 0]
-        scores = probability_scores(outputs.values, columns, asked.targets.spec.kinds)[:, 0]
+    outputs = deletion_outputs(asked.forward, asked.images, chosen.of(asked.images), maps[:, None], chosen)
+    scores = read_as_probability(asked, target, outputs)[:, 0]
     return deletion_result(scores.cpu().numpy(), broken(maps).cpu().numpy(), constant(maps).cpu().numpy())
+
+
+def read_as_probability(asked: Scored, target: TargetsLike, outputs: Outputs) -> Tensor:
+    """(B, ...) scores of one target: a ``Target`` as it is, a bare index or name as its probability."""
+    if isinstance(target, Target):
+        return asked.read(outputs)[..., 0]
+    return probability_scores(outputs.values, asked.targets.columns[:, 0], asked.targets.spec.kinds)
 
 
 def probability_scores(values: Tensor, columns: Tensor, kinds: tuple[str, ...]) -> Tensor:
@@ -109,7 +113,7 @@ def deletion_outputs(
         torch.where(gone[:, None], removed[image], images[image], out=buffer)
 
     inner = forward.copies(images, different.shape[1] * copies, fill)
-    return each(inner, lambda part: part.unflatten(1, (different.shape[1], 2, steps))[:, which])
+    return inner.map(lambda part: part.unflatten(1, (different.shape[1], 2, steps))[:, which])
 
 
 def deletion_result(scores: Floats, not_finite: np.ndarray, is_constant: np.ndarray) -> DeletionResult:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ from lidc_xai.evaluation.forward import Forward
 from lidc_xai.evaluation.results import Result, first_reason
 from lidc_xai.evaluation.statistics import Floats, bootstrap_mean
 from lidc_xai.explain.networks.manners import borrowed
+from lidc_xai.explain.pixels.baseline import normalisation
 from lidc_xai.explain.targets import (
     Logit,
     LogOdds,
@@ -75,14 +76,6 @@ class EpsilonResult(Result):
                     one = bootstrap_mean(values[:, c, s], clusters, seed=seed)
                     rows.append((contrast, steps, figure, one.mean, one.low, one.high, one.n))
         return pd.DataFrame(rows, columns=["contrast", "steps", "figure", "mean", "low", "high", "n"])
-
-
-class _Windowed(Protocol):
-    """The preprocessing of a nodule model: HU clamped to a window, then standardised."""
-
-    window: tuple[float, float]
-    mean: float
-    std: float
 
 
 def epsilon_perturbation(
@@ -194,21 +187,8 @@ def _pixel_scale(
     """(shift, scale), both (1,C,1,1): pixel = image · scale + shift."""
     if (mean is None) != (std is None):
         raise UsageError("give mean and std together, or neither")
-    if mean is None or std is None:
-        mean, std = _own_scale(model)
-    shift, scale = (
-        torch.as_tensor(part, dtype=images.dtype, device=images.device).view(1, -1, 1, 1) for part in (mean, std)
-    )
+    known = normalisation(model) if mean is None or std is None else (mean, std)
+    if known is None:
+        raise UsageError("the model does not say how its images are normalised; give mean and std per channel")
+    shift, scale = (torch.as_tensor(part, dtype=images.dtype, device=images.device).view(1, -1, 1, 1) for part in known)
     return shift, scale
-
-
-def _own_scale(model: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
-    window: _Windowed | None = getattr(model, "preprocess", None)
-    if window is not None:
-        low, high = window.window
-        return [(window.mean - low) / (high - low)], [window.std / (high - low)]
-    for name in ("pretrained_cfg", "default_cfg"):
-        config = getattr(model, name, None)
-        if config and config.get("mean") and config.get("std"):
-            return config["mean"], config["std"]
-    raise UsageError("the model does not say how its images are normalised; give mean and std per channel")

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from lidc_xai.errors import UsageError
 from lidc_xai.evaluation.forward import Forward, Scored, scored_for_one
 from lidc_xai.evaluation.maps import CONSTANT, NOT_FINITE, MapLike, as_pixels, broken, constant, distinct, pixel_ranks
-from lidc_xai.evaluation.options import Perturbing, options_as
-from lidc_xai.evaluation.replacement import Replacement, inpainted
+from lidc_xai.evaluation.replacement import Perturbing, Replacement, inpainted, options_as
 from lidc_xai.evaluation.results import Result, finite, first_reason, trapezoid
 from lidc_xai.evaluation.statistics import Floats
 from lidc_xai.explain.targets import Outputs, TargetsLike
@@ -71,6 +70,7 @@ class FidelityOptions(Perturbing):
     inpaint: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.points < 2:
             raise UsageError(f"points is a whole number from 2, not {self.points}")
         check_up_to(self.up_to, self.points)
@@ -93,7 +93,7 @@ def fidelity(
     if chosen.model_masked is not None:
         asked = read_by(asked, chosen.forward(chosen.model_masked))
     maps = as_pixels(relevance, len(asked.images), asked.size, asked.images.device)
-    removed = Replacement("mean").of(asked.images) if chosen.inpaint else chosen.removed(asked.images)
+    removed = Replacement("mean").of(asked.images) if chosen.inpaint else chosen.of(asked.images)
     ends = replaced_outputs(asked.forward, asked.outputs, removed)
     outputs = curve_outputs(
         asked.forward, asked.images, removed, maps[:, None], ends, chosen.points, chosen.seed, chosen.inpaint,
@@ -136,7 +136,7 @@ def read_by(asked: Scored, forward: Forward) -> Scored:
 
 def replaced_outputs(forward: Forward, plain: Outputs, removed: Tensor) -> Outputs:
     """(B,2,C) outputs of the images and of the images with every pixel replaced: the two ends of every curve."""
-    return _stack(plain, forward.outputs(removed), dim=1)
+    return Outputs.join([one.map(lambda part: part.unsqueeze(1)) for one in (plain, forward.outputs(removed))], dim=1)
 
 
 def curve_outputs(
@@ -164,10 +164,8 @@ def curve_outputs(
             torch.where(gone[:, None], removed[image], images[image], out=buffer)
 
     inner = forward.copies(images, count * copies, fill)
-    values = _with_ends(inner.values, ends.values, count, which)
-    if inner.features is None or ends.features is None:
-        return Outputs(values)
-    return Outputs(values, _with_ends(inner.features, ends.features, count, which))
+    known = [(part, edge) for part, edge in zip(inner, ends, strict=True) if part is not None and edge is not None]
+    return Outputs(*(_with_ends(part, edge, count, which) for part, edge in known))
 
 
 def fidelity_result(
@@ -221,8 +219,3 @@ def _with_ends(inner: Tensor, ends: Tensor, count: int, which: list[int]) -> Ten
     curves = inner.unflatten(1, (count, 2, -1))
     edge = ends[:, None, None].expand(-1, count, 2, -1, -1)
     return torch.cat([edge[..., :1, :], curves, edge[..., 1:, :]], dim=-2)[:, which]
-
-
-def _stack(a: Outputs, b: Outputs, dim: int) -> Outputs:
-    features = None if a.features is None or b.features is None else torch.stack([a.features, b.features], dim)
-    return Outputs(torch.stack([a.values, b.values], dim), features)

@@ -13,7 +13,6 @@ left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,12 +35,12 @@ from lidc_xai.evaluation.maps import (
     pixel_ranks,
     tie_permutation,
 )
-from lidc_xai.evaluation.metrics._deletion_insertion import probability_scores
-from lidc_xai.evaluation.options import Perturbing, options_as
+from lidc_xai.evaluation.metrics._deletion_insertion import read_as_probability
+from lidc_xai.evaluation.replacement import Perturbing, options_as
 from lidc_xai.evaluation.results import Result, finite, first_reason
 from lidc_xai.evaluation.statistics import Floats
 from lidc_xai.explain.networks.context import Pass
-from lidc_xai.explain.targets import Outputs, Target, TargetsLike
+from lidc_xai.explain.targets import Outputs, TargetsLike
 
 NEAREST = 10
 _FEWEST, _MOST = 5, 20
@@ -65,6 +64,7 @@ class SaCoOptions(Perturbing):
     grid: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.grid is not None and min(self.grid) < 1:
             raise UsageError(f"grid is (rows, columns) from 1, not {self.grid}")
 
@@ -88,14 +88,9 @@ def saco(
     chosen = options_as(SaCoOptions, options)
     asked = scored_for_one(chosen.forward(model), images, target)
     maps = on_cells(model, asked.images, as_map(relevance, len(asked.images), asked.images.device), chosen.grid)
-    read: Callable[[Outputs], Tensor] = asked.read
-    if not isinstance(target, Target):
-        columns, kinds = asked.targets.columns[:, 0], asked.targets.spec.kinds
-        read = lambda outputs: probability_scores(outputs.values, columns, kinds)[..., None]  # noqa: E731
-    outputs = group_outputs(asked.forward, asked.images, chosen.removed(asked.images), maps[:, None], chosen.seed)
-    plain = read(asked.outputs)[:, 0]
-    costs = plain.view(-1, 1) - read(outputs)[:, 0, :, 0]
-    return saco_result(maps, costs, chosen.seed)
+    outputs = group_outputs(asked.forward, asked.images, chosen.of(asked.images), maps[:, None], chosen.seed)
+    plain, removed = (read_as_probability(asked, target, some) for some in (asked.outputs, outputs))
+    return saco_result(maps, plain[:, None] - removed[:, 0], chosen.seed)
 
 
 def on_cells(model: nn.Module, images: Tensor, maps: Tensor, grid: tuple[int, int] | None = None) -> Tensor:

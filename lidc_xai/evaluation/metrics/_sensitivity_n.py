@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lidc_xai.errors import UsageError
 from lidc_xai.evaluation.forward import Forward, scored_for_one
 from lidc_xai.evaluation.maps import NOT_FINITE, MapLike, as_pixels, broken
-from lidc_xai.evaluation.options import Perturbing, options_as
+from lidc_xai.evaluation.replacement import Perturbing, options_as
 from lidc_xai.evaluation.results import Result, finite, first_reason
 from lidc_xai.evaluation.statistics import Floats, pearson
 from lidc_xai.explain.targets import Outputs, TargetsLike
@@ -48,6 +48,7 @@ class SensitivityNOptions(Perturbing):
     shares: tuple[float, ...] = SHARES
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.sets < 3:
             raise UsageError(f"sets is a whole number from 3, not {self.sets}")
         if not self.shares or min(self.shares) <= 0 or max(self.shares) >= 1:
@@ -66,7 +67,7 @@ def sensitivity_n(
     asked = scored_for_one(chosen.forward(model), images, target)
     maps = as_pixels(relevance, len(asked.images), asked.size, asked.images.device)
     sets = random_sets(asked.size, chosen)
-    outputs = set_outputs(asked.forward, asked.images, chosen.removed(asked.images), sets, chosen)
+    outputs = set_outputs(asked.forward, asked.images, chosen.of(asked.images), sets, chosen)
     scores = asked.read(outputs)[..., 0].cpu().numpy()
     return sensitivity_n_result(maps, scores, asked.scores[:, 0].cpu().numpy(), sets, chosen)
 

@@ -32,7 +32,6 @@ CARRIERS = {
     "margin": "rim",
     "texture": "ground-glass or solid body",
 }
-NO_CARRIER = ("subtlety", "sphericity", "lobulation", "diameter")
 FIXED_SIGN = {"calcification": -1.0, "spiculation": 1.0}
 
 

@@ -15,17 +15,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from lidc_xai.errors import ModelError, UsageError
 from lidc_xai.explain.networks import own_modules
-from lidc_xai.explain.networks.alterations import alteration, check_derivative
+from lidc_xai.explain.networks.alterations import alteration, check_derivative, signature
 from lidc_xai.explain.networks.anatomy import Anatomy
 from lidc_xai.explain.networks.attention_probe import AttentionProbe
 from lidc_xai.explain.networks.changed_backward import Rules, with_backward
-from lidc_xai.explain.networks.facts import Facts, alike, facts_of, same_tokens
 from lidc_xai.explain.networks.families import as_vit
 from lidc_xai.explain.networks.outputs import Outputs
 from lidc_xai.explain.networks.parts import Parts, parts_of
@@ -35,6 +35,51 @@ from lidc_xai.explain.targets import TargetSet
 from lidc_xai.explain.tokens.last_block import LastBlock
 
 NO_OTHER_BLOCK = "its head cannot be given another block's output: its blocks are not called one after the other alone"
+
+
+@dataclass
+class Facts:
+    """What was found out about a model by running it, kept as long as it stays as it was; each None until asked for.
+
+    ``parts``: the composition that gives the model's own outputs, or why there is none. ``skips``: blocks can pass
+    their input on without changing what lies behind. ``read``: (T,) of bool, tokens that the head reads.
+    ``attention``: why a block's matrix cannot be read, "" where it can. ``derivative``: gradients were found to be
+    derivatives. ``rules``: changed backward passes under which the outputs were found the same. ``quantised``: why its
+    weights cannot be differentiated, "" where they can.
+    """
+
+    parts: Parts | str | None = None
+    skips: bool | None = None
+    read: Tensor | None = None
+    attention: dict[int, str] = field(default_factory=dict)
+    derivative: bool = False
+    quantised: str | None = None
+    rules: set[Rules] = field(default_factory=set)
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, tuple[Any, Facts]] = WeakKeyDictionary()
+
+
+def facts_of(model: nn.Module, images: Tensor) -> Facts:
+    """What is known of ``model`` on images of this shape; empty for one that was never seen or has changed since."""
+    now = signature(model, images)
+    known = _KNOWN.get(model)
+    if known is None or known[0] != now:
+        known = (now, Facts())
+        _KNOWN[model] = known
+    return known[1]
+
+
+def alike(computed: Outputs, expected: Outputs) -> bool:
+    """Whether two ways of computing gave the same outputs, within what their precision explains."""
+    scale = float(expected.values.abs().max())
+    tolerance = max(1e-10, 1e4 * torch.finfo(expected.values.dtype).eps)
+    return bool((computed.values - expected.values).abs().max() <= tolerance * max(scale, 1e-6))
+
+
+def same_tokens(computed: Tensor, expected: Tensor) -> bool:
+    """The same for tokens (B, T, D)."""
+    return computed.shape == expected.shape and alike(Outputs(computed), Outputs(expected))
 
 
 @dataclass(frozen=True)
@@ -60,6 +105,12 @@ class Pass:
         self._outputs: Outputs | None = None
 
     @property
+    def anatomy(self) -> Anatomy:
+        """``vit``, for a method that was asked for because the model is one."""
+        assert self.vit is not None
+        return self.vit
+
+    @property
     def parts(self) -> Parts | None:
         """The model composed of its parts, where that was found to give its own outputs; else None."""
         return None if isinstance(self._parts(), str) else self._parts()  # type: ignore[return-value]
@@ -77,15 +128,14 @@ class Pass:
 
     def _compared(self) -> Parts | str:
         """One pass of the model itself, whose tokens are kept, against what the parts make of them."""
-        assert self.vit is not None
-        parts = parts_of(self.vit)
-        if isinstance(parts, str) or self.vit.not_plain is not None:
-            return self.vit.not_plain or str(parts)
+        parts = parts_of(self.anatomy)
+        if isinstance(parts, str) or self.anatomy.not_plain is not None:
+            return self.anatomy.not_plain or str(parts)
         changed = alteration(self.model)
         if changed is not None:
             return changed
         with torch.no_grad():
-            seen = self._look((0, self.vit.depth - 1))
+            seen = self._look((0, self.anatomy.depth - 1))
             embedded = parts.embed(self.images)
             same = same_tokens(embedded, seen.z[0]) and alike(parts.finish(-1, self.tokens(-1)), seen.outputs)
         if same or not seen.outputs.values.isfinite().all():
@@ -101,9 +151,8 @@ class Pass:
 
     def _look(self, layers: tuple[int, ...]) -> own_modules.Seen:
         """The model's own pass, with the tokens of ``layers`` kept."""
-        assert self.vit is not None
         with torch.no_grad():
-            seen = own_modules.look(self.vit, self.images, layers)
+            seen = own_modules.look(self.anatomy, self.images, layers)
         self._tokens |= seen.z
         self._normed |= seen.t
         self.record(seen.outputs)
@@ -113,8 +162,7 @@ class Pass:
 
     def tokens(self, layer: int = -1) -> Tensor:
         """(B, T, D): the tokens that enter block ``layer`` of a ViT, without gradients."""
-        assert self.vit is not None
-        layer = self.vit.layer(layer)
+        layer = self.anatomy.layer(layer)
         if layer not in self._tokens:
             parts = self.parts  # a first look at the model finds the last block's tokens on its way
             if parts is None:
@@ -130,22 +178,19 @@ class Pass:
 
     def start_from(self, layer: int, tokens: Tensor) -> None:
         """``tokens(layer)`` is known: computed by a model whose blocks up to there have the same weights."""
-        assert self.vit is not None
-        self._tokens.setdefault(self.vit.layer(layer), tokens)
+        self._tokens.setdefault(self.anatomy.layer(layer), tokens)
 
     def keep_all_tokens(self) -> None:
         """``tokens`` of every block by one pass, for a method that asks for each of them."""
-        assert self.vit is not None
         if self.parts is None:
-            self._look(tuple(range(self.vit.depth)))
+            self._look(tuple(range(self.anatomy.depth)))
         else:
-            for layer in range(self.vit.depth):
+            for layer in range(self.anatomy.depth):
                 self.tokens(layer)
 
     def normed(self, layer: int = -1) -> Tensor:
         """(B, T, D): the tokens t that the attention of block ``layer`` reads, norm1 of ``tokens(layer)``."""
-        assert self.vit is not None
-        layer = self.vit.layer(layer)
+        layer = self.anatomy.layer(layer)
         z = self.tokens(layer)
         if layer not in self._normed:
             assert self.parts is not None
@@ -156,48 +201,43 @@ class Pass:
     def finish(self, layer: int, z: Tensor, t: Tensor | None = None, probe: AttentionProbe | None = None) -> Outputs:
         """Outputs, differentiable, from the tokens z (B, ..., T, D) that enter block ``layer``, with ``t`` in place of
         norm1(z) there; the middle axes are copies of an image. ``probe`` sees the attention matrices."""
-        assert self.vit is not None
-        layer = self.vit.layer(layer)
+        layer = self.anatomy.layer(layer)
         if probe is None and self.parts is not None:
             return self.parts.finish(layer, z, t)
-        return own_modules.finish(self.vit, self.images, layer, z, t, skip=self.skips, probe=probe)
+        return own_modules.finish(self.anatomy, self.images, layer, z, t, skip=self.skips, probe=probe)
 
     def read_block(self, layer: int, z: Tensor, t: Tensor, probe: AttentionProbe) -> Outputs:
         """What the head makes of block ``layer``'s output, by the model's own modules; blocks behind pass it on."""
-        assert self.vit is not None
         if not self.skips:
             raise ModelError(NO_OTHER_BLOCK)
-        return own_modules.finish(self.vit, self.images, layer, z, t, alone=True, probe=probe)
+        return own_modules.finish(self.anatomy, self.images, layer, z, t, alone=True, probe=probe)
 
     @property
     def skips(self) -> bool:
         """Whether blocks before the one that is asked for can pass their input on: tried once, on the last block."""
-        assert self.vit is not None
         if self.facts.skips is None:
             z = self.tokens(-1)
             if self.facts.skips is None:
                 with torch.no_grad():
-                    finished = own_modules.finish(self.vit, self.images, self.vit.depth - 1, z)
+                    finished = own_modules.finish(self.anatomy, self.images, self.anatomy.depth - 1, z)
                 self.facts.skips = alike(finished, self.outputs)
         return self.facts.skips
 
     @property
     def read(self) -> Tensor:
         """(T,) of bool: the tokens behind the last block from which the head computes the outputs."""
-        assert self.vit is not None
         if self.facts.read is None:
             if self.parts is not None:
-                self.facts.read = self.parts.tokens_read(self.vit.tokens(self.images), self.images.device)
+                self.facts.read = self.parts.tokens_read(self.anatomy.tokens(self.images), self.images.device)
             else:
                 skip_to = self.tokens(-1)[:1] if self.skips else None
-                self.facts.read = own_modules.tokens_read(self.vit, self.images[:1], skip_to=skip_to)
+                self.facts.read = own_modules.tokens_read(self.anatomy, self.images[:1], skip_to=skip_to)
         return self.facts.read
 
     @property
     def reads(self) -> str:
         """The same in a word: "cls", "distilled" (CLS and distillation token), "patches", "all" or "some tokens"."""
-        assert self.vit is not None
-        read, prefix = self.read.tolist(), self.vit.prefix
+        read, prefix = self.read.tolist(), self.anatomy.prefix
         first = read[:prefix]
         if not any(read[prefix:]):
             return "cls" if sum(first) == 1 and first[0] else "distilled" if sum(first) == 2 else "some tokens"
@@ -301,9 +341,7 @@ class Pass:
                 kept[layer] = torch.cat([known[layer] for known in theirs])
         known = [part._outputs for part in parts if part._outputs is not None]
         if len(known) == len(parts):
-            features = [outputs.features for outputs in known if outputs.features is not None]
-            values = torch.cat([outputs.values for outputs in known])
-            self.record(Outputs(values, torch.cat(features) if len(features) == len(parts) else None))
+            self.record(Outputs.join(known))
 
 
 @dataclass
@@ -336,6 +374,11 @@ class Context:
     def vit(self) -> Anatomy | None:
         """Where the model's parts lie if it is a ViT, or None."""
         return self.run.vit
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """The same, for a method that needs a ViT."""
+        return self.run.anatomy
 
     @cached_property
     def targets(self) -> TargetSet:

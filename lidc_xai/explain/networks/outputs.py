@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from lidc_xai.errors import UsageError
@@ -20,6 +21,13 @@ class Outputs(NamedTuple):
     def map(self, function: Callable[[Tensor], Tensor]) -> Outputs:
         """The same change to both."""
         return Outputs(function(self.values), None if self.features is None else function(self.features))
+
+    @staticmethod
+    def join(parts: Sequence[Outputs], dim: int = 0) -> Outputs:
+        """Several as one, with features where all of them have some."""
+        features = [part.features for part in parts if part.features is not None]
+        values = torch.cat([part.values for part in parts], dim)
+        return Outputs(values, torch.cat(features, dim) if len(features) == len(parts) else None)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ end), a timm model (``pretrained_cfg``) or a torchvision one (ImageNet's mean an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -35,17 +37,22 @@ def start_image(context: Context, baseline: Tensor | str | None) -> Tensor:
 
 def black_pixel(model: nn.Module) -> tuple[float, ...] | None:
     """A black pixel (C) in the model's normalised input space, or None where the model does not say."""
+    known = normalisation(model)
+    return None if known is None else tuple(-mean / std for mean, std in zip(*known, strict=True))
+
+
+def normalisation(model: nn.Module) -> tuple[Sequence[float], Sequence[float]] | None:
+    """(mean, std) per channel of pixels in [0, 1], as the model's input was normalised, or None: it does not say."""
     model = unwrapped(model)
-    preprocess = getattr(model, "preprocess", None)
-    if preprocess is not None and hasattr(preprocess, "window"):
-        return ((preprocess.window[0] - preprocess.mean) / preprocess.std,)
-    config = getattr(model, "pretrained_cfg", None) or {}
-    mean, std = config.get("mean"), config.get("std")
-    if mean is None and type(model).__module__.startswith("torchvision."):
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
-    if mean is None or std is None:
-        return None
-    return tuple(-m / s for m, s in zip(mean, std, strict=True))
+    window = getattr(model, "preprocess", None)
+    if window is not None and hasattr(window, "window"):
+        low, high = window.window
+        return [(window.mean - low) / (high - low)], [window.std / (high - low)]
+    for name in ("pretrained_cfg", "default_cfg"):
+        config = getattr(model, name, None) or {}
+        if config.get("mean") and config.get("std"):
+            return config["mean"], config["std"]
+    return (IMAGENET_MEAN, IMAGENET_STD) if type(model).__module__.startswith("torchvision.") else None
 
 
 def _given(baseline: Tensor, images: Tensor) -> Tensor:

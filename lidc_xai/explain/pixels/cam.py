@@ -7,7 +7,14 @@ linear_approximation  Σ_k g_k ⊙ A_k
 
 Signed sums by default, in which a class's evidence and what speaks against it are both seen; ``relu=True`` is the
 papers' usual form (for GradCAM++ it decides over ReLU(g) or g as well). On a ViT the layer is ``norm1`` of a block,
-its patch tokens seen as (D, gh, gw).
+its patch tokens seen as (D, gh, gw). Of the last block there is a closed form (symbols as in ``last_block``):
+with g_i = ∂f/∂t_i = Σ_h A_i (ω + κ γ_i) at patch i, sums over the N patches:
+
+    gradcam               S_i = Σ_k t_ik w_k,   w = (1/N) Σ_i g_i
+    xgradcam              S_i = Σ_k t_ik w_k,   w_k = Σ_i g_ik t_ik / (Σ_i |t_ik| + 1e-7)
+    linear_approximation  S_i = Σ_k t_ik g_ik,  which is CDAM
+
+Only sums over patches of A, A γ, A t and A γ t enter: the gradients themselves, (C, N, D), are never formed.
 """
 
 from __future__ import annotations
@@ -15,12 +22,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lidc_xai.explain.networks.context import Context, Result
 from lidc_xai.explain.pixels.cnn import find_layer
 from lidc_xai.explain.pixels.feature_layer import Features, norm1_name, read_layer, read_tokens, refuse_silence
-from lidc_xai.explain.pixels.vit_cam import norm1_cam
 
 Formula = Callable[[Tensor, Tensor], Tensor]
 """Activations (B, K, h, w) and gradients (..., B, K, h, w) → map (..., B, h, w)."""
@@ -81,7 +88,7 @@ def _weighted(weights: Tensor, a: Tensor) -> Tensor:
 def _cam(context: Context, layer: Any, relu: bool, name: str, formula: Formula, *, rectified: bool = False) -> Result:
     block = _block(context, layer)
     if context.use_exact(_no_closed_form(context, block)):
-        maps, engine, where = norm1_cam(context, name), "exact", norm1_name(context, -1)
+        maps, engine, where = _closed_form(context, name), "exact", norm1_name(context, -1)
     else:
         features = _features(context, layer, block, rectified)
         refuse_silence(features)
@@ -114,3 +121,29 @@ def _features(context: Context, layer: Any, block: int | None, rectified: bool) 
         return read_tokens(context, block)
     name, module = find_layer(context.run, layer, rectified=rectified)
     return read_layer(context, name, module, record=True)
+
+
+def _closed_form(context: Context, kind: str) -> Tensor:
+    """(B, T, gh, gw) of "gradcam", "xgradcam" or "linear_approximation" at norm1 of the last block, signed."""
+    vit = context.anatomy
+    block, row = context.run.last, context.run.last.row
+    t = row.t
+    u = block.pull(context.targets)
+    with torch.no_grad():
+        gamma = block.value_scores(t, u) + block.bias_score(row, u)
+        attention = row.attention.unsqueeze(1)
+        patches = t[:, block.prefix :]
+        a, weighted = block.patches(attention), block.patches(attention * gamma)
+        if kind == "linear_approximation":
+            value = block.patches(attention * (gamma - block.bias_score(row, u)))
+            key = weighted * block.patches(row.logits).unsqueeze(1)
+            return vit.to_grid((value + key).sum(2), context.images)
+        omega = torch.einsum("hed,bche->bchd", block.w_v, u)
+        if kind == "gradcam":
+            total = a.sum(-1, keepdim=True) * omega + weighted.sum(-1, keepdim=True) * row.key.unsqueeze(1)
+            w = total.sum(2) / patches.shape[1]
+        else:
+            shared = (a.squeeze(1) @ patches).unsqueeze(1)
+            by_patch = torch.einsum("bchn,bnd->bchd", weighted, patches)
+            w = (shared * omega + by_patch * row.key.unsqueeze(1)).sum(2) / (patches.abs().sum(1).unsqueeze(1) + 1e-7)
+        return vit.to_grid(w @ patches.transpose(1, 2), context.images)

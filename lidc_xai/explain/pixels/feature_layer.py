@@ -74,8 +74,7 @@ def read_layer(
 
 def read_tokens(context: Context, layer: int) -> Features:
     """The same for the normalised patch tokens of a ViT's block, by automatic differentiation from there on."""
-    vit = context.vit
-    assert vit is not None
+    vit = context.anatomy
     z = context.run.tokens(layer)
     t = context.run.normed(layer).requires_grad_()
     outputs = context.network(lambda: context.run.finish(layer, z, t))
@@ -88,8 +87,7 @@ def read_tokens(context: Context, layer: int) -> Features:
 
 def norm1_name(context: Context, layer: int) -> str:
     """What the normalised tokens of a ViT's block are called in results and messages."""
-    assert context.vit is not None
-    return f"norm1 of block {context.vit.layer(layer)}"
+    return f"norm1 of block {context.anatomy.layer(layer)}"
 
 
 def _gradients(scores: Tensor, inputs: Tensor, name: str) -> Tensor:

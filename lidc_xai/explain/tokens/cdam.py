@@ -24,7 +24,6 @@ from torch import Tensor
 
 from lidc_xai.errors import UsageError
 from lidc_xai.explain.checks import check_gradient
-from lidc_xai.explain.networks.anatomy import Anatomy
 from lidc_xai.explain.networks.context import Context, Result, gradients
 from lidc_xai.explain.networks.outputs import Outputs
 from lidc_xai.explain.quadrature import quadrature
@@ -46,7 +45,7 @@ def cdam(
 
     extras: ``per_head`` (B, T, H, gh, gw), if asked for; its sum over H is the relevance.
     """
-    vit = _vit(context)
+    vit = context.anatomy
     wanted = _parts(parts)
     if context.use_exact(_no_closed_form(context, layer, tokens)):
         by_path, engine = _exact_paths(context), "exact"
@@ -118,7 +117,7 @@ def smooth_cdam(
     """
     if alteration == "mask" and not 0 < sigma < 1:
         raise UsageError(f"sigma is the share of tokens that alteration='mask' removes, between 0 and 1, not {sigma}")
-    vit = _vit(context)
+    vit = context.anatomy
     exact = context.use_exact(_no_closed_form(context, layer, tokens))
     x, f = (context.run.last.t, None) if exact else _function(context, layer, tokens)
     noise_scale = sigma * x.flatten(1).std(1) if relative else x.new_full((len(x),), sigma)
@@ -169,7 +168,7 @@ def integrated_cdam(
     extras, each (B, T): ``residual`` = Σ over all tokens − (f(t) − f(0)), what the quadrature misses, and
     ``residual_patches``, the same with the patches' sum alone (what the prefix tokens hold is missing there as well).
     """
-    vit = _vit(context)
+    vit = context.anatomy
     nodes, weights = quadrature(rule, steps)
     exact = context.use_exact(_no_closed_form(context, layer, tokens))
     compute = _integrate_exact if exact else _integrate_autograd
@@ -237,11 +236,6 @@ def _integrate_autograd(
     return total, context.values - zero
 
 
-def _vit(context: Context) -> Anatomy:
-    assert context.vit is not None
-    return context.vit
-
-
 def _parts(parts: Any) -> tuple[str, ...] | None:
     if parts is None:
         return None
@@ -252,7 +246,7 @@ def _parts(parts: Any) -> tuple[str, ...] | None:
 
 
 def _no_closed_form(context: Context, layer: int, tokens: str) -> str | None:
-    vit = _vit(context)
+    vit = context.anatomy
     if vit.layer(layer) != vit.depth - 1:
         return "it holds in the last block only"
     if tokens != "norm1":

@@ -19,8 +19,7 @@ from lidc_xai.explain.networks.context import Context, Result, gradients
 
 def legrad(context: Context) -> Result:
     """(B, T, gh, gw), never negative. Any target: a contrast or a concept is read from every block in the same way."""
-    vit = context.vit
-    assert vit is not None
+    vit = context.anatomy
     total: Tensor | None = None
     context.run.keep_all_tokens()
     block = _block if context.run.parts is not None else _own_block
@@ -52,8 +51,7 @@ def _block(context: Context, number: int) -> Tensor:
 
 def _own_block(context: Context, number: int) -> Tensor:
     """The same through the model's own modules: the blocks behind this one pass its output on to the head."""
-    vit, run = context.vit, context.run
-    assert vit is not None
+    vit, run = context.anatomy, context.run
     z, t = run.tokens(number), run.normed(number)
     probe = AttentionProbe(len(z), z.shape[1], differentiable=True)
     outputs = run.read_block(number, z, t, probe)

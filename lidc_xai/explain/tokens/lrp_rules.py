@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lidc_xai.errors import ModelError
 from lidc_xai.explain.networks.wrappers import is_class
+from lidc_xai.explain.targets import TargetSet
 from lidc_xai.models.heads import BottleneckHead
 
 
@@ -122,15 +123,16 @@ def _has_rule(layer: nn.Module) -> bool:
     return type(layer).__module__ in ("torch.nn.modules.activation", "timm.layers.activations")
 
 
-def start_relevance(scores: Tensor, outputs: Tensor) -> Tensor:
-    """R at the outputs, (C, B, outputs): the target's gradient there, which for a logit is 1 at the asked output."""
-    return torch.stack(
-        [torch.autograd.grad(scores[:, t].sum(), outputs, retain_graph=True)[0] for t in range(scores.shape[1])]
-    )
+def start_at_outputs(targets: TargetSet, outputs: Tensor) -> Tensor:
+    """R at the outputs, (C, B, outputs): the targets' gradients there, which for a logit is 1 at the asked output.
 
-
-def check_lrp_targets(kinds: set[str]) -> None:
-    """``ModelError`` for targets whose relevance cannot start at the outputs."""
-    refused = kinds & {"Probability", "LogProbability", "ConceptSimilarity"}
+    ``ModelError`` for targets whose relevance cannot start at the outputs.
+    """
+    refused = {type(one).__name__ for one in targets.targets} & {"Probability", "LogProbability", "ConceptSimilarity"}
     if refused:
         raise ModelError(f"LRP starts at a logit or a contrast of logits, not at {', '.join(sorted(refused))}")
+    with torch.enable_grad():
+        values = outputs.detach().requires_grad_()
+        scores = targets.scores(values)
+        starts = [torch.autograd.grad(one.sum(), values, retain_graph=True)[0] for one in scores.unbind(1)]
+    return torch.stack(starts)

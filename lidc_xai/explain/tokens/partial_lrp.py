@@ -10,17 +10,14 @@ carries any. At the attention, R_A = ½ A ⊙ (S Vᵀ) with S = R_o / o, and
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from lidc_xai.explain.networks.context import Context, Result
-from lidc_xai.explain.targets import TargetSet
 from lidc_xai.explain.tokens.lrp_rules import (
     LinearRule,
-    check_lrp_targets,
     head_rule,
     product_rule,
     run_chain,
-    start_relevance,
+    start_at_outputs,
     sum_rule,
 )
 
@@ -28,8 +25,7 @@ from lidc_xai.explain.tokens.lrp_rules import (
 def partial_lrp(context: Context, *, rule: str = "joint", stabiliser: float = 0.1) -> Result:
     """extras, each (B, T): ``start``, R at the outputs, and ``conserved``, what arrives at the last block's attention
     matrix, values and residual together. With ``rule="joint"`` they are equal; with "separate" they are not."""
-    vit, parts = context.vit, context.run.parts
-    assert vit is not None
+    vit, parts = context.anatomy, context.run.parts
     assert parts is not None
     joint = rule == "joint"
     block, attention = parts.blocks[-1], parts.blocks[-1].softmax
@@ -56,11 +52,3 @@ def partial_lrp(context: Context, *, rule: str = "joint", stabiliser: float = 0.
     relevance = r_a.clamp(min=0).mean(2).squeeze(-2).movedim(0, 1)
     extras = {"start": start.sum(-1).T, "conserved": arrived.T}
     return Result(vit.to_grid(relevance, context.images), "exact", extras)
-
-
-def start_at_outputs(targets: TargetSet, outputs: Tensor) -> Tensor:
-    """R at the outputs, (C, B, outputs); ``ModelError`` for a target that LRP cannot start from."""
-    check_lrp_targets({type(target).__name__ for target in targets.targets})
-    with torch.enable_grad():
-        values = outputs.detach().requires_grad_()
-        return start_relevance(targets.scores(values), values)

@@ -27,8 +27,7 @@ def reciprocam(
     context: Context, *, kernel: str = "gaussian", cls: bool = True, layer: int = -1, tokens: str = "norm1"
 ) -> Result:
     """Scores of the model with all patches but one neighbourhood masked, raw."""
-    vit = context.vit
-    assert vit is not None
+    vit = context.anatomy
     index = vit.layer(layer)
     no_closed_form = context.run.no_closed_form if index == vit.depth - 1 else "it holds in the last block only"
     if tokens == "block_input":

@@ -47,8 +47,7 @@ def attention_pass(
 
 def _own_pass(context: Context, differentiable: bool, keep: Callable[[Tensor], Tensor]) -> tuple[list[Tensor], Outputs]:
     """The same from the model's own modules, every row of every matrix."""
-    vit = context.vit
-    assert vit is not None
+    vit = context.anatomy
     probe = AttentionProbe(len(context.images), vit.tokens(context.images), differentiable=differentiable)
     with torch.set_grad_enabled(differentiable):
         outputs = look(vit, context.images, (), probe).outputs
@@ -59,8 +58,7 @@ def _own_pass(context: Context, differentiable: bool, keep: Callable[[Tensor], T
 
 def block_matrix(context: Context, layer: int) -> Tensor:
     """A (B, H, T, T) of one block, from the model's own modules, without gradients."""
-    vit, run = context.vit, context.run
-    assert vit is not None
+    vit, run = context.anatomy, context.run
     layer = vit.layer(layer)
     probe = AttentionProbe(len(context.images), vit.tokens(context.images))
     with torch.no_grad():
@@ -70,8 +68,7 @@ def block_matrix(context: Context, layer: int) -> Tensor:
 
 def why_no_matrix(run: Pass, layer: int) -> str | None:
     """Why block ``layer``'s attention matrix cannot be read, or None where it can: tried once, on one image."""
-    vit, parts = run.vit, run.parts
-    assert vit is not None
+    vit, parts = run.anatomy, run.parts
     if parts is not None:
         attention = parts.blocks[layer].attention
         return attention if isinstance(attention, str) else None

@@ -23,8 +23,7 @@ from lidc_xai.explain.tokens.recorded import why_no_matrix
 
 def token_ablation(context: Context, *, at: str = "input") -> Result:
     """The score that each patch token holds up."""
-    vit, parts = context.vit, context.run.parts
-    assert vit is not None
+    vit, parts = context.anatomy, context.run.parts
     if at == "last" and context.run.reads != "cls":
         reads = context.run.reads
         raise ModelError(f"token_ablation at='last' works on the CLS row; this head reads {reads}: use at='input'")
@@ -56,8 +55,7 @@ def _shortened(context: Context, vit: Anatomy) -> Tensor:
 
 def why_no_ablation(run: Pass) -> str | None:
     """Why the model cannot do without a token, or None where it can."""
-    vit = run.vit
-    assert vit is not None
+    vit = run.anatomy
     if run.parts is not None:
         return None
     if run.reads == "cls":

@@ -15,15 +15,22 @@ from torch import Tensor
 
 from lidc_xai.explain.networks.context import Context, Result
 from lidc_xai.explain.networks.parts import Block, Parts
-from lidc_xai.explain.tokens.lrp_rules import Chain, LinearRule, head_rule, product_rule, quotient, run_chain, sum_rule
-from lidc_xai.explain.tokens.partial_lrp import start_at_outputs
+from lidc_xai.explain.tokens.lrp_rules import (
+    Chain,
+    LinearRule,
+    head_rule,
+    product_rule,
+    quotient,
+    run_chain,
+    start_at_outputs,
+    sum_rule,
+)
 from lidc_xai.explain.tokens.recorded import attention_gradients, attention_pass, first_row, row_times
 
 
 def transformer_attribution(context: Context, *, start_layer: int = 0, stabiliser: float = 0.1) -> Result:
     """The rollout product is not normalised by rows. Target after target: only one has its matrices in memory."""
-    vit, parts = context.vit, context.run.parts
-    assert vit is not None
+    vit, parts = context.anatomy, context.run.parts
     assert parts is not None
     start = vit.layer(start_layer)
     matrices, outputs = attention_pass(context, differentiable=True, all_rows=True)

@@ -65,8 +65,8 @@ def cohort_report(
     predictions: ``predictions.csv`` of a cross-validation, or the table of ``predict``. metrics: as
     ``evaluate_predictions`` returns them. exclusions: ``cohort_exclusions(name)``, for the flow from the database on.
     benchmark: folder of a finished benchmark, whose tables are linked. pdf: of the cohort's page; nodule_pdf: of every
-    nodule too. ``parts``: the other fields of ``ReportParts`` (maps, model_info, …). All is optional; what is missing is
-    said on the page.
+    nodule too. ``parts``: the other fields of ``ReportParts`` (maps, model_info, …). All is optional; what is missing
+    is said on the page.
 
     >>> cohort_report(store, folder / "cohort", pdf=False).index.suffix
     '.html'

@@ -12,14 +12,7 @@ import numpy as np
 import pandas as pd
 
 from lidc_xai.imaging.planes import padding_read
-from lidc_xai.nodules.associations import RECORD as ASSOCIATIONS_RECORD
-from lidc_xai.nodules.known import known_patients
-from lidc_xai.nodules.mean_maps import RECORD as NOISE_RECORD
-from lidc_xai.nodules.no_nodule import RECORD as NO_NODULE_RECORD
-from lidc_xai.nodules.own_size import RECORD as OWN_SIZE_RECORD
-from lidc_xai.nodules.own_size import recorded_own_size
-from lidc_xai.nodules.strength import RECORD
-from lidc_xai.nodules.unseen import RECORD as UNSEEN_RECORD
+from lidc_xai.nodules import record
 from lidc_xai.ratings import BIOMARKERS, CALCIFICATION_ABSENT, INDETERMINATE, OUTPUTS, RESEARCH_USE_ONLY, SCALES, Scale
 from lidc_xai.reporting.nodule.fact_types import (
     Independence,
@@ -71,7 +64,9 @@ CALCIFICATION_NOTE = (
     "The map explains the mean of the readers’ codes, which ends at 6 = absent: orange argues against calcium, "
     "blue for it."
 )
-_SHOWN_ELSEWHERE = (RECORD, NOISE_RECORD, NO_NODULE_RECORD, ASSOCIATIONS_RECORD, UNSEEN_RECORD, OWN_SIZE_RECORD)
+_SHOWN_ELSEWHERE = (
+    record.ANCHORS, record.NOISE, record.ASSOCIATIONS, record.UNSEEN, record.OWN_SIZE, record.NO_NODULE,
+)  # fmt: skip
 _KINDS = {"malignancy": "probability", "calcification": "any", "diameter": "length"}
 _LIDC_IDENTIFIERS = (
     "nodule_id", "patient_id", "series_uid", "scan_index", "cluster_index", "annotation_ids", "is_from_initial",
@@ -187,7 +182,7 @@ def independence(
         return {"status": "trained_on", "text": text}
     if fold is not None and out_of_fold is None:
         out_of_fold = True
-    trained = known_patients(model_info)
+    trained = record.known_patients(model_info)
     patient = words(row, "patient_id")
     if out_of_fold is False or (out_of_fold is None and patient in trained):
         text = "The model was trained on this patient. Its figures here say nothing about how well it does on new ones."
@@ -295,7 +290,7 @@ def _prediction(name: str, parts: NoduleParts) -> Prediction | None:
         prediction["set"] = _set_words(words(row, "malignancy_set"))
         prediction["logit"] = number(row, "malignancy_logit")
         prediction["diameter_only"] = number(row, "baseline.diameter_only.malignancy_probability")
-        line, diameter = recorded_own_size(parts.model_info), number(row, "diameter")
+        line, diameter = record.recorded_own_size(parts.model_info), number(row, "diameter")
         if line is not None and diameter is not None:
             prediction["own_diameter_only"] = line.probability(diameter)
     elif name != "calcification":

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lidc_xai.nodules.no_nodule import SURE as CLEAR
-from lidc_xai.nodules.no_nodule import recorded_no_nodule
-from lidc_xai.nodules.unseen import recorded_unseen
+from lidc_xai.nodules.record import SURE as CLEAR
+from lidc_xai.nodules.record import recorded_no_nodule, recorded_unseen
 from lidc_xai.ratings import EVEN_CHANCE, INDETERMINATE
 from lidc_xai.reporting.nodule.flags import WIDE_DISAGREEMENT
 from lidc_xai.reporting.values import percent
