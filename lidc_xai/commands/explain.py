@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from lidc_xai.commands.common import (
@@ -19,9 +17,6 @@ from lidc_xai.commands.common import (
 )
 from lidc_xai.errors import UsageError
 from lidc_xai.run import Run
-
-if TYPE_CHECKING:
-    from lidc_xai.models import NoduleModel
 
 
 class ExplainConfig(ModelConfig):
@@ -48,6 +43,7 @@ def explain(config: ExplainConfig, run: Run) -> None:
     if unknown:
         raise UsageError(f"--format {','.join(unknown)}: choose from npz, nifti, png")
     from lidc_xai.csv_files import write_csv
+    from lidc_xai.explain import list_methods
     from lidc_xai.files import write_json
     from lidc_xai.imaging import CropStore
     from lidc_xai.nodules._predict import predict
@@ -58,7 +54,7 @@ def explain(config: ExplainConfig, run: Run) -> None:
 
     store, models = CropStore(store_path), need_models(config.model, config.weights)
     wanted, device = usable_nodules(store, words(config.nodule), run), pick_device(config.device)
-    methods = list_methods_of(models[0]) if config.method == ["all"] else words(config.method)
+    methods = list_methods(models[0]) if config.method == ["all"] else words(config.method)
     if not methods:
         raise UsageError("--method names no method; see lidc-xai info methods")
     explained = explain_out_of_fold(models, store, out, wanted, methods, device, controls=False, options=config.options)
@@ -79,10 +75,3 @@ def explain(config: ExplainConfig, run: Run) -> None:
     where = ", ".join(str(folder / "maps") for folder in folders)
     print(f"{where}: {len(ids)} nodules × {len(methods)} methods × {len(models[0].output_names)} outputs")
     print(f"{out / 'predictions.csv'}: {what_to_look_at(predictions)}")
-
-
-def list_methods_of(model: NoduleModel) -> list[str]:
-    """All methods that this model can be explained with."""
-    from lidc_xai.explain import list_methods
-
-    return list(list_methods(model))

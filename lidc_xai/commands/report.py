@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import Field
 
@@ -22,7 +22,7 @@ from lidc_xai.commands.common import (
 from lidc_xai.run import Run, versions
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Mapping
 
     import pandas as pd
 
@@ -194,10 +194,6 @@ def _similar(
     return drawn_neighbours(near, reference)
 
 
-def _plain(row: Mapping[Hashable, Any]) -> dict[str, Any]:
-    return {str(key): value for key, value in row.items()}
-
-
 def _turning(
     config: ReportConfig,
     models: list[NoduleModel],
@@ -215,7 +211,7 @@ def _turning(
     from lidc_xai.reporting.edited import drawn_turn
     from lidc_xai.reporting.values import number
 
-    rows = {str(row["nodule_id"]): _plain(row) for row in predictions.to_dict("records")}
+    rows = {str(row["nodule_id"]): cast("dict[str, Any]", row) for row in predictions.to_dict("records")}
     shown = maps[words(config.method)[0]]
     labels = {name: number({"label": store.row(name)["label"]}, "label") for name in ids}
     asked = [name for name in ids if name in rows and wants_turning(rows[name], labels[name])]

@@ -47,7 +47,8 @@ def train(config: TrainConfig, run: Run) -> None:
     from lidc_xai.training import fit
 
     result = fit(CropStore(store_path), out, options=_options(config))
-    run.results = {"best_epoch": result.best_epoch, "validation": _known(result.validation)}
+    known = {name: value for name, value in result.validation.items() if value == value}
+    run.results = {"best_epoch": result.best_epoch, "validation": known}
     print(f"{out / 'model'} (epoch {result.best_epoch}, chosen on the validation patients)")
 
 
@@ -150,10 +151,7 @@ def pretrain_verb(config: PretrainConfig, run: Run) -> None:
     from lidc_xai.imaging import CropStore
     from lidc_xai.training import pretrain
 
-    given: dict[str, Any] = {
-        name: getattr(config, name) for name in ("seed", "device") if name in config.model_fields_set
-    }
-    store = CropStore(store_path)
+    store, given = CropStore(store_path), _given(config)
     ids = None if config.patients_of is None else _taught(store, need_path(config.patients_of, "--set patients_of"))
     print(pretrain(store, out, options=config.pretrain.model_copy(update=given), nodule_ids=ids))
 
@@ -216,17 +214,13 @@ def predict_verb(config: PredictConfig, run: Run) -> None:
 
 
 def _options(config: TrainConfig) -> FitOptions:
-    """The training options; --seed and --device count where they were given."""
-    given: dict[str, Any] = {
-        name: getattr(config, name) for name in ("seed", "device") if name in config.model_fields_set
-    }
-    if config.epochs is not None:
-        given["epochs"] = config.epochs
-    return config.fit.model_copy(update=given)
+    epochs = {} if config.epochs is None else {"epochs": config.epochs}
+    return config.fit.model_copy(update=_given(config) | epochs)
 
 
-def _known(figures: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in figures.items() if value == value}
+def _given(config: Config) -> dict[str, Any]:
+    """--seed and --device, where they were given."""
+    return {name: getattr(config, name) for name in ("seed", "device") if name in config.model_fields_set}
 
 
 def _show(metrics: dict[str, Any]) -> None:

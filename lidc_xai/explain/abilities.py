@@ -144,7 +144,8 @@ def _why_not(method: Method, run: Pass) -> str | None:
     if method.needs in ("cnn", "layer"):
         return _layer(method, run)
     if method.needs == "fullgrad":
-        return None if vit is not None else _no_convolution(run)
+        known = vit is not None or any(isinstance(module, nn.Conv2d) for module in run.model.modules())
+        return None if known else f"{type(run.model).__name__} has no convolution"
     if method.needs == "embedding":
         return tokens_before_positions(run.model)
     if vit is None:
@@ -176,12 +177,6 @@ def _layer(method: Method, run: Pass) -> str | None:
         return None
     find_map_layer(run, convolution=method.needs == "cnn")
     return None
-
-
-def _no_convolution(run: Pass) -> str | None:
-    if any(isinstance(module, nn.Conv2d) for module in run.model.modules()):
-        return None
-    return f"{type(run.model).__name__} has no convolution"
 
 
 def _reads_cls(run: Pass, also: tuple[str, ...] = ()) -> str | None:

@@ -212,17 +212,11 @@ def _join(
         image_size=size,
         covered=shared.vit.covered(images) if on_tokens and shared.vit is not None else size,
         options=options,
-        extras=_join_extras([result.extras for result in results]),
+        extras={  # tensors are per image and are joined along it; anything else is the same for all
+            name: torch.cat([one.extras[name].detach() for one in results]) if isinstance(value, Tensor) else value
+            for name, value in results[0].extras.items()
+        },
     )
-
-
-def _join_extras(extras: list[dict[str, Any]]) -> dict[str, Any]:
-    """Tensors are per image and are joined along it; anything else is the same for all."""
-    first = extras[0]
-    return {
-        name: torch.cat([extra[name].detach() for extra in extras]) if isinstance(value, Tensor) else value
-        for name, value in first.items()
-    }
 
 
 def _option_of(value: Any, rows: slice, batch: int) -> Any:

@@ -218,7 +218,10 @@ def _planes(
 ) -> Iterator[tuple[_Facts, Tensor]]:
     """What is known of every crop, and its planes about the middle of all views, (3, slices, h, w)."""
     slices = max(each.planes_read for each in reads)
+    stored = isinstance(source, CropStore | Path | str)
     for crop, patient in crops_of(source, nodule_ids, "reading crops"):
+        if not stored:
+            check_crop(crop)
         for each in reads:
             each.check(crop)
         facts = _Facts(crop.nodule_id, patient, doubt_of(crop, reads), "; ".join(crop.issues))
@@ -239,5 +242,4 @@ def crops_of(
     if nodule_ids is not None:
         raise UsageError("nodule_ids chooses from a store; for crops, give the crops themselves")
     for crop in [source] if isinstance(source, NoduleCrop) else source:
-        check_crop(crop)
         yield crop, patient_of(crop.nodule_id)

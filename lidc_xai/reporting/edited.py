@@ -78,7 +78,7 @@ def _nodule(
     panels: dict[str, dict[str, list[np.ndarray]]] = {}
     for method, by_id in maps.items():
         for output in (edit, "malignancy"):
-            planes = [_axial(by_id[nodule_id], output) if nodule_id in by_id else None for _, nodule_id in shown]
+            planes = [_axial(by_id.get(nodule_id), output) for _, nodule_id in shown]
             if all(plane is not None for plane in planes):
                 panels.setdefault(method, {})[output] = [plane for plane in planes if plane is not None]
     limits = {
@@ -86,25 +86,27 @@ def _nodule(
         for method, by_output in panels.items()
         for output, planes in by_output.items()
     }
+    side = float(store.fingerprint["size_mm"])
     return {
         "nodule_id": original,
         "outputs": _outputs(edit, [rows[nodule_id] for _, nodule_id in shown]),
         "frames": [
             {
                 "dose": dose,
-                "ct": ct_picture(*_picture(store, nodule_id), "lung", _PIXELS),
+                "ct": ct_picture(plane.image, plane.spacing_mm, "lung", _PIXELS),
                 "maps": [
                     {
                         "method": method,
                         "output": output,
                         "limit": limits[method, output],
-                        "uri": map_picture(planes[place], limits[method, output], _extent(store), _PIXELS),
+                        "uri": map_picture(planes[place], limits[method, output], (side, side), _PIXELS),
                     }
                     for method, by_output in panels.items()
                     for output, planes in by_output.items()
                 ],
             }
             for place, (dose, nodule_id) in enumerate(shown)
+            for plane in (crop_plane(store.load(nodule_id), "axial"),)
         ],
     }
 
@@ -123,18 +125,8 @@ def _outputs(edit: str, rows: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return changed
 
 
-def _axial(maps: NoduleMaps, output: str) -> np.ndarray | None:
-    if "axial" not in maps.views or output not in maps.output_names:
+def _axial(maps: NoduleMaps | None, output: str) -> np.ndarray | None:
+    if maps is None or "axial" not in maps.views or output not in maps.output_names:
         return None
     plane: np.ndarray = maps.relevance[maps.views.index("axial"), maps.output_names.index(output)]
     return plane
-
-
-def _picture(store: CropStore, nodule_id: str) -> tuple[np.ndarray, tuple[float, float]]:
-    plane = crop_plane(store.load(nodule_id), "axial")
-    return plane.image, plane.spacing_mm
-
-
-def _extent(store: CropStore) -> tuple[float, float]:
-    size = float(store.fingerprint["size_mm"])
-    return size, size

@@ -81,7 +81,7 @@ class Scans:
         crop = store.load(nodule_id)
         wide = crop_nodule(self.volume(series_uid), crop.centre_mm, size_mm=size_mm, nodule_id=nodule_id)
         if crop.consensus is not None:
-            wide.consensus = carried(crop.consensus, crop.affine, _points(wide.ct.shape, wide.affine))
+            wide.consensus = carried(crop.consensus, crop.affine, grid_points(wide.ct.shape, wide.affine))
         return wide
 
     def masks(self, store: CropStore, nodule_id: str) -> tuple[NDArray[np.bool_], slice, bool]:
@@ -149,6 +149,7 @@ def carried(mask: NDArray, affine: NDArray, points_mm: NDArray) -> NDArray[np.bo
     return map_coordinates(np.asarray(mask, np.uint8), at, order=0, mode="constant", cval=0).astype(bool)
 
 
-def _points(shape: tuple[int, ...], affine: NDArray) -> NDArray[np.float64]:
+def grid_points(shape: tuple[int, ...], affine: NDArray) -> NDArray[np.float64]:
+    """LPS mm (z, y, x, 3) of the voxels of an array of ``shape`` whose ``affine`` is (i, j, k, 1) -> LPS mm."""
     k, j, i = np.meshgrid(*(np.arange(count) for count in shape), indexing="ij")
     return np.stack([i, j, k], axis=-1) @ affine[:3, :3].T + affine[:3, 3]

@@ -23,7 +23,7 @@ from lidc_xai.ratings import RESEARCH_USE_ONLY, SCALES
 from lidc_xai.reporting.map_grid import map_on_grid
 from lidc_xai.reporting.nodule.facts import UNITS
 from lidc_xai.reporting.parts import MapsByMethod, ReportParts
-from lidc_xai.reporting.scans import Scans, box_corners
+from lidc_xai.reporting.scans import Scans, box_corners, grid_points
 from lidc_xai.reporting.values import made_up
 from lidc_xai.skipped import Skipped, write_skipped
 
@@ -42,18 +42,6 @@ class ExportResult:
 
     paths: list[Path] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """Where to write: ``affine`` (i, j, k, 1) -> LPS mm of an array of ``shape`` (z, y, x)."""
-
-    shape: tuple[int, int, int]
-    affine: NDArray[np.float64]
-
-    def points(self) -> NDArray[np.float64]:
-        k, j, i = np.meshgrid(*(np.arange(count) for count in self.shape), indexing="ij")
-        return np.stack([i, j, k], axis=-1) @ self.affine[:3, :3].T + self.affine[:3, 3]
 
 
 def export_nifti(
@@ -108,14 +96,14 @@ def _export_one(
     crop = store.load(nodule_id)
     row = store.row(nodule_id)
     mark = made_up(row)
-    grid, volumes = _Grid(crop.ct.shape, crop.affine), {"ct": crop.ct, **_masks(crop)}
+    affine, volumes = crop.affine, {"ct": crop.ct, **_masks(crop)}
     if scans is not None:
-        grid, volumes = _scanner_grid(store, nodule_id, crop, scans)
-    points = grid.points()
+        affine, volumes = _scanner_grid(store, nodule_id, crop, scans)
+    points = grid_points(volumes["ct"].shape, affine)
     described: dict[str, Any] = {}
     for method, item in maps.items():
         for (end, layer), output in product(item.layers().items(), item.output_names):
-            values, count = map_on_grid(layer, output, crop.ct.shape, crop.affine, points, grid.affine[:3, :3])
+            values, count = map_on_grid(layer, output, crop.ct.shape, crop.affine, points, affine[:3, :3])
             volumes[f"{method}_{output}{end}"] = values
             if not end:
                 described[f"{method}_{output}"] = _description(item, output)
@@ -123,7 +111,7 @@ def _export_one(
     paths = []
     words = (f"{mark}. " if mark else "") + RESEARCH_USE_ONLY
     for name, array in volumes.items():
-        image = to_image(array, grid.affine)
+        image = to_image(array, affine)
         image.SetMetaData("ITK_FileNotes", words[:79])
         for ending in formats:
             path = folder / f"{name}.{ending}"
@@ -141,8 +129,10 @@ def _masks(crop: NoduleCrop) -> dict[str, NDArray]:
     return masks | {f"reader_{number}": mask for number, mask in enumerate(readers, start=1)}
 
 
-def _scanner_grid(store: CropStore, nodule_id: str, crop: NoduleCrop, scans: Scans) -> tuple[_Grid, dict[str, NDArray]]:
-    """The voxels of the scan that touch the crop's box, with CT and masks there."""
+def _scanner_grid(
+    store: CropStore, nodule_id: str, crop: NoduleCrop, scans: Scans
+) -> tuple[NDArray, dict[str, NDArray]]:
+    """The voxels of the scan that touch the crop's box: their affine, and CT and masks there."""
     volume = scans.volume(crop.series_uid)
     axes = volume.affine[:3, :3] / np.linalg.norm(volume.affine[:3, :3], axis=0)
     if np.abs(axes.T @ axes - np.eye(3)).max() > 1e-4:
@@ -165,7 +155,7 @@ def _scanner_grid(store: CropStore, nodule_id: str, crop: NoduleCrop, scans: Sca
             whole[:, first - part[0].start : last - part[0].start] = inside
             volumes["consensus"] = consensus_mask(whole)
             volumes |= {f"reader_{number}": mask for number, mask in enumerate(whole, start=1)}
-    return _Grid(volumes["ct"].shape, affine), volumes
+    return affine, volumes
 
 
 def _description(maps: NoduleMaps, output: str) -> dict[str, Any]:

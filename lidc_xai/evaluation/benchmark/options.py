@@ -50,17 +50,7 @@ class BenchmarkOptions(BaseModel):
 
     methods: tuple[str, ...] = Field(default=(), description="Methods; empty: all that the model can do.")
     metrics: tuple[MetricName, ...] = Field(
-        default=(
-            "fidelity",
-            "box",
-            "discrimination",
-            "saco",
-            "compactness",
-            "adcc",
-            "localisation",
-            "radial",
-            "causes",
-        ),
+        ("fidelity", "box", "discrimination", "saco", "compactness", "adcc", "localisation", "radial", "causes"),
         description="Metrics to measure.",
     )
     outputs: tuple[str, ...] = Field(default=(), description="Outputs of a named model; empty: all.")

@@ -90,7 +90,8 @@ def _moves(x: Any) -> bool:
     return isinstance(x, Tensor) and x.requires_grad
 
 
-def _argument(args: Any, kwargs: Any, place: int, name: str, default: Any = None) -> Any:
+def argument(args: Any, kwargs: Any, place: int, name: str, default: Any = None) -> Any:
+    """An argument of a call that may be given by position or by name."""
     return args[place] if len(args) > place else kwargs.get(name, default)
 
 
@@ -103,14 +104,14 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: tuple[
 
 
 def _layer_norm(rules: Rules, func: Any, args: Any, kwargs: Any) -> Tensor:
-    get = partial(_argument, args, kwargs)
+    get = partial(argument, args, kwargs)
     return layer_norm(
         get(0, "input"), get(2, "weight"), get(3, "bias"), tuple(get(1, "normalized_shape")), get(4, "eps", 1e-5)
     )
 
 
 def _rms_norm(rules: Rules, func: Any, args: Any, kwargs: Any) -> Tensor:
-    get = partial(_argument, args, kwargs)
+    get = partial(argument, args, kwargs)
     x, shape, eps = get(0, "input"), tuple(get(1, "normalized_shape")), get(3, "eps")
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     y = centred_norm(x, tuple(range(-len(shape), 0)), eps, centred=False)
@@ -118,7 +119,7 @@ def _rms_norm(rules: Rules, func: Any, args: Any, kwargs: Any) -> Tensor:
 
 
 def _group_norm(rules: Rules, func: Any, args: Any, kwargs: Any) -> Tensor:
-    get = partial(_argument, args, kwargs)
+    get = partial(argument, args, kwargs)
     x, groups = get(0, "input"), get(1, "num_groups")
     y = centred_norm(x.unflatten(1, (groups, -1)), tuple(range(2, x.ndim + 1)), get(4, "eps", 1e-5))
     return _affine(y.flatten(1, 2), get(2, "weight"), get(3, "bias"), (-1, *[1] * (x.ndim - 2)))
@@ -126,7 +127,7 @@ def _group_norm(rules: Rules, func: Any, args: Any, kwargs: Any) -> Tensor:
 
 def _unit_length(rules: Rules, func: Any, args: Any, kwargs: Any) -> Tensor:
     """F.normalize: x over a length that is a constant."""
-    x = _argument(args, kwargs, 0, "input")
+    x = argument(args, kwargs, 0, "input")
     with torch.no_grad():
         y = func(*args, **kwargs)
     still = x.detach()
@@ -140,7 +141,7 @@ def _constant(rules: Rules, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _power(rules: Rules, func: Any, args: Any, kwargs: Any) -> Any:
     """x ** −½ and √x are denominators of norms; other powers keep their gradient, and are refused if it is used."""
-    exponent = _argument(args, kwargs, 1, "exponent")
+    exponent = argument(args, kwargs, 1, "exponent")
     return _constant(rules, func, args, kwargs) if exponent in (0.5, -0.5) else func(*args, **kwargs)
 
 
@@ -149,7 +150,7 @@ def _power(rules: Rules, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _activation(rules: Rules, func: Any, args: Any, kwargs: Any) -> Tensor:
     """φ(x) = x·g. A function that changes its input in place gets a copy: the gradient needs the input."""
-    x = _argument(args, kwargs, 0, "input")
+    x = argument(args, kwargs, 0, "input")
     rest = {key: value for key, value in kwargs.items() if key != "input"}
     in_place = func.__name__.endswith("_") or rest.get("inplace", False) or any(arg is True for arg in args[1:])
 
@@ -163,7 +164,7 @@ def _activation(rules: Rules, func: Any, args: Any, kwargs: Any) -> Tensor:
 
 def _own_gradient(rules: Rules, func: Any, args: Any, kwargs: Any) -> Tensor:
     """Sigmoids: the gradient stays, and a product with the result knows it for a gate."""
-    x = _argument(args, kwargs, 0, "input")
+    x = argument(args, kwargs, 0, "input")
     y = func(x.clone(), *args[1:], **{key: value for key, value in kwargs.items() if key != "input"})
     y._gate = getattr(x, "_multiple_of", x)
     return y
@@ -221,8 +222,8 @@ def _softmax(rules: Rules, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _attention(rules: Rules, func: Any, args: Any, kwargs: Any) -> Tensor:
-    q, k, v = (_argument(args, kwargs, place, name) for place, name in enumerate(("query", "key", "value")))
-    mask = _argument(args, kwargs, 3, "attn_mask")
+    q, k, v = (argument(args, kwargs, place, name) for place, name in enumerate(("query", "key", "value")))
+    mask = argument(args, kwargs, 3, "attn_mask")
     rest = {key: value for key, value in kwargs.items() if key not in ("query", "key", "value", "attn_mask")}
     rest |= dict(zip(("dropout_p", "is_causal"), args[4:], strict=False))
     if rules.detach:
@@ -260,14 +261,14 @@ def _multi_head(rules: Rules, func: Any, args: Any, kwargs: Any) -> tuple[Tensor
 def _linear(rules: Rules, func: Any, args: Any, kwargs: Any) -> Tensor:
     if not rules.gamma_linear:
         return func(*args, **kwargs)
-    x, weight, bias = (_argument(args, kwargs, place, name) for place, name in enumerate(("input", "weight", "bias")))
+    x, weight, bias = (argument(args, kwargs, place, name) for place, name in enumerate(("input", "weight", "bias")))
     return gamma_linear(x, weight, bias, rules.gamma_linear)
 
 
 def _conv2d(rules: Rules, func: Any, args: Any, kwargs: Any) -> Tensor:
     if not rules.gamma_conv:
         return func(*args, **kwargs)
-    get = partial(_argument, args, kwargs)
+    get = partial(argument, args, kwargs)
     x, weight, padding, dilation = get(0, "input"), get(1, "weight"), get(4, "padding", 0), get(5, "dilation", 1)
     if padding == "same":
         dilation = (dilation, dilation) if isinstance(dilation, int) else dilation

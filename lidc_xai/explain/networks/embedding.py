@@ -57,7 +57,8 @@ def token_sums(products: Tensor, module: nn.Module, size: tuple[int, int]) -> Te
     ``products`` (T, B, …) of an image of ``size``; which axis holds the channels, the embedding's last weights say.
     """
     if products.ndim == 5:
-        width = _width(module)
+        # D: rows of the embedding's last weight matrix or kernel
+        width = next((p.shape[0] for p in reversed([*module.parameters()]) if p.ndim in (2, 4)), None)
         channels_last = products.shape[-1] == width and products.shape[2] != width
         return products.sum(-1 if channels_last else 2)
     tokens = products.sum(-1)
@@ -66,12 +67,6 @@ def token_sums(products: Tensor, module: nn.Module, size: tuple[int, int]) -> Te
     if rows == 0 or count % rows:
         raise ModelError(f"the patch embedding gives {count} tokens, which is no grid for {size[0]} × {size[1]} pixels")
     return tokens.unflatten(-1, (rows, count // rows))
-
-
-def _width(module: nn.Module) -> int | None:
-    """D: rows of the embedding's last weight matrix or kernel."""
-    widths = [parameter.shape[0] for parameter in module.parameters() if parameter.ndim in (2, 4)]
-    return widths[-1] if widths else None
 
 
 def tokens_before_positions(model: nn.Module) -> str | None:

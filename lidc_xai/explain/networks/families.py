@@ -93,7 +93,8 @@ def find_anatomy(model: nn.Module) -> Anatomy | str:
     if family is not None:
         return _anatomy(outer, outer, family)
     bodies = [(body, kin) for body in outer.modules() if (kin := family_of(type(body))) is not None]
-    bodies = [(body, kin) for body, kin in bodies if not _inside_another(body, [other for other, _ in bodies])]
+    inner = {part for body, _ in bodies for part in body.modules() if part is not body}
+    bodies = [(body, kin) for body, kin in bodies if body not in inner]
     name = type(outer).__name__
     if len(bodies) > 1:
         kinds = ", ".join(sorted({type(body).__name__ for body, _ in bodies}))
@@ -119,10 +120,6 @@ def family_of(kind: type) -> Family | None:
 
 
 _BY_NAME = {family.name: [other for other in FAMILIES if other.name == family.name] for family in FAMILIES}
-
-
-def _inside_another(body: nn.Module, others: list[nn.Module]) -> bool:
-    return any(other is not body and body in set(other.modules()) for other in others)
 
 
 def _anatomy(outer: nn.Module, body: Any, family: Family) -> Anatomy | str:

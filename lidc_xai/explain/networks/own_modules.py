@@ -85,7 +85,7 @@ def finish(
             stack.enter_context(_passing_on(block))
         stack.enter_context(_entering(anatomy.blocks[layer], z, entered))
         if t is not None:
-            stack.enter_context(hooked(anatomy.norms[layer], _replace_by(t.flatten(0, -3))))
+            stack.enter_context(hooked(anatomy.norms[layer], lambda *seen: t.flatten(0, -3).reshape(seen[-1].shape)))
         if probe is not None:
             for number in range(layer, anatomy.depth):
                 stack.enter_context(_announced(probe, anatomy, number))
@@ -141,7 +141,7 @@ class _Cut:
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> Any:
         self.tokens = _tensor(output).detach().requires_grad_()
-        return _with_tensor(output, self.tokens)
+        return (self.tokens, *output[1:]) if isinstance(output, tuple) else self.tokens
 
     def _enter(self, module: nn.Module, inputs: Any) -> Any:
         fits = self.began and self.tokens is None and bool(inputs) and isinstance(inputs[0], Tensor)
@@ -165,10 +165,6 @@ def _keep_tokens(seen: Seen, anatomy: Anatomy, layer: int, images: Tensor) -> Ca
         seen.z[layer], seen.t[layer] = z, t
 
     return keep
-
-
-def _replace_by(t: Tensor) -> Callable[..., Tensor]:
-    return lambda module, inputs, output: t.reshape(output.shape)
 
 
 @contextmanager
@@ -227,10 +223,6 @@ def _tensor(value: Any) -> Tensor:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ModelError(f"a block's tokens are a tensor (B, T, D); this model passes on {got}")
     return value
-
-
-def _with_tensor(output: Any, tokens: Tensor) -> Any:
-    return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
 
 
 def _as_tokens(x: Tensor) -> Tensor:

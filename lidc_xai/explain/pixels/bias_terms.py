@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from lidc_xai.errors import ModelError
+from lidc_xai.explain.networks.changed_backward import argument
 
 Arguments = dict[str, Any]
 CHANNELS_FIRST = (F.conv2d, F.batch_norm, F.group_norm)
@@ -130,14 +131,9 @@ def _scaled(term: Tensor) -> Tensor:
     return size / (size.amax((1, 2, 3), keepdim=True) + 1e-6)
 
 
-def _argument(args: tuple[Any, ...], kwargs: Arguments, place: int, name: str) -> Any:
-    return args[place] if len(args) > place else kwargs.get(name)
-
-
 def _batch_norm_bias(args: tuple[Any, ...], kwargs: Arguments) -> Tensor:
     names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-    mean, variance, weight, bias = (_argument(args, kwargs, names.index(name), name) for name in names[1:5])
-    eps = _argument(args, kwargs, 7, "eps")
+    _, mean, variance, weight, bias, _, _, eps = (argument(args, kwargs, k, name) for k, name in enumerate(names))
     if mean is None:
         raise ModelError("fullgrad: a batch norm without running statistics mixes the images of a batch")
     scale = (variance + (1e-5 if eps is None else eps)).rsqrt()
@@ -147,7 +143,7 @@ def _batch_norm_bias(args: tuple[Any, ...], kwargs: Arguments) -> Tensor:
 
 
 def _plain_bias(place: int) -> Callable[[tuple[Any, ...], Arguments], Tensor | None]:
-    return lambda args, kwargs: _argument(args, kwargs, place, "bias")
+    return lambda args, kwargs: argument(args, kwargs, place, "bias")
 
 
 BIASES: dict[Any, Callable[[tuple[Any, ...], Arguments], Tensor | None]] = {

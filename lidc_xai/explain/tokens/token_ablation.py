@@ -28,9 +28,9 @@ def token_ablation(context: Context, *, at: str = "input") -> Result:
         reads = context.run.reads
         raise ModelError(f"token_ablation at='last' works on the CLS row; this head reads {reads}: use at='input'")
     with torch.no_grad():
-        if parts is not None:
-            without = _without_at_input(context, parts) if at == "input" else _without_at_last(context, parts)
-        elif context.run.reads == "cls":
+        if parts is not None and at == "last":
+            without = _without_at_last(context, parts)
+        elif parts is None and context.run.reads == "cls":
             without = _hidden(context, vit, 0 if at == "input" else vit.depth - 1)
         else:
             without = _shortened(context, vit)
@@ -39,18 +39,15 @@ def token_ablation(context: Context, *, at: str = "input") -> Result:
     return Result(vit.to_grid(change.transpose(1, 2), context.images), "exact" if exact else "forward")
 
 
-def _without_at_input(context: Context, parts: Parts) -> Tensor:
-    """(B, N, C) scores without each patch token in turn; ``max_batch`` shortened images at a time."""
-    z = parts.embed(context.images)
-    scores = [context.targets.scores(parts.finish(0, z[:, kept])) for kept in _kept(z, parts.prefix, context.copies)]
-    return torch.cat(scores, dim=1)
-
-
 def _shortened(context: Context, vit: Anatomy) -> Tensor:
-    """The same through the model's own modules."""
+    """(B, N, C) scores without each patch token in turn; ``max_batch`` shortened images at a time."""
     z = context.run.tokens(0)
-    kept = _kept(z, vit.prefix, context.copies)
-    return torch.cat([context.targets.scores(context.run.finish(0, z[:, some])) for some in kept], dim=1)
+    everyone = torch.arange(z.shape[1], device=z.device)
+    scores = []
+    for removed in everyone[vit.prefix :].split(context.copies):
+        kept = torch.stack([everyone[everyone != i] for i in removed])  # (n, T − 1)
+        scores.append(context.targets.scores(context.run.finish(0, z[:, kept])))
+    return torch.cat(scores, dim=1)
 
 
 def why_no_ablation(run: Pass) -> str | None:
@@ -66,12 +63,6 @@ def why_no_ablation(run: Pass) -> str | None:
     except (RuntimeError, ValueError, AssertionError):
         return f"{vit.family} works on a fixed number of tokens, and its head reads {run.reads}, not CLS alone"
     return None
-
-
-def _kept(z: Tensor, prefix: int, at_once: int) -> list[Tensor]:
-    """Indices (n, T − 1) of the tokens that stay, for n removed patches at a time."""
-    everyone = torch.arange(z.shape[1], device=z.device)
-    return [torch.stack([everyone[everyone != i] for i in removed]) for removed in everyone[prefix:].split(at_once)]
 
 
 def _hidden(context: Context, vit: Anatomy, layer: int) -> Tensor:

@@ -16,7 +16,7 @@ from lidc_xai.reporting import glossary
 from lidc_xai.reporting.benchmark.tables import benchmark_curves, benchmark_tables
 from lidc_xai.reporting.benchmark.verdict import verdict
 from lidc_xai.reporting.pages import render
-from lidc_xai.reporting.pdf import check_paper, write_pdf
+from lidc_xai.reporting.pdf import write_pdf
 from lidc_xai.reporting.pictures import map_picture, photograph
 from lidc_xai.reporting.study import ReportResult
 from lidc_xai.reporting.values import plain
@@ -84,11 +84,8 @@ def benchmark_report(
     write_json(paths[1], plain(values))
     if pdf:
         try:
-            paths.append(
-                write_pdf(
-                    render("benchmark.html.j2", **printed, interactive=False), out / "benchmark.pdf", check_paper(paper)
-                )
-            )
+            html = render("benchmark.html.j2", **printed, interactive=False)
+            paths.append(write_pdf(html, out / "benchmark.pdf", paper))
         except DependencyError as error:
             skipped.append(Skipped("", "pdf", str(error)))
     write_skipped(out, skipped)
@@ -119,19 +116,14 @@ def image_sheet(
     """
     if not explanations:
         raise UsageError("image_sheet needs at least one method's explanation")
-    rows = []
+    first, rows = next(iter(explanations.values())), []
     for b, image in enumerate(images):
         height, width = image.shape[:2]
-        targets = _targets(explanations, b)
         panels = []
-        for t, target in enumerate(targets):
+        for t, target in enumerate(first.target_names):
             cells = []
             for method, explanation in explanations.items():
-                maps = np.asarray(
-                    explanation.relevance[b].detach().cpu()
-                    if hasattr(explanation.relevance, "detach")
-                    else explanation.relevance[b]
-                )
+                maps = explanation.relevance[b].detach().cpu().numpy()
                 scores_here = maps[t].astype(np.float64)
                 limit = float(np.abs(scores_here if per_panel else maps).max())
                 cells.append(
@@ -151,11 +143,3 @@ def image_sheet(
     }
     write_text(path, render("sheet.html.j2", **values, interactive=True))
     return path
-
-
-def _targets(explanations: Mapping[str, Explanation], image: int) -> list[str]:
-    first = next(iter(explanations.values()))
-    names = list(first.target_names)
-    if names and isinstance(names[0], (list, tuple)):
-        return [str(name) for name in names[image]]
-    return [str(name) for name in names]

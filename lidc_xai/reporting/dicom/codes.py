@@ -24,7 +24,7 @@ DIAMETER = Code("81827009", "SCT", "Diameter")
 VOLUME = Code("118565006", "SCT", "Volume")
 MILLIMETRE = Code("mm", "UCUM", "millimeter")
 CUBIC_MILLIMETRE = Code("mm3", "UCUM", "cubic millimeter")
-RATIO = Code("1", "UCUM", "no units")
+NO_UNIT = Code("1", "UCUM", "no units")
 SCORE = Code("{score}", "UCUM", "score")
 INTERVAL_90 = Code("PI-90", OURS, "90 % prediction interval")
 
@@ -128,9 +128,6 @@ def relevance(name: str, layer: str = "") -> Code:
     if layer == "_stable":
         return Code(f"REL-ST-{name}"[:16], OURS, f"Sign of the relevance for {name} is stable")
     return Code(f"REL-{name}", OURS, f"Relevance for predicted {name}")
-
-
-NO_UNIT = Code("1", "UCUM", "no units")
 
 
 def relevance_unit(name: str) -> Code:

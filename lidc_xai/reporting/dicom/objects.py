@@ -353,7 +353,7 @@ def _predictions(prediction: Mapping[str, Any], model_name: str) -> list[hd.sr.M
                 upper_measurement_uncertainty=round(max(high - value, 0.0), 4),
                 lower_measurement_uncertainty=round(max(value - low, 0.0), 4),
             )
-        unit = code.MILLIMETRE if name == "diameter" else code.RATIO if column != name else code.SCORE
+        unit = code.MILLIMETRE if name == "diameter" else code.NO_UNIT if column != name else code.SCORE
         measurements.append(
             hd.sr.Measurement(
                 code.predicted(name), round(value, 4), unit, algorithm_id=algorithm, properties=properties
