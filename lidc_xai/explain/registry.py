@@ -87,296 +87,271 @@ CDAM = {"tokens": TOKENS, "layer": VIT_LAYER, "backward": BACKWARD, "engine": EN
 RULE = ("right", "left", "midpoint", "trapezoid", "gauss-legendre")
 
 
+def _method(
+    name: str, family: str, needs: str, module: str, summary: str, *, per_image: bool = True, target: str = "Logit",
+    **options: Option,
+) -> Method:  # fmt: skip
+    return Method(name, family, summary, needs, f"{module}:{name}", options, per_image, target)
+
+
 def _cam(name: str, summary: str, needs: str = "layer", **options: Option) -> Method:
     shared = {"layer": CAM_LAYER, "relu": RELU, "backward": BACKWARD, "max_batch": MAX_BATCH}
-    return Method(name, "cam", summary, needs, f"pixels.cam:{name}", {**shared, **options}, per_image=True)
+    return _method(name, "cam", needs, "pixels.cam", summary, **{**shared, **options})
 
 
 _METHODS = (
-    Method(
+    _method(
         "attention",
         "attention",
+        "attention",
+        "tokens.attention",
         "attention of the CLS token to the patches in the last block",
-        "attention",
-        "tokens.attention:attention",
-        {"per_head": PER_HEAD, "layer": VIT_LAYER},
         per_image=False,
+        per_head=PER_HEAD,
+        layer=VIT_LAYER,
     ),
-    Method(
+    _method(
         "attention_rollout",
         "attention",
-        "product of the attention matrices with the identity added, over all blocks",
         "all_attention",
-        "tokens.attention:attention_rollout",
-        {
-            "discard_ratio": DISCARD,
-            "fusion": Option("mean", ("mean", "max", "min"), "how heads are joined"),
-            "start_layer": START,
-            "max_batch": MAX_BATCH,
-        },
+        "tokens.attention",
+        "product of the attention matrices with the identity added, over all blocks",
+        discard_ratio=DISCARD,
+        fusion=Option("mean", ("mean", "max", "min"), "how heads are joined"),
+        start_layer=START,
+        max_batch=MAX_BATCH,
     ),
-    Method(
+    _method(
         "gradient_rollout",
         "attention",
-        "attention rollout weighted by the target's gradient, aligned by layer",
         "all_attention",
-        "tokens.attention:gradient_rollout",
-        {
-            "discard_ratio": DISCARD,
-            "clamp": Option(True, "flag", "drop negative entries and normalise rows; False: signed, not normalised"),
-            "start_layer": START,
-            "max_batch": MATRICES,
-        },
+        "tokens.attention",
+        "attention rollout weighted by the target's gradient, aligned by layer",
+        discard_ratio=DISCARD,
+        clamp=Option(True, "flag", "drop negative entries and normalise rows; False: signed, not normalised"),
+        start_layer=START,
+        max_batch=MATRICES,
     ),
-    Method(
+    _method(
         "cdam",
         "cdam",
-        "class-discriminative attention map: tokens times gradient at the last block's normalised tokens",
         "tokens",
-        "tokens.cdam:cdam",
-        {
-            "parts": Option(None, "any", "of ('value', 'key', 'query'), the paths through attention; None: all"),
-            "per_head": PER_HEAD,
-            **CDAM,
-        },
+        "tokens.cdam",
+        "class-discriminative attention map: tokens times gradient at the last block's normalised tokens",
         per_image=False,
+        parts=Option(None, "any", "of ('value', 'key', 'query'), the paths through attention; None: all"),
+        per_head=PER_HEAD,
+        **CDAM,
     ),
-    Method(
+    _method(
         "smooth_cdam",
         "cdam",
-        "mean CDAM over noisy tokens",
         "tokens",
-        "tokens.cdam:smooth_cdam",
-        {
-            "samples": SAMPLES,
-            "sigma": Option(0.15, "number", "standard deviation of the noise"),
-            "relative": Option(True, "flag", "sigma in units of the tokens' standard deviation (per image)"),
-            "alteration": Option(
-                "gaussian", ("gaussian", "mask", "feature"), "noise, tokens set to 0, or channels scaled"
-            ),
-            "seed": SEED,
-            **CDAM,
-            "max_batch": MAX_BATCH,
-        },
+        "tokens.cdam",
+        "mean CDAM over noisy tokens",
         per_image=False,
+        samples=SAMPLES,
+        sigma=Option(0.15, "number", "standard deviation of the noise"),
+        relative=Option(True, "flag", "sigma in units of the tokens' standard deviation (per image)"),
+        alteration=Option("gaussian", ("gaussian", "mask", "feature"), "noise, tokens set to 0, or channels scaled"),
+        seed=SEED,
+        **CDAM,
+        max_batch=MAX_BATCH,
     ),
-    Method(
+    _method(
         "integrated_cdam",
         "cdam",
-        "tokens times their mean gradient on the line from zero tokens",
         "tokens",
-        "tokens.cdam:integrated_cdam",
-        {
-            "steps": STEPS,
-            "rule": Option("right", RULE, "quadrature"),
-            **CDAM,
-            "max_batch": MAX_BATCH,
-        },
+        "tokens.cdam",
+        "tokens times their mean gradient on the line from zero tokens",
         per_image=False,
+        steps=STEPS,
+        rule=Option("right", RULE, "quadrature"),
+        **CDAM,
+        max_batch=MAX_BATCH,
     ),
-    Method(
+    _method(
         "relevance_propagation",
         "attention",
-        "R ← R + Ā R with Ā the mean over heads of the positive attention times gradient (ICCV 2021)",
         "all_attention",
-        "tokens.attention:relevance_propagation",
-        {"max_batch": MATRICES},
+        "tokens.attention",
+        "R ← R + Ā R with Ā the mean over heads of the positive attention times gradient (ICCV 2021)",
+        max_batch=MATRICES,
     ),
-    Method(
+    _method(
         "transformer_attribution",
         "lrp",
-        "attention gradients times LRP relevance of the attention, multiplied over blocks (CVPR 2021)",
         "lrp",
-        "tokens.transformer_attribution:transformer_attribution",
-        {"start_layer": START, "stabiliser": STABILISER, "max_batch": MATRICES},
+        "tokens.transformer_attribution",
+        "attention gradients times LRP relevance of the attention, multiplied over blocks (CVPR 2021)",
+        start_layer=START,
+        stabiliser=STABILISER,
+        max_batch=MATRICES,
     ),
-    Method(
+    _method(
         "partial_lrp",
         "lrp",
-        "LRP (α = 1, β = 0) from the output to the last block's attention matrix",
         "lrp_last",
-        "tokens.partial_lrp:partial_lrp",
-        {
-            "rule": Option(
-                "joint", ("joint", "separate"), "one denominator, which conserves, or the public code's two"
-            ),
-            "stabiliser": STABILISER,
-        },
+        "tokens.partial_lrp",
+        "LRP (α = 1, β = 0) from the output to the last block's attention matrix",
         per_image=False,
+        rule=Option("joint", ("joint", "separate"), "one denominator, which conserves, or the public code's two"),
+        stabiliser=STABILISER,
     ),
-    Method(
+    _method(
         "saliency",
         "gradient",
-        "gradient towards the pixels",
         "any",
-        "pixels.gradients:saliency",
-        {
-            "reduce": Option("sum", ("sum", "abs_sum", "max_abs"), "over channels"),
-            "backward": BACKWARD,
-            "max_batch": MAX_BATCH,
-        },
+        "pixels.gradients",
+        "gradient towards the pixels",
+        reduce=Option("sum", ("sum", "abs_sum", "max_abs"), "over channels"),
+        backward=BACKWARD,
+        max_batch=MAX_BATCH,
     ),
-    Method(
+    _method(
         "input_x_gradient",
         "gradient",
-        "pixel times gradient, in the normalised input space",
         "any",
-        "pixels.gradients:input_x_gradient",
-        {"reduce": Option("sum", ("sum", "abs_sum"), "over channels"), "backward": BACKWARD, "max_batch": MAX_BATCH},
+        "pixels.gradients",
+        "pixel times gradient, in the normalised input space",
+        reduce=Option("sum", ("sum", "abs_sum"), "over channels"),
+        backward=BACKWARD,
+        max_batch=MAX_BATCH,
     ),
-    Method(
+    _method(
         "smoothgrad",
         "gradient",
-        "mean gradient over noisy images",
         "any",
-        "pixels.gradients:smoothgrad",
-        {
-            "samples": SAMPLES,
-            "sigma": Option(0.15, "number", "standard deviation of the noise"),
-            "relative": Option(True, "flag", "sigma in units of the image's max − min"),
-            "seed": SEED,
-            "backward": BACKWARD,
-            "max_batch": MAX_BATCH,
-        },
+        "pixels.gradients",
+        "mean gradient over noisy images",
+        samples=SAMPLES,
+        sigma=Option(0.15, "number", "standard deviation of the noise"),
+        relative=Option(True, "flag", "sigma in units of the image's max − min"),
+        seed=SEED,
+        backward=BACKWARD,
+        max_batch=MAX_BATCH,
     ),
-    Method(
+    _method(
         "integrated_gradients",
         "gradient",
-        "pixel times mean gradient on the line from a baseline",
         "any",
-        "pixels.gradients:integrated_gradients",
-        {
-            "steps": STEPS,
-            "rule": Option("gauss-legendre", RULE, "quadrature"),
-            "baseline": Option(
-                None, "any", "None or 'zero': zeros in normalised space; 'black'; or an image (C,H,W), (B,C,H,W)"
-            ),
-            "backward": BACKWARD,
-            "max_batch": MAX_BATCH,
-        },
+        "pixels.gradients",
+        "pixel times mean gradient on the line from a baseline",
+        steps=STEPS,
+        rule=Option("gauss-legendre", RULE, "quadrature"),
+        baseline=Option(
+            None, "any", "None or 'zero': zeros in normalised space; 'black'; or an image (C,H,W), (B,C,H,W)"
+        ),
+        backward=BACKWARD,
+        max_batch=MAX_BATCH,
     ),
-    Method(
+    _method(
         "token_input_x_gradient",
         "gradient",
-        "patch embedding (before positions) times gradient",
         "embedding",
-        "tokens.token_gradient:token_input_x_gradient",
-        {"backward": BACKWARD, "max_batch": MAX_BATCH},
+        "tokens.token_gradient",
+        "patch embedding (before positions) times gradient",
+        backward=BACKWARD,
+        max_batch=MAX_BATCH,
     ),
-    Method(
+    _method(
         "attn_lrp",
         "lrp",
-        "AttnLRP: input times gradient of a backward pass by LRP rules (ICML 2024)",
         "any",
-        "tokens.token_gradient:attn_lrp",
-        {
-            "attention": Option(
-                "uniform", ("uniform", "detach"), "products share out by halves, or attention is constant"
-            ),
-            "gamma_linear": Option(0.0, "number", "γ of linear layers; 0: plain gradient"),
-            "gamma_conv": Option(0.0, "number", "γ of convolutions; 0: plain gradient"),
-            "at": Option(
-                "tokens", ("tokens", "pixels"), "map of the patch embedding (a CNN has none: pixels), or of pixels"
-            ),
-            "max_batch": MAX_BATCH,
-        },
+        "tokens.token_gradient",
+        "AttnLRP: input times gradient of a backward pass by LRP rules (ICML 2024)",
+        attention=Option("uniform", ("uniform", "detach"), "products share out by halves, or attention is constant"),
+        gamma_linear=Option(0.0, "number", "γ of linear layers; 0: plain gradient"),
+        gamma_conv=Option(0.0, "number", "γ of convolutions; 0: plain gradient"),
+        at=Option("tokens", ("tokens", "pixels"), "map of the patch embedding (a CNN has none: pixels), or of pixels"),
+        max_batch=MAX_BATCH,
     ),
-    Method(
+    _method(
         "libragrad",
         "gradient",
-        "a gradient method with attention, gates and norms as constants (CVPR 2025)",
         "any",
-        "tokens.token_gradient:libragrad",
-        {
-            "base": Option(
-                "token_input_x_gradient",
-                ("token_input_x_gradient", "input_x_gradient", "fullgrad", "gradcam", "cdam"),
-                "the method (a CNN has no tokens: input_x_gradient)",
-            ),
-            "layer": Option(None, "any", "of gradcam and cdam; None: their own default"),
-            "relu": RELU,
-            "max_batch": MAX_BATCH,
-        },
+        "tokens.token_gradient",
+        "a gradient method with attention, gates and norms as constants (CVPR 2025)",
+        base=Option(
+            "token_input_x_gradient",
+            ("token_input_x_gradient", "input_x_gradient", "fullgrad", "gradcam", "cdam"),
+            "the method (a CNN has no tokens: input_x_gradient)",
+        ),
+        layer=Option(None, "any", "of gradcam and cdam; None: their own default"),
+        relu=RELU,
+        max_batch=MAX_BATCH,
     ),
-    Method(
+    _method(
         "legrad",
         "attention",
-        "positive gradient of every block's own score towards its attention (ICCV 2025)",
         "all_attention",
-        "tokens.legrad:legrad",
-        {"max_batch": MATRICES},
+        "tokens.legrad",
+        "positive gradient of every block's own score towards its attention (ICCV 2025)",
+        max_batch=MATRICES,
     ),
     _cam("gradcam", "activations weighted by their mean gradient", engine=ENGINE),
     _cam("gradcam_plus_plus", "GradCAM with the weights of Chattopadhay et al. 2018", needs="cnn"),
     _cam("xgradcam", "GradCAM with weights Σ gA / Σ|A|", engine=ENGINE),
-    Method(
+    _method(
         "rsi_gradcam",
         "cam",
-        "GradCAM with gradients integrated along the activations of a path from black",
         "cnn",
-        "pixels.rsi_gradcam:rsi_gradcam",
-        {
-            "layer": CAM_LAYER,
-            "steps": STEPS,
-            "relu": RELU,
-            "positive_gradients": Option(False, "flag", "rectify the gradients before summing, as the public notebook"),
-            "baseline": Option(None, "any", "None or 'black': a black image; 'zero'; or an image (C,H,W), (B,C,H,W)"),
-            "max_batch": MAX_BATCH,
-        },
+        "pixels.rsi_gradcam",
+        "GradCAM with gradients integrated along the activations of a path from black",
         target="Probability",
+        layer=CAM_LAYER,
+        steps=STEPS,
+        relu=RELU,
+        positive_gradients=Option(False, "flag", "rectify the gradients before summing, as the public notebook"),
+        baseline=Option(None, "any", "None or 'black': a black image; 'zero'; or an image (C,H,W), (B,C,H,W)"),
+        max_batch=MAX_BATCH,
     ),
     _cam("linear_approximation", "activations times gradients, element by element", engine=ENGINE),
-    Method(
+    _method(
         "fullgrad",
         "gradient",
-        "input times gradient plus every bias times its gradient",
         "fullgrad",
-        "pixels.fullgrad:fullgrad",
-        {
-            "post": Option(None, ("abs_minmax",), "the public code's scaling; None: raw sums, which are complete"),
-            "backward": BACKWARD,
-            "max_batch": MAX_BATCH,
-        },
+        "pixels.fullgrad",
+        "input times gradient plus every bias times its gradient",
+        post=Option(None, ("abs_minmax",), "the public code's scaling; None: raw sums, which are complete"),
+        backward=BACKWARD,
+        max_batch=MAX_BATCH,
     ),
-    Method(
+    _method(
         "reciprocam",
         "occlusion",
-        "class probability with only one token's neighbourhood kept in the last block",
         "reciprocam",
-        "tokens.reciprocam:reciprocam",
-        {
-            "kernel": Option("gaussian", ("gaussian", "dirac"), "3×3 Gaussian, or the token alone"),
-            "cls": Option(True, "flag", "keep the CLS token in the masked block"),
-            "tokens": Option(
-                "norm1", ("norm1", "block_input"), "masked: normalised tokens (the paper's), or what enters the block"
-            ),
-            "layer": VIT_LAYER,
-            "engine": ENGINE,
-            "max_batch": MAX_BATCH,
-        },
+        "tokens.reciprocam",
+        "class probability with only one token's neighbourhood kept in the last block",
         per_image=False,
         target="Probability",
+        kernel=Option("gaussian", ("gaussian", "dirac"), "3×3 Gaussian, or the token alone"),
+        cls=Option(True, "flag", "keep the CLS token in the masked block"),
+        tokens=Option(
+            "norm1", ("norm1", "block_input"), "masked: normalised tokens (the paper's), or what enters the block"
+        ),
+        layer=VIT_LAYER,
+        engine=ENGINE,
+        max_batch=MAX_BATCH,
     ),
-    Method(
+    _method(
         "token_ablation",
         "occlusion",
-        "f(x) − f(x without the token)",
         "ablation",
-        "tokens.token_ablation:token_ablation",
-        {
-            "at": Option("input", ("input", "last"), "removed before the first block, or from the last one's keys"),
-            "max_batch": MAX_BATCH,
-        },
+        "tokens.token_ablation",
+        "f(x) − f(x without the token)",
         per_image=False,
+        at=Option("input", ("input", "last"), "removed before the first block, or from the last one's keys"),
+        max_batch=MAX_BATCH,
     ),
-    Method(
+    _method(
         "random",
         "baseline",
-        "standard normal noise, the same for one image and seed",
         "none",
-        "random:random",
-        {"seed": SEED},
+        "random",
+        "standard normal noise, the same for one image and seed",
         per_image=False,
+        seed=SEED,
     ),
 )
 

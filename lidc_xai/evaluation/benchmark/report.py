@@ -75,7 +75,7 @@ def write_benchmark(
         with atomic_path(folder / f"{name}.parquet") as temporary:
             frame.to_parquet(temporary, index=False)
     write_csv(folder / "summary.csv", summary)
-    best = _all_best(summary)
+    best = best_methods(summary)
     tested = _all_comparisons(per_case, best, resamples, seed)
     write_csv(folder / "comparisons.csv", tested)
     cells = Cells.of(summary, tested, best)
@@ -112,7 +112,7 @@ def _outputs_shown(layout: Layout, summary: pd.DataFrame) -> list[str]:
     return sorted(names, key=lambda name: name != ALL_OUTPUTS)
 
 
-def _all_best(summary: pd.DataFrame) -> dict[tuple[str, str], str]:
+def best_methods(summary: pd.DataFrame) -> dict[tuple[str, str], str]:
     """(metric, output) → the best method, for every column that has a better and a worse."""
     best_of = {}
     for layout in LAYOUTS:
@@ -190,14 +190,21 @@ def _text_table(layout: Layout, cells: Cells, output: str, known: pd.DataFrame |
             if row is not None and row.note:
                 notes.append((method, row.note))
         if len(beside):
-            told = beside[beside["method"] == method]
-            texts.append("; ".join(f"{row.metric} {row.value:g} ({row.note})" for row in told.itertuples()))
+            texts.append(published_words(beside, method, metrics))
         rows.append(tuple(texts))
     arrows = {True: " ↑", False: " ↓", None: ""}
     headings = ["method", *(heading + arrows[higher] for _, heading, higher in shown)]
     headings += ["published"] if len(beside) else []
     title = layout.title if output == ALL_OUTPUTS else f"{layout.title}: {output}"
     return TextTable(title, layout.about, tuple(headings), tuple(rows), frozenset(best), tuple(_gathered(notes)))
+
+
+def published_words(known: pd.DataFrame | None, method: str, metrics: Sequence[str]) -> str:
+    """What is published of a method by some metrics."""
+    if known is None:
+        return ""
+    told = known[(known["method"] == method) & known["metric"].isin(metrics)]
+    return "; ".join(f"{row.metric} {row.value:g} ({row.note})" for row in told.itertuples())
 
 
 def _ordered(
@@ -223,8 +230,13 @@ def _cell(row: Any, p: float | None) -> str:
         return f"undefined (n− {row.undefined})"
     interval = "" if not np.isfinite(row.low) else f" [{_number(row.low)}, {_number(row.high)}]"
     missing = f" (n− {row.undefined})" if row.undefined else ""
-    tie = " †" if p is not None and np.isfinite(p) and p >= 0.05 else ""
+    tie = " †" if is_tie(p) else ""
     return f"{_number(row.mean)}{interval}{missing}{tie}"
+
+
+def is_tie(p: float | None) -> bool:
+    """Whether a method cannot be told from the best of its column: p-value of the two, None where there is none."""
+    return p is not None and p >= 0.05
 
 
 def _number(value: float) -> str:

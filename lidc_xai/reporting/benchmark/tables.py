@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,8 @@ from markupsafe import Markup
 from lidc_xai.reporting.nodule.facts import method_title
 from lidc_xai.reporting.plots import COLOURS, Chart, limits
 
-_LEVEL = 0.05
+if TYPE_CHECKING:
+    from lidc_xai.evaluation.benchmark.report import Cells
 
 
 class Cell(TypedDict):
@@ -61,8 +62,10 @@ def benchmark_tables(
     chance where the paired 95 % interval of its difference from the centred disc lies on the better side of 0.
     """
     from lidc_xai.evaluation.benchmark.layouts import LAYOUTS
+    from lidc_xai.evaluation.benchmark.report import Cells, best_methods
     from lidc_xai.evaluation.benchmark.tables import ALL_OUTPUTS
 
+    cells = Cells.of(summary, compared, best_methods(summary))
     tables: list[BenchmarkTable] = []
     for number, layout in enumerate(LAYOUTS):
         metrics = [metric for metric, _, _ in layout.columns]
@@ -71,7 +74,7 @@ def benchmark_tables(
         for place, output in enumerate(outputs or ([""] if len(chosen) else [])):
             part = chosen[chosen["output"].isin([output, ""])]
             columns = [column for column in layout.columns if (part["metric"] == column[0]).any()]
-            leading = _leading(columns)
+            leading, methods = _leading(columns), [*dict.fromkeys(part["method"][part["mean"].notna()])]
             chance = {} if leading is None else _beats_disc(per_case, columns[leading], output)
             tables.append(
                 {
@@ -81,7 +84,7 @@ def benchmark_tables(
                     "anchor": f"table-{number}",
                     "leading": leading,
                     "columns": [{"title": heading, "better": better} for _, heading, better in columns],
-                    "rows": _rows(part, columns, compared, output, chance, known),
+                    "rows": _rows(cells, methods, columns, output, chance, known),
                     "notes": sorted({str(note) for note in part["note"] if note}),
                 }
             )
@@ -114,79 +117,52 @@ def _beats_disc(per_case: pd.DataFrame, column: tuple[str, str, bool | None], ou
 
 
 def _rows(
-    part: pd.DataFrame,
+    cells: Cells,
+    methods: Sequence[str],
     columns: list[tuple[str, str, bool | None]],
-    compared: pd.DataFrame,
     output: str,
     chance: Mapping[str, str],
     known: pd.DataFrame | None,
 ) -> list[Row]:
-    from lidc_xai.evaluation.benchmark.report import is_unranked
+    """By the leading column, best first; controls, and methods without a value there, behind the others."""
+    from lidc_xai.evaluation.benchmark.report import is_unranked, published_words
 
-    wide = part.pivot_table(index="method", columns="metric", values="mean", aggfunc="first", sort=False)
-    ranked = wide[[not is_unranked(str(name)) for name in wide.index]]
-    place = _leading(columns)
-    leading = columns[place or 0]
-    order = wide[leading[0]] if leading[0] in wide else pd.Series(0.0, index=wide.index)
-    keys = {
-        str(name): (is_unranked(str(name)), -order[name] if leading[2] is not False else order[name])
-        for name in wide.index
-    }
-    rows: list[Row] = []
-    for method in sorted(keys, key=lambda name: (keys[name][0], not np.isfinite(keys[name][1]), keys[name][1])):
-        cells = []
-        for metric, _, better in columns:
-            best = _best(ranked, metric, better)
-            cell_rows = part[(part["metric"] == metric) & (part["method"] == method)]
-            cells.append(_cell(cell_rows, method == best, _tied(compared, metric, output, method, best)))
-        rows.append(
-            {
-                "method": method,
-                "title": method_title(method),
-                "control": keys[method][0],
-                "chance": chance.get(method, ""),
-                "cells": cells,
-                "published": _published(known, method, [metric for metric, _, _ in columns]),
-            }
-        )
-    return rows
+    leading, _, higher = columns[_leading(columns) or 0]
+
+    def place(method: str) -> tuple[bool, bool, float]:
+        row = cells.get(leading, output, method)
+        value = np.nan if row is None else float(row.mean)
+        return is_unranked(method), not np.isfinite(value), value if higher is False else -value
+
+    return [
+        {
+            "method": method,
+            "title": method_title(method),
+            "control": is_unranked(method),
+            "chance": chance.get(method, ""),
+            "cells": [_cell(cells, metric, output, method) for metric, _, _ in columns],
+            "published": published_words(known, method, [metric for metric, _, _ in columns]),
+        }
+        for method in sorted(methods, key=place)
+    ]
 
 
-def _published(known: pd.DataFrame | None, method: str, metrics: list[str]) -> str:
-    if known is None:
-        return ""
-    told = known[(known["method"] == method) & known["metric"].isin(metrics)]
-    return "; ".join(f"{row.metric} {row.value:g} ({row.note})" for row in told.itertuples())
+def _cell(cells: Cells, metric: str, output: str, method: str) -> Cell:
+    from lidc_xai.evaluation.benchmark.report import is_tie
 
-
-def _best(ranked: pd.DataFrame, metric: str, better: bool | None) -> str | None:
-    if better is None or metric not in ranked or ranked[metric].notna().sum() < 2 or ranked[metric].nunique() < 2:
-        return None
-    return str(ranked[metric].idxmax() if better else ranked[metric].idxmin())
-
-
-def _tied(compared: pd.DataFrame, metric: str, output: str, method: str, best: str | None) -> bool:
-    if best is None or method == best or "p_holm" not in compared:
-        return False
-    same = (compared["metric"] == metric) & (compared["output"].fillna("") == output)
-    pair = same & (compared["a"].isin([method, best])) & (compared["b"].isin([method, best]))
-    p = compared.loc[pair, "p_holm"]
-    return bool(len(p) and np.isfinite(p.iloc[0]) and p.iloc[0] >= _LEVEL)
-
-
-def _cell(rows: pd.DataFrame, best: bool, tied: bool) -> Cell:
-    if rows.empty:
+    row = cells.get(metric, output, method)
+    if row is None:
         return {"value": None, "low": None, "high": None, "undefined": 0, "best": False, "tied": False, "n": 0}
-    row = rows.iloc[0]
-    value, low, high = (float(row[name]) if np.isfinite(row[name]) else None for name in ("mean", "low", "high"))
+    value, low, high = (float(end) if np.isfinite(end) else None for end in (row.mean, row.low, row.high))
+    best = cells.best.get((metric, output)) == method
     return {
         "value": value,
         "low": low,
         "high": high,
-        "undefined": int(row["undefined"]),
+        "undefined": int(row.undefined),
         "best": best,
-        "tied": tied,
-        "n": int(row["n"]),
+        "tied": not best and is_tie(cells.p.get((metric, output, method))),
+        "n": int(row.n),
     }
 
 
