@@ -20,7 +20,7 @@ from lidc_xai.files import write_json
 from lidc_xai.imaging import CropStore, NoduleCrop, StoreWriter
 from lidc_xai.models import build_model, load_model, save_model
 from lidc_xai.nodules.maps import NoduleMaps, load_maps
-from lidc_xai.reporting.map_grid import map_on_grid
+from lidc_xai.reporting.volume_files import map_on_grid
 from lidc_xai.training import evaluate_predictions
 from lidc_xai.training.loop.run_files import read_metrics, read_predictions
 

@@ -3,7 +3,6 @@
 GROUPS = (
     "demo",
     "splits",
-    "annotations",
     "prepare",
     "training",
     "explain",

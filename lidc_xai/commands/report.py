@@ -185,7 +185,7 @@ def _similar(
         return {}
     from lidc_xai.imaging import CropStore
     from lidc_xai.nodules.similar import similar_nodules
-    from lidc_xai.reporting.nodule.neighbours import drawn_neighbours
+    from lidc_xai.reporting.nodule.drawing import drawn_neighbours
 
     path = need_path(config.similar, "--similar")
     reference = store if path.resolve() == store.path.resolve() else CropStore(path)

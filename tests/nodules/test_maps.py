@@ -16,7 +16,7 @@ from lidc_xai.nodules.maps import (
     load_maps,
     nodule_images,
 )
-from lidc_xai.reporting.map_grid import map_on_grid
+from lidc_xai.reporting.volume_files import map_on_grid
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,8 @@ from lidc_xai.imaging.store.crop_store import StoreWriter
 from lidc_xai.nodules import NoduleMaps, Repeatability
 from lidc_xai.ratings import OUTPUTS, RESEARCH_USE_ONLY
 from lidc_xai.reporting.dicom.files import export_dicom
-from lidc_xai.reporting.map_grid import map_on_grid
 from lidc_xai.reporting.scans import Scans
-from lidc_xai.reporting.volume_files import export_nifti
+from lidc_xai.reporting.volume_files import export_nifti, map_on_grid
 
 SPACING, STEP = (0.7, 0.7), 2.5
 POINT = np.array([30.0, -12.0, -45.0])  # LPS mm: middle of the nodule

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lidc_xai.palette import palette, signed_colour
-from lidc_xai.reporting.nodule.payload import differences, pack, unpack
+from lidc_xai.reporting.nodule.viewer import differences, pack, unpack
 from lidc_xai.reporting.pictures import ct_picture, map_picture, pooled, windowed
 
 

@@ -30,11 +30,10 @@ from lidc_xai.reporting.dicom.objects import (
     segmentation,
     structured_report,
 )
-from lidc_xai.reporting.map_grid import map_on_grid
 from lidc_xai.reporting.parts import MapsByMethod, ReportParts, origin_of
 from lidc_xai.reporting.scans import Scans, box_corners, slices_near, stored_points
 from lidc_xai.reporting.values import made_up, number
-from lidc_xai.reporting.volume_files import ExportResult
+from lidc_xai.reporting.volume_files import ExportResult, map_on_grid
 from lidc_xai.skipped import Skipped, write_skipped
 
 if TYPE_CHECKING:

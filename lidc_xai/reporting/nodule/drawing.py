@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lidc_xai.imaging.planes import CUT_AXIS, VIEWS, crop_plane
+from lidc_xai.nodules.similar import SimilarNodule, differs_in_words
 from lidc_xai.reporting.nodule.facts import UNITS
 from lidc_xai.reporting.nodule.geometry import DisplayPlane, turned_for_display
 from lidc_xai.reporting.nodule.outlines import outline_path
@@ -16,6 +17,7 @@ from lidc_xai.reporting.pictures import ct_picture, map_picture
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+    from lidc_xai.imaging.store.crop_store import CropStore
     from lidc_xai.nodules.maps import NoduleMaps
 
 
@@ -154,6 +156,22 @@ def thumbnail(crop: NoduleCrop, pixels: int = 96) -> PlanePicture:
     plane = turned_for_display(crop_plane(crop, "axial", largest_indices(crop).get("axial")))
     consensus = "" if crop.consensus is None else _outline(crop, plane, "consensus")
     return PlanePicture(plane, ct_picture(plane.image, plane.spacing_mm, "lung", pixels), "lung", [], consensus)
+
+
+def drawn_neighbours(
+    similar: Mapping[str, Sequence[SimilarNodule]], reference: CropStore
+) -> dict[str, list[dict[str, Any]]]:
+    """Each neighbour with its picture (of the user's own store; each is drawn once) and its differences in words."""
+    names = {one["nodule_id"] for row in similar.values() for one in row}
+    drawn = {name: thumbnail(reference.load(name)) for name in sorted(names)}
+    pictures = {
+        name: {"ct": one.ct, "consensus": one.consensus, "width": one.width, "height": one.height}
+        for name, one in drawn.items()
+    }
+    return {
+        nodule_id: [{**one, "words": differs_in_words(one), "picture": pictures[one["nodule_id"]]} for one in row]
+        for nodule_id, row in similar.items()
+    }
 
 
 def _readers(crop: NoduleCrop) -> int:

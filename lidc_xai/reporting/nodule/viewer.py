@@ -1,11 +1,16 @@
 """The data behind a nodule page's viewer: voxels, outlines on every slice, and the scores of every map.
 
 The script draws what the still pictures show, from the same numbers and with the same palette, on any slice and
-in any window.
+in any window. What it needs is one compressed block: a JSON header and raw arrays, gzip, base64. Layout before
+compression: 4 bytes header length (little endian), the header as UTF-8, padding to 8 bytes, then the arrays, each
+padded to 8 bytes. The header's ``arrays`` give ``dtype``, ``shape`` and ``offset`` (from the first array).
 """
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +23,14 @@ from lidc_xai.ratings import SCALES
 from lidc_xai.reporting.nodule.facts import SHORT_UNITS, UNITS, method_title
 from lidc_xai.reporting.nodule.geometry import DisplayPlane, turned_for_display
 from lidc_xai.reporting.nodule.outlines import outline_path
-from lidc_xai.reporting.nodule.payload import differences, pack
 from lidc_xai.reporting.pictures import pooled
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
     from lidc_xai.nodules.maps import NoduleMaps
 
+_ALIGN = 8
+_DTYPES = ("int16", "uint8", "float32")
 _CONTEXT_STEP_HU = 4.0  # the context is only looked at: 4 HU are less than one grey level of the lung window
 
 
@@ -120,3 +126,43 @@ def _outlines(crop: NoduleCrop, plane: DisplayPlane, readers: bool) -> dict[str,
         if middle or any(paths):
             outlines[str(index)] = {"consensus": middle, "readers": paths}
     return outlines
+
+
+def pack(header: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> str:
+    """Header (JSON-able) and arrays (int16, uint8 or float32) as base64 text, the same text for the same content."""
+    table, blocks, offset = {}, [], 0
+    for name, array in arrays.items():
+        dtype = str(array.dtype)
+        if dtype not in _DTYPES:
+            raise TypeError(f"array {name!r} has dtype {dtype}; a page's script reads {', '.join(_DTYPES)}")
+        data = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes()
+        table[name] = {"dtype": dtype, "shape": list(array.shape), "offset": offset}
+        blocks.append(data + bytes(-len(data) % _ALIGN))
+        offset += len(blocks[-1])
+    text = json.dumps({**header, "arrays": table}, separators=(",", ":"), allow_nan=False).encode("utf-8")
+    body = len(text).to_bytes(4, "little") + text
+    body += bytes(-len(body) % _ALIGN)
+    return base64.b64encode(gzip.compress(body + b"".join(blocks), 6, mtime=0)).decode("ascii")
+
+
+def unpack(text: str) -> tuple[dict[str, Any], dict[str, NDArray]]:
+    """The inverse of ``pack``."""
+    body = gzip.decompress(base64.b64decode(text))
+    length = int.from_bytes(body[:4], "little")
+    header = json.loads(body[4 : 4 + length])
+    start = 4 + length + -(4 + length) % _ALIGN
+    arrays = {}
+    for name, entry in header.pop("arrays").items():
+        count = int(np.prod(entry["shape"]))
+        dtype = np.dtype(entry["dtype"]).newbyteorder("<")
+        arrays[name] = np.frombuffer(body, dtype, count, start + entry["offset"]).reshape(entry["shape"])
+    return header, arrays
+
+
+def differences(volume: NDArray, step: float = 1.0) -> NDArray[np.int16]:
+    """HU (z, y, x) rounded to ``step`` and differenced along x: small numbers, which compress well.
+
+    The script adds them up again: value[x] = step · (d[0] + … + d[x]).
+    """
+    levels = np.clip(np.round(np.asarray(volume, np.float32) / step), -32768 // 2, 32767 // 2).astype(np.int16)
+    return np.diff(levels, axis=-1, prepend=np.int16(0)).astype(np.int16)
