@@ -1,4 +1,4 @@
-"""``lidc-xai download``, ``split`` and ``cohort``: data from its archive, patients into folds, annotations in tables."""
+"""``lidc-xai download``, ``split`` and ``cohort``: data from its archive, patients into folds, annotations."""
 
 from __future__ import annotations
 

@@ -89,19 +89,16 @@ def bootstrap_mean(
 
 
 def share_interval(
-    values: ArrayLike,
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    resamples: int = RESAMPLES,
-    level: float = 0.95,
-    seed: int = 0,
+    values: ArrayLike, clusters: Sequence[Hashable] | None = None, *, level: float = 0.95, **drawing: int
 ) -> Interval:
     """``bootstrap_mean`` of a share (values 0 or 1); where all are alike, the exact interval of ``exact_share``.
+
+    ``drawing``: resamples and seed of ``bootstrap_mean``.
 
     >>> [round(end, 3) for end in (share_interval([0] * 35).low, share_interval([0] * 35).high)]
     [0.0, 0.1]
     """
-    drawn = bootstrap_mean(values, clusters, resamples=resamples, level=level, seed=seed)
+    drawn = bootstrap_mean(values, clusters, level=level, **drawing)
     if drawn.mean not in (0.0, 1.0) or drawn.clusters < 2:
         return drawn
     low, high = exact_share(drawn.mean, drawn.clusters, level)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -40,33 +40,39 @@ def is_control(method: str) -> bool:
     return method in CLASS_BLIND or method == RANDOM_WEIGHTS or method.endswith(f"@{RANDOM_WEIGHTS}")
 
 
-@dataclass
-class NoduleParts:
+@dataclass(kw_only=True)
+class PageParts:
+    """What a study's page and each of its nodules' are made from alike; see ``ReportParts``."""
+
+    anchors: Anchors = field(default_factory=dict)
+    model_info: Mapping[str, Any] | None = None
+    run_info: Mapping[str, Any] | None = None
+    light: bool = False
+    paper: str = "A4"
+    summary: bool = False
+    keep_ids: bool = False
+
+
+@dataclass(kw_only=True)
+class NoduleParts(PageParts):
     """What one nodule's page is made from, beside the store's tables; see ``ReportParts``."""
 
     crop: NoduleCrop
     prediction: Mapping[str, Any] | None = None
     origin: Origin = "lidc"
-    keep_ids: bool = False
     percentiles: dict[str, float] = field(default_factory=dict)
     maps: dict[str, NoduleMaps] = field(default_factory=dict)
     dense: dict[str, NoduleMaps] = field(default_factory=dict)
     overlap: list[dict[str, Any]] = field(default_factory=list)
     curves: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    anchors: Anchors = field(default_factory=dict)
     similar: Sequence[Mapping[str, Any]] = ()
     turning: Mapping[str, Any] = field(default_factory=dict)
     associations: Mapping[str, Association] = field(default_factory=dict)
-    model_info: Mapping[str, Any] | None = None
-    run_info: Mapping[str, Any] | None = None
     context: NoduleCrop | None = None
-    light: bool = False
-    paper: str = "A4"
-    summary: bool = False
 
 
 @dataclass
-class ReportParts:
+class ReportParts(PageParts):
     """What a study's pages are made from, beside the store. All of it is optional.
 
     predictions: table of ``predict`` or of a cross-validation.
@@ -87,16 +93,9 @@ class ReportParts:
     maps: MapsByMethod = field(default_factory=dict)
     dense: MapsByMethod = field(default_factory=dict)
     curves: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
-    anchors: Anchors = field(default_factory=dict)
     similar: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     turning: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    model_info: Mapping[str, Any] | None = None
-    run_info: Mapping[str, Any] | None = None
     context: Callable[[str], NoduleCrop | None] | None = None
-    light: bool = False
-    paper: str = "A4"
-    summary: bool = False
-    keep_ids: bool = False
 
     def __post_init__(self) -> None:
         check_paper(self.paper)
@@ -108,22 +107,16 @@ class ReportParts:
             crop=crop,
             prediction=self.prediction(nodule_id),
             origin=origin_of(store),
-            keep_ids=self.keep_ids,
             percentiles=percentiles(self.predictions, nodule_id),
             maps=maps,
             dense=self.maps_of(nodule_id, self.dense),
             overlap=overlap_figures(crop, maps, CLASS_BLIND),
             curves=self.curves.get(nodule_id, {}),
-            anchors=self.anchors,
             similar=self.similar.get(nodule_id, ()),
             turning=self.turning.get(nodule_id, {}),
             associations=self._associations,
-            model_info=self.model_info,
-            run_info=self.run_info,
             context=None if self.context is None else self.context(nodule_id),
-            light=self.light,
-            paper=self.paper,
-            summary=self.summary,
+            **{item.name: getattr(self, item.name) for item in fields(PageParts)},
         )
 
     @cached_property

@@ -55,17 +55,9 @@ class Defaults:
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, tuple[Any, Defaults]] = WeakKeyDictionary()
-_STEMS = (
-    "stem",
-    "conv_stem",
-    "embed",
-    "patch_embed",
-    "patch_embeddings",
-    "embeddings",
-    "conv_proj",
-    "pos_drop",
-    "norm_pre",
-)
+_STEMS = {
+    "stem", "conv_stem", "embed", "patch_embed", "patch_embeddings", "embeddings", "conv_proj", "pos_drop", "norm_pre",
+}  # fmt: skip
 _TRIES = 24
 """How many modules are tried for one that nothing leads around, from the last; each try is a forward pass."""
 
@@ -115,7 +107,7 @@ def choices(run: Pass) -> str:
 
 def is_stem(name: str) -> bool:
     """Whether a module belongs to what cuts the image into patches, by its name."""
-    return any(part in _STEMS for part in name.split("."))
+    return not _STEMS.isdisjoint(name.split("."))
 
 
 def reads_the_image(run: Pass, name: str) -> bool:

@@ -51,13 +51,7 @@ def attn_lrp(
     return input_x_gradient(context)
 
 
-_BASES = {
-    "token_input_x_gradient": token_input_x_gradient,
-    "input_x_gradient": input_x_gradient,
-    "fullgrad": fullgrad,
-    "gradcam": gradcam,
-    "cdam": cdam,
-}
+_BASES = {one.__name__: one for one in (token_input_x_gradient, input_x_gradient, fullgrad, gradcam, cdam)}
 
 
 def libragrad(
