@@ -37,6 +37,9 @@ MetricName = Literal[
     "radial", "causes", "noise", "runs", "randomisation", "attack", "map_attack", "scan",
 ]  # fmt: skip
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
+_USUAL: tuple[MetricName, ...] = (
+    "fidelity", "box", "discrimination", "saco", "compactness", "adcc", "localisation", "radial", "causes",
+)  # fmt: skip
 
 
 class BenchmarkOptions(BaseModel):
@@ -49,10 +52,7 @@ class BenchmarkOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     methods: tuple[str, ...] = Field(default=(), description="Methods; empty: all that the model can do.")
-    metrics: tuple[MetricName, ...] = Field(
-        ("fidelity", "box", "discrimination", "saco", "compactness", "adcc", "localisation", "radial", "causes"),
-        description="Metrics to measure.",
-    )
+    metrics: tuple[MetricName, ...] = Field(default=_USUAL, description="Metrics to measure.")
     outputs: tuple[str, ...] = Field(default=(), description="Outputs of a named model; empty: all.")
     method_options: dict[str, dict[str, Any]] = Field(
         default={},
