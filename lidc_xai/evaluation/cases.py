@@ -79,7 +79,7 @@ def cases_of(samples: Iterable[Sample]) -> Iterator[LazyCase]:
         if isinstance(sample, LazyCase):
             yield sample
         elif isinstance(sample, Case):
-            yield _ready(sample if sample.case_id else _renamed(sample, f"{number:06d}"))
+            yield _ready(sample if sample.case_id else replace(sample, case_id=f"{number:06d}"))
             number += 1
         else:
             for case in _of_batch(sample, number):
@@ -106,7 +106,3 @@ def _of_batch(batch: Any, number: int) -> Iterator[Case]:
 
 def _ready(case: Case) -> LazyCase:
     return LazyCase(case.case_id, lambda: case)
-
-
-def _renamed(case: Case, case_id: str) -> Case:
-    return replace(case, case_id=case_id)

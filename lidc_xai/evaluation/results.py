@@ -52,7 +52,8 @@ class Result:
         for name in self.figures:
             interval = bootstrap_mean(getattr(self, name), clusters, resamples=resamples, seed=seed)
             notes = [note for note in self.notes(name) if note]
-            told = "; ".join(part for part in (interval.note, _most_frequent(notes)) if part)
+            commonest = max(sorted(set(notes)), key=notes.count, default="")
+            told = "; ".join(part for part in (interval.note, commonest) if part)
             rows[name] = (interval.mean, interval.low, interval.high, interval.n, len(notes), told)
         return pd.DataFrame.from_dict(rows, orient="index", columns=list(SUMMARY_COLUMNS))
 
@@ -104,10 +105,6 @@ class Result:
             reason if not np.isfinite(value) or any(words in reason for words in self.limiting) else ""
             for value, reason in zip(values, self.reasons, strict=True)
         )
-
-
-def _most_frequent(texts: Sequence[str]) -> str:
-    return max(sorted(set(texts)), key=list(texts).count, default="")
 
 
 def trapezoid(values: Floats, at: Floats) -> Floats:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MOST_IMAGES = 32
 """Images of one crop that are explained in one pass."""
+_PLAIN = (bool, int, float, str, type(None))
 
 
 def nodule_images(
@@ -160,6 +161,7 @@ class Ensemble:
             for chunk in images.split(MOST_IMAGES)
         ]
         first = crop_plane(crop, views[0])
+        extent = (first.image.shape[0] * first.spacing_mm[0], first.image.shape[1] * first.spacing_mm[1])
         by_model = []
         for number, model in enumerate(models):
             maps = {}
@@ -174,9 +176,9 @@ class Ensemble:
                     output_names=tuple(model.output_names),
                     relevance=relevance,
                     values=_mean_of(torch.cat([part.values for part in parts]), turns, len(planes)),
-                    token_mm=_cell_mm(first.image.shape, first.spacing_mm, relevance.shape[-2:]),
+                    token_mm=(extent[0] / relevance.shape[-2], extent[1] / relevance.shape[-1]),
                     engine=parts[0].engine,
-                    options={key: value for key, value in parts[0].options.items() if _is_plain(value)} | self.averaged,
+                    options={k: v for k, v in parts[0].options.items() if isinstance(v, _PLAIN)} | self.averaged,
                 )
             by_model.append(maps)
         return by_model
@@ -198,14 +200,6 @@ def _mean_of(values: torch.Tensor, turns: int, planes: int, turn_back: bool = Fa
     if turn_back:
         each = torch.stack([turned_back(one, turn) for turn, one in enumerate(each)])
     return each.mean((0, 2)).numpy()
-
-
-def _cell_mm(shape: Sequence[int], spacing_mm: Sequence[float], grid: Sequence[int]) -> tuple[float, float]:
-    return (shape[0] * spacing_mm[0] / grid[0], shape[1] * spacing_mm[1] / grid[1])
-
-
-def _is_plain(value: object) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def models_for(models: Sequence[NoduleModel], patient_id: str) -> list[int]:

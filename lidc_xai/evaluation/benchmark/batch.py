@@ -26,7 +26,7 @@ from lidc_xai.evaluation.results import Result
 from lidc_xai.evaluation.statistics import Floats
 from lidc_xai.explain.api import explain
 from lidc_xai.explain.registry import find_method
-from lidc_xai.explain.targets import Outputs, TargetsLike
+from lidc_xai.explain.targets import Outputs, TargetsLike, select_targets
 
 Variants = Mapping[str, tuple[str | MapFunction, dict[str, Any]]]
 """Label → a method of ``explain`` or a function of the caller's own, and its options."""
@@ -138,7 +138,10 @@ class Batch:
     @cached_property
     def pixels(self) -> dict[str, Tensor]:
         """Label → maps on the pixel grid (B,T,H,W)."""
-        return {label: self._to_pixels(maps) for label, maps in self.maps.items()}
+        return {
+            label: maps if tuple(maps.shape[-2:]) == self.size else resampled(maps, self.size)
+            for label, maps in self.maps.items()
+        }
 
     def explain_all(
         self,
@@ -160,9 +163,8 @@ class Batch:
         for start in range(0, len(images), chunk):
             some = images[start : start + chunk]
             columns = self.asked.targets.columns[start : start + chunk]
-            if only is None:
-                asked = self._rows(slice(start, start + chunk))
-            else:
+            asked: TargetsLike = select_targets(self.wanted, slice(start, start + chunk))
+            if only is not None:
                 asked = columns = columns[:, only : only + 1]
             if plain:
                 usable = {k: v for k, v in seeds.items() if any(k in find_method(label).options for label in plain)}
@@ -176,12 +178,6 @@ class Batch:
                     explanation = explain(model, some, asked, method, **{**given, **seeded})
                     parts[label].append(spanning(explanation).double())
         return {label: torch.cat(several) for label, several in parts.items()}
-
-    def _rows(self, rows: slice) -> TargetsLike:
-        return self.wanted[rows] if isinstance(self.wanted, Tensor) else self.wanted
-
-    def _to_pixels(self, maps: Tensor) -> Tensor:
-        return maps if tuple(maps.shape[-2:]) == self.size else resampled(maps, self.size)
 
     def _discs(self) -> Tensor:
         """(B,T,H,W): a disc of the mask's own area in the middle, of a quarter of the image where there is no mask."""

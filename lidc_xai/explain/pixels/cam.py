@@ -20,6 +20,7 @@ Only sums over patches of A, A γ, A t and A γ t enter: the gradients themselve
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,17 +36,21 @@ Formula = Callable[[Tensor, Tensor], Tensor]
 
 def gradcam(context: Context, layer: Any = None, relu: bool = False) -> Result:
     """GradCAM (Selvaraju et al. 2017): (B, T, h, w) on the layer's grid. Extras: ``layer``, its name."""
-    return _cam(context, layer, relu, "gradcam", gradcam_map)
+    return _cam(context, layer, relu, "gradcam", lambda a, g: _weighted(g.mean((-2, -1)), a))
 
 
 def xgradcam(context: Context, layer: Any = None, relu: bool = False) -> Result:
     """XGradCAM (Fu et al. 2020), whose denominator takes |A|, since activations before a ReLU can sum to 0."""
-    return _cam(context, layer, relu, "xgradcam", xgradcam_map)
+
+    def formula(a: Tensor, g: Tensor) -> Tensor:
+        return _weighted((g * a).sum((-2, -1)) / (a.abs().sum((-2, -1)) + 1e-7), a)
+
+    return _cam(context, layer, relu, "xgradcam", formula)
 
 
 def linear_approximation(context: Context, layer: Any = None, relu: bool = False) -> Result:
     """Gradient times activation, element by element (HiResCAM): the first-order share of each position."""
-    return _cam(context, layer, relu, "linear_approximation", linear_approximation_map)
+    return _cam(context, layer, relu, "linear_approximation", lambda a, g: (g * a).sum(-3))
 
 
 def gradcam_plus_plus(context: Context, layer: Any = None, relu: bool = False) -> Result:
@@ -54,23 +59,8 @@ def gradcam_plus_plus(context: Context, layer: Any = None, relu: bool = False) -
     The default layer is therefore the ReLU behind the last convolution, where there is one. Not homogeneous in g:
     targets that differ by a factor give different maps.
     """
-
-    def formula(a: Tensor, g: Tensor) -> Tensor:
-        return gradcam_plus_plus_map(a, g, relu)
-
+    formula = partial(gradcam_plus_plus_map, relu=relu)
     return _cam(context, layer, relu, "gradcam_plus_plus", formula, rectified=True)
-
-
-def gradcam_map(a: Tensor, g: Tensor) -> Tensor:
-    return _weighted(g.mean((-2, -1)), a)
-
-
-def xgradcam_map(a: Tensor, g: Tensor) -> Tensor:
-    return _weighted((g * a).sum((-2, -1)) / (a.abs().sum((-2, -1)) + 1e-7), a)
-
-
-def linear_approximation_map(a: Tensor, g: Tensor) -> Tensor:
-    return (g * a).sum(-3)
 
 
 def gradcam_plus_plus_map(a: Tensor, g: Tensor, relu: bool) -> Tensor:

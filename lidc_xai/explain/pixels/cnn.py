@@ -149,13 +149,11 @@ def _search(model: nn.Module, modules: dict[str, nn.Module], image: Tensor) -> D
         raise ModelError(f"{type(model).__name__} has {what}; name a layer")
     later = [step for step in steps[place:] if step.shape == steps[place].shape and step.rectified]
     named = [steps[i].name for i in useful if steps[i].name]
-    typical = [name for name in named if isinstance(modules[name], nn.Conv2d | nn.LayerNorm) or _is_block(name)]
+    typical = [
+        name for name in named if isinstance(modules[name], nn.Conv2d | nn.LayerNorm) or name.split(".")[-1].isdigit()
+    ]
     last = steps[place].name
     return Defaults(last, later[0].name if later else last, convolutions, tuple(dict.fromkeys(typical or named)))
-
-
-def _is_block(name: str) -> bool:
-    return name.rpartition(".")[2].isdigit()
 
 
 def _place(

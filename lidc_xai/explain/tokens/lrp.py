@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lidc_xai.explain.networks.context import Context, Result
-from lidc_xai.explain.networks.parts import Block, Parts
+from lidc_xai.explain.networks.parts import Block
 from lidc_xai.explain.tokens.lrp_rules import (
     LinearRule,
     head_rule,
@@ -41,7 +41,10 @@ def transformer_attribution(context: Context, *, start_layer: int = 0, stabilise
     scores = context.targets.scores(outputs)
     with torch.no_grad():
         at_outputs = start_at_outputs(context.targets, context.run.outputs.values)
-        seen, z = _run_blocks(context, parts)
+        z, seen = parts.embed(context.images), []
+        for block in parts.blocks:
+            seen.append(_Seen(block, z))
+            z = seen[-1].output
         at_cls = head_rule(parts.readout, parts.final_norm(z)[:, 0], at_outputs)
     maps = []
     for t in range(scores.shape[-1]):
@@ -101,15 +104,6 @@ class _Seen:
     def qkv(self) -> LinearRule:
         assert self.weight is not None
         return LinearRule(self.weight, self.t)
-
-
-def _run_blocks(context: Context, parts: Parts) -> tuple[list[_Seen], Tensor]:
-    """(every block's computation, the tokens that leave the last)."""
-    z, seen = parts.embed(context.images), []
-    for block in parts.blocks:
-        seen.append(_Seen(block, z))
-        z = seen[-1].output
-    return seen, z
 
 
 def _block_rule(block: Block, seen: _Seen, r: Tensor, stabiliser: float) -> tuple[Tensor, Tensor]:

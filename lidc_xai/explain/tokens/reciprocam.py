@@ -47,7 +47,8 @@ def reciprocam(
                 masked = t.unsqueeze(1) * mask.unsqueeze(-1)
                 return context.run.finish(index, z.unsqueeze(1).expand_as(masked), masked)
 
-        size = _rows_at_once(context, exact)
+        # with the closed form, as many masks as keep (heads, masks, T) near the size of the MLP's hidden layer
+        size = 2 * context.run.last.w_v.shape[1] if exact else context.copies
         scores = [context.targets.scores(outputs(part)) for part in masks.split(size)]
     scores_by_target = torch.cat(scores, dim=1).transpose(1, 2)
     return Result(vit.to_grid(scores_by_target, context.images), "exact" if exact else "forward")
@@ -83,12 +84,3 @@ def _masks(vit: Anatomy, images: Tensor, kernel: str, cls: bool) -> Tensor:
             raise UsageError("cls=False: this model has no CLS token")
         prefix[:, 0] = 0
     return torch.cat([prefix, patches], dim=1).to(images)
-
-
-def _rows_at_once(context: Context, exact: bool) -> int:
-    """Masks in one go: with the closed form, as many as keep (heads, masks, T) near the size of the MLP's hidden
-    layer; else ``max_batch`` copies of an image."""
-    if not exact:
-        return context.copies
-    assert context.run.parts is not None
-    return 2 * context.run.parts.blocks[-1].softmax.head_dim

@@ -123,8 +123,8 @@ def _objects(
         making.lost["segmentation"] = "no outline and no prediction: no SEG and no SR"
     if prediction is None:
         return making.made, making.lost
-    centre = volume.to_stored_index(crop.centre_mm[None])[0, 2]
-    making.add("key", lambda: key_image(Source(slices, nodule_id, mark), _inside(centre, len(slices))))
+    centre = int(np.clip(np.floor(volume.to_stored_index(crop.centre_mm[None])[0, 2] + 0.5), 0, len(slices) - 1))
+    making.add("key", lambda: key_image(Source(slices, nodule_id, mark), centre))
     return making.made, making.lost
 
 
@@ -137,10 +137,6 @@ def _sessions(
     if prediction is not None:
         sessions.append(model_session(prediction, model_name, readers + 1))
     return sessions
-
-
-def _inside(index: float, count: int) -> int:
-    return int(np.clip(np.floor(index + 0.5), 0, count - 1))
 
 
 @dataclass

@@ -207,10 +207,17 @@ class Sphere:
 
 def reader_sessions(votes: Sequence[Mapping[str, Any]]) -> list[Session]:
     """One session per reader: ratings and diameter. ``votes``: one row of ``votes.csv`` per reader."""
-    return [
-        Session(f"Reader {number}", _reader_items(vote), _diameter(vote), number)
-        for number, vote in enumerate(votes, start=1)
-    ]
+    sessions = []
+    for place, vote in enumerate(votes, start=1):
+        rated = {name: value for name in READER_RATINGS if (value := number(vote, name)) is not None}
+        items = [
+            hd.sr.QualitativeEvaluation(code.concept(name), code.rating_value(name, int(value)))
+            for name, value in rated.items()
+        ]
+        mm = number(vote, "diameter_mm")
+        diameter = [] if mm is None else [hd.sr.Measurement(code.DIAMETER, round(mm, 3), code.MILLIMETRE)]
+        sessions.append(Session(f"Reader {place}", items, diameter, place))
+    return sessions
 
 
 def model_session(prediction: Mapping[str, Any], model_name: str, segment: int | None) -> Session:
@@ -320,20 +327,6 @@ def _group(
         source_series=hd.sr.SourceSeriesForSegmentation(str(source.slices[0].SeriesInstanceUID)),
     )  # fmt: skip
     return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(referenced_volume_surface=surface, **common)
-
-
-def _reader_items(vote: Mapping[str, Any]) -> list[hd.sr.QualitativeEvaluation]:
-    items = []
-    for name in READER_RATINGS:
-        value = number(vote, name)
-        if value is not None:
-            items.append(hd.sr.QualitativeEvaluation(code.concept(name), code.rating_value(name, int(value))))
-    return items
-
-
-def _diameter(vote: Mapping[str, Any]) -> list[hd.sr.Measurement]:
-    value = number(vote, "diameter_mm")
-    return [] if value is None else [hd.sr.Measurement(code.DIAMETER, round(value, 3), code.MILLIMETRE)]
 
 
 def _predictions(prediction: Mapping[str, Any], model_name: str) -> list[hd.sr.Measurement]:
