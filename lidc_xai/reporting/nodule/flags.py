@@ -38,7 +38,7 @@ def quality_flags(
 
     ``row`` is its row of the store's manifest; ``readings`` maps a rating to ``mean``, ``sd`` and ``n`` over readers;
     ``prediction`` is its row of the predictions; ``origin`` "own": nobody's readings belong to it. ``padding_read``:
-    share of the planes that the model reads which was never scanned (``imaging.crops.padding``); None: not known.
+    share of the planes that the model reads which was never scanned (``imaging.planes.padding_read``); None: not known.
     """
     readers = _reader_flags(row, readings) if origin == "lidc" else []
     return [*_image_flags(row, padding_read), *readers, *_model_flags(row, prediction)]
