@@ -123,7 +123,8 @@ def image_sheet(
         for t, target in enumerate(first.target_names):
             cells = []
             for method, explanation in explanations.items():
-                maps = explanation.relevance[b].detach().cpu().numpy()
+                given = explanation.relevance[b]
+                maps = np.asarray(given.cpu() if hasattr(given, "cpu") else given)
                 scores_here = maps[t].astype(np.float64)
                 limit = float(np.abs(scores_here if per_panel else maps).max())
                 cells.append(
