@@ -83,7 +83,7 @@ STABILISER = Option(
 SAMPLES = Option(50, "count", "noisy copies")
 STEPS = Option(50, "count", "points of the integral")
 BACKWARD = Option("plain", ("plain", "libra"), "the gradient, or LibraGrad's: gates and norms are constants")
-CDAM = {"tokens": TOKENS, "layer": VIT_LAYER, "backward": BACKWARD, "engine": ENGINE}
+CDAM: dict[str, Any] = {"tokens": TOKENS, "layer": VIT_LAYER, "backward": BACKWARD, "engine": ENGINE}
 RULE = ("right", "left", "midpoint", "trapezoid", "gauss-legendre")
 
 
@@ -95,8 +95,8 @@ def _method(
 
 
 def _cam(name: str, summary: str, needs: str = "layer", **options: Option) -> Method:
-    shared = {"layer": CAM_LAYER, "relu": RELU, "backward": BACKWARD, "max_batch": MAX_BATCH}
-    return _method(name, "cam", needs, "pixels.cam", summary, **{**shared, **options})
+    shared: dict[str, Any] = {"layer": CAM_LAYER, "relu": RELU, "backward": BACKWARD, "max_batch": MAX_BATCH}
+    return _method(name, "cam", needs, "pixels.cam", summary, **shared | options)
 
 
 _METHODS = (
