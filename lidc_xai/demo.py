@@ -117,6 +117,7 @@ def run_demo(
     out: Path, plan: DemoPlan, seed: int = 0, device: str = "auto", jobs: int = 2, pdf: bool = True
 ) -> DemoResult:
     """Run every step into ``out``. Steps that are done already are not repeated."""
+    from lidc_xai.imaging import CropStore, prepare_dicom
     from lidc_xai.models import load_model
     from lidc_xai.nodules._predict import predict
     from lidc_xai.nodules.explained import explain_out_of_fold, shared_info
@@ -124,13 +125,15 @@ def run_demo(
     from lidc_xai.reporting import study_report
     from lidc_xai.reporting.values import base_names
     from lidc_xai.run import current_argv, versions
+    from lidc_xai.simulate import simulate_store
     from lidc_xai.training import FitOptions, fit
 
     parts = choose_parts(plan, seed)
     say(f"1/5 simulating {plan.dicom_patients} patients as DICOM, and crops to train on")
     simulated = _simulate_series(parts.dicom, out / "dicom", seed, jobs)
-    study = _prepare(out, jobs)
-    crops = _simulate_crops(parts, out / "crops", seed, jobs)
+    prepare_dicom(out / "dicom", out / "store", jobs=jobs)
+    study = CropStore(out / "store")
+    crops = simulate_store(out / "crops", [*parts.training, *parts.validation, *parts.held_out], seed, jobs=jobs)
     say(f"{simulated} series; {len(study)} nodules read back from them; {len(crops)} crops")
 
     say("2/5 training")
@@ -204,19 +207,6 @@ def _write_series(nodules: Sequence[Nodule], folder: Path, seed: int) -> None:
     from lidc_xai.simulate import simulate_ct, write_dicom
 
     write_dicom(simulate_ct(nodules, seed), folder)
-
-
-def _prepare(out: Path, jobs: int) -> CropStore:
-    from lidc_xai.imaging import CropStore, prepare_dicom
-
-    prepare_dicom(out / "dicom", out / "store", jobs=jobs)
-    return CropStore(out / "store")
-
-
-def _simulate_crops(parts: Parts, folder: Path, seed: int, jobs: int) -> CropStore:
-    from lidc_xai.simulate import simulate_store
-
-    return simulate_store(folder, [*parts.training, *parts.validation, *parts.held_out], seed, jobs=jobs)
 
 
 def _held_out_maps(model: NoduleModel, crops: CropStore, ids: Sequence[str], method: str) -> Iterator[NoduleMaps]:

@@ -48,24 +48,17 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
     if not _enabled.get():
         yield from items
         return
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
     from rich.text import Text
 
-    class PerMinute(ProgressColumn):
-        def render(self, task: Task) -> Text:
+    class PerMinute(progress.ProgressColumn):
+        def render(self, task: progress.Task) -> Text:
             return Text(f"{task.speed * 60:.0f}/min" if task.speed else "–/min")
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), PerMinute(), TimeRemainingColumn(),
+        progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn(), PerMinute(),
+        progress.TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
         yield from bar.track(items, total=total, description=description)

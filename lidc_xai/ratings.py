@@ -51,99 +51,45 @@ class Scale:
 _COMPARATIVES = {"sharp": "sharper", "round": "rounder", "linear": "less round", "large": "larger", "small": "smaller"}
 
 
-def _steps(*words: str) -> MappingProxyType[int, str]:
-    return MappingProxyType(dict(enumerate(words, start=1)))
+_TABLE = {  # low end, high end, and what the codes from 1 on mean
+    "malignancy": (
+        "a low malignancy rating", "a high malignancy rating", "highly unlikely malignant",
+        "moderately unlikely malignant", "indeterminate", "moderately suspicious", "highly suspicious",
+    ),
+    "subtlety": (
+        "subtle", "obvious", "extremely subtle", "moderately subtle", "fairly subtle", "moderately obvious", "obvious",
+    ),
+    "internal_structure": ("soft tissue", "air", "soft tissue", "fluid", "fat", "air"),
+    "calcification": (
+        "calcified", "no calcification", "popcorn", "laminated", "solid", "non-central", "central", "absent",
+    ),
+    "sphericity": ("linear", "round", "linear", "ovoid to linear", "ovoid", "ovoid to round", "round"),
+    "margin": (
+        "poorly defined", "sharp", "poorly defined", "near poorly defined", "medium margin", "near sharp", "sharp",
+    ),
+    "lobulation": (
+        "not lobulated", "lobulated", "no lobulation", "nearly no lobulation", "medium lobulation",
+        "near marked lobulation", "marked lobulation",
+    ),
+    "spiculation": (
+        "not spiculated", "spiculated", "no spiculation", "nearly no spiculation", "medium spiculation",
+        "near marked spiculation", "marked spiculation",
+    ),
+    "texture": (
+        "ground-glass", "solid", "ground-glass", "ground-glass to mixed", "part-solid", "solid to mixed", "solid",
+    ),
+}  # fmt: skip
 
 
 def _scale(name: str, low_words: str, high_words: str, *steps: str) -> Scale:
-    return Scale(name, 1, len(steps), f"1–{len(steps)}", low_words, high_words, _steps(*steps))
+    codes = MappingProxyType(dict(enumerate(steps, start=1)))
+    return Scale(name, 1, len(steps), f"1–{len(steps)}", low_words, high_words, codes)
 
 
 _SCALES = (
-    _scale(
-        "malignancy",
-        "a low malignancy rating",
-        "a high malignancy rating",
-        "highly unlikely malignant",
-        "moderately unlikely malignant",
-        "indeterminate",
-        "moderately suspicious",
-        "highly suspicious",
-    ),
-    _scale(
-        "subtlety",
-        "subtle",
-        "obvious",
-        "extremely subtle",
-        "moderately subtle",
-        "fairly subtle",
-        "moderately obvious",
-        "obvious",
-    ),
-    _scale(
-        "internal_structure",
-        "soft tissue",
-        "air",
-        "soft tissue",
-        "fluid",
-        "fat",
-        "air",
-    ),
-    _scale(
-        "calcification",
-        "calcified",
-        "no calcification",
-        "popcorn",
-        "laminated",
-        "solid",
-        "non-central",
-        "central",
-        "absent",
-    ),
-    _scale("sphericity", "linear", "round", "linear", "ovoid to linear", "ovoid", "ovoid to round", "round"),
-    _scale(
-        "margin",
-        "poorly defined",
-        "sharp",
-        "poorly defined",
-        "near poorly defined",
-        "medium margin",
-        "near sharp",
-        "sharp",
-    ),
-    _scale(
-        "lobulation",
-        "not lobulated",
-        "lobulated",
-        "no lobulation",
-        "nearly no lobulation",
-        "medium lobulation",
-        "near marked lobulation",
-        "marked lobulation",
-    ),
-    _scale(
-        "spiculation",
-        "not spiculated",
-        "spiculated",
-        "no spiculation",
-        "nearly no spiculation",
-        "medium spiculation",
-        "near marked spiculation",
-        "marked spiculation",
-    ),
-    _scale(
-        "texture",
-        "ground-glass",
-        "solid",
-        "ground-glass",
-        "ground-glass to mixed",
-        "part-solid",
-        "solid to mixed",
-        "solid",
-    ),
+    *(_scale(name, *words) for name, words in _TABLE.items()),
     Scale("diameter", 0.0, float("inf"), "mm", "small", "large"),
 )
-
 SCALES: MappingProxyType[str, Scale] = MappingProxyType({scale.name: scale for scale in _SCALES})
 
 BIOMARKERS = (

@@ -53,16 +53,15 @@ class Run:
         """Write ``out/run.json`` (nothing where the verb has no folder)."""
         if self.out is None or not self.out.is_dir():
             return
+        config = shareable_config(self.config)
         write_json(
             self.out / "run.json",
             {
                 "verb": self.verb,
                 "status": status,
                 "argv": shareable_argv(self.argv),
-                "config": shareable_config(self.config),
-                "config_sha256": hashlib.sha256(
-                    repr(sorted(shareable_config(self.config).items())).encode()
-                ).hexdigest(),
+                "config": config,
+                "config_sha256": hashlib.sha256(repr(sorted(config.items())).encode()).hexdigest(),
                 "started": self.started.isoformat(timespec="seconds"),
                 "seconds": round(time.perf_counter() - self.clock, 2),
                 "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),

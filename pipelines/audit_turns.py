@@ -36,7 +36,7 @@ from lidc_xai.nodules.turning import Turn, smallest_turn, wants_turning
 from lidc_xai.progress import say, track
 from lidc_xai.run import Run
 from lidc_xai.skipped import Skipped
-from lidc_xai.training.loop.run_files import read_predictions_table
+from lidc_xai.training.assessment import read_predictions_table
 
 DISC = "centred disc"
 POINTS = 2.0

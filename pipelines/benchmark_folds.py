@@ -34,7 +34,7 @@ from lidc_xai.nodules.cases import benchmark_store
 from lidc_xai.progress import say
 from lidc_xai.reporting import benchmark_report
 from lidc_xai.run import Run
-from lidc_xai.training.loop.run_files import read_predictions
+from lidc_xai.training.assessment import read_predictions
 
 
 class Study(Config):

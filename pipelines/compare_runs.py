@@ -23,8 +23,8 @@ from lidc_xai.csv_files import write_csv
 from lidc_xai.errors import DataError
 from lidc_xai.ratings import BIOMARKERS
 from lidc_xai.run import Run
+from lidc_xai.training.assessment import read_predictions
 from lidc_xai.training.bootstrap import metric_difference, metric_interval
-from lidc_xai.training.loop.run_files import read_predictions
 from lidc_xai.training.metrics import accuracy, auc, expected_calibration_error, mean_value
 
 CLASSIFIED = {"AUC": auc, "ACC": accuracy, "ECE": expected_calibration_error}

@@ -24,8 +24,8 @@ from lidc_xai.errors import DataError
 from lidc_xai.ratings import BIOMARKERS
 from lidc_xai.run import Run
 from lidc_xai.training import evaluate_predictions
+from lidc_xai.training.assessment import read_predictions
 from lidc_xai.training.intervals import cross_fitted
-from lidc_xai.training.loop.run_files import read_predictions
 
 NEEDED = ("nodule_id", "fold", "malignancy_logit")
 

@@ -20,7 +20,7 @@ from lidc_xai.errors import DataError, UsageError
 from lidc_xai.evaluation.benchmark.tables import ALL_OUTPUTS
 from lidc_xai.ratings import BIOMARKERS
 from lidc_xai.run import Run
-from lidc_xai.training.loop.run_files import read_metrics
+from lidc_xai.training.assessment import read_metrics
 
 NAMES = {
     "model": "**model**",

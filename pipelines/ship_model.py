@@ -21,7 +21,7 @@ from lidc_xai.errors import DataError
 from lidc_xai.models import load_model, save_model
 from lidc_xai.models.saved import SHIPPED, member_folders
 from lidc_xai.run import Run
-from lidc_xai.training.loop.run_files import read_metrics
+from lidc_xai.training.assessment import read_metrics
 
 MOST_BYTES = 4 * 2**20
 

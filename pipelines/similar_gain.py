@@ -29,7 +29,7 @@ from lidc_xai.nodules import SimilarNodule, similar_nodules
 from lidc_xai.nodules._predict import load_models
 from lidc_xai.nodules.similar import mean_ratings
 from lidc_xai.run import Run
-from lidc_xai.training.loop.run_files import read_predictions
+from lidc_xai.training.assessment import read_predictions
 
 
 class Options(Config):

@@ -26,8 +26,8 @@ from lidc_xai.evaluation.statistics import DIAMETER_STRATA, diameter_stratum
 from lidc_xai.imaging import CropStore
 from lidc_xai.ratings import BIOMARKERS
 from lidc_xai.run import Run
+from lidc_xai.training.assessment import read_predictions
 from lidc_xai.training.bootstrap import metric_interval
-from lidc_xai.training.loop.run_files import read_predictions
 from lidc_xai.training.metrics import accuracy, auc, mean_value
 
 FEWEST = 20

@@ -31,8 +31,8 @@ from lidc_xai.evaluation.replacement import Replacement
 from lidc_xai.files import write_json
 from lidc_xai.imaging import CropStore
 from lidc_xai.models import NoduleModel
+from lidc_xai.models.inference import TURNS, turned
 from lidc_xai.models.saved import save_model
-from lidc_xai.models.turns import TURNS, turned
 from lidc_xai.nodules.cases import store_cases
 from lidc_xai.progress import say, track
 from lidc_xai.run import Run

@@ -22,7 +22,7 @@ from lidc_xai.models import build_model, load_model, save_model
 from lidc_xai.nodules.maps import NoduleMaps, load_maps
 from lidc_xai.reporting.volume_files import map_on_grid
 from lidc_xai.training import evaluate_predictions
-from lidc_xai.training.loop.run_files import read_metrics, read_predictions
+from lidc_xai.training.assessment import read_metrics, read_predictions
 
 RESULTS: dict[str, Kind] = {}
 _SIDE = 16

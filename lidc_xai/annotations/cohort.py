@@ -24,23 +24,19 @@ if TYPE_CHECKING:
 FEWEST_READERS = 3
 
 _DUPLICATE_Z = "slices at duplicate z positions"
-_LOST_IN_CODE = MappingProxyType(
-    {
-        "LIDC-IDRI-0085-s1-n0": _DUPLICATE_Z,
-        "LIDC-IDRI-0146-s1-n0": _DUPLICATE_Z,
-        "LIDC-IDRI-0572-s1-n0": _DUPLICATE_Z,
-        "LIDC-IDRI-0267-s1-n0": "slice positions are irregular (two steps of 0.5 mm among 2.5 mm)",
-        "LIDC-IDRI-0672-s1-n0": "slices are missing (three gaps of 1.25 mm among 0.625 mm)",
-        "LIDC-IDRI-0490-s1-n0": "slice spacing jitters by 1.1e-4, just above the warning threshold of ITK",
-        "LIDC-IDRI-0463-s1-n0": "the 32 mm box leaves the scan",
-    }
-)
-_LOST_IN_PAPER = MappingProxyType(
-    {
-        **_LOST_IN_CODE,
-        "LIDC-IDRI-0052-s1-n1": "not in the published table; no cause in the data (an earlier paper has it)",
-    }
-)
+_LOST_IN_CODE = {
+    "LIDC-IDRI-0085-s1-n0": _DUPLICATE_Z,
+    "LIDC-IDRI-0146-s1-n0": _DUPLICATE_Z,
+    "LIDC-IDRI-0572-s1-n0": _DUPLICATE_Z,
+    "LIDC-IDRI-0267-s1-n0": "slice positions are irregular (two steps of 0.5 mm among 2.5 mm)",
+    "LIDC-IDRI-0672-s1-n0": "slices are missing (three gaps of 1.25 mm among 0.625 mm)",
+    "LIDC-IDRI-0490-s1-n0": "slice spacing jitters by 1.1e-4, just above the warning threshold of ITK",
+    "LIDC-IDRI-0463-s1-n0": "the 32 mm box leaves the scan",
+}
+_LOST_IN_PAPER = {
+    **_LOST_IN_CODE,
+    "LIDC-IDRI-0052-s1-n1": "not in the published table; no cause in the data (an earlier paper has it)",
+}
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,8 @@ class Reading:
 
         Contours of a single point are ignored; NaN where there is no other.
         """
-        widest = max((_widest_squared(contour.ij) for contour in self.contours if len(contour.ij) > 1), default=np.nan)
+        outlines = (contour.ij for contour in self.contours if len(contour.ij) > 1)
+        widest = max((float(pdist(ij, "sqeuclidean").max()) for ij in outlines), default=np.nan)
         return float(np.sqrt(widest) * self.pixel_spacing_mm)
 
     @cached_property
@@ -125,7 +126,3 @@ class Nodule:
     def centroid_z_mm(self) -> float:
         """z in mm: the mean of the readers' centroids."""
         return float(np.mean([reading.centroid_z_mm for reading in self.readers]))
-
-
-def _widest_squared(ij: NDArray[np.int32]) -> float:
-    return float(pdist(ij, "sqeuclidean").max())

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from statistics import fmean, median, stdev
 from typing import TYPE_CHECKING, Any
 
-from lidc_xai.annotations.nodule import Nodule, Reading
+from lidc_xai.annotations.nodule import Nodule
 from lidc_xai.ratings import BIOMARKERS, CALCIFICATION_ABSENT, READER_RATINGS, malignancy_label
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def nodule_row(nodule: Nodule) -> dict[str, Any]:
     >>> row["nodule_id"], row["n_readers"]
     ('LIDC-IDRI-0475-s1-n0', 4)
     """
-    votes = {name: [_vote(reading, name) for reading in nodule.readers] for name in (*READER_RATINGS, "diameter")}
+    votes: dict[str, list[float]] = {name: [one.ratings[name] for one in nodule.readers] for name in READER_RATINGS}
+    votes["diameter"] = [reading.diameter_mm for reading in nodule.readers]
     row: dict[str, Any] = {name: getattr(nodule, name) for name in ROW_COLUMNS if hasattr(nodule, name)}
     for name, values in votes.items():
         row[name] = fmean(values)
@@ -99,7 +100,3 @@ def votes_table(nodules: Iterable[Nodule]) -> pandas.DataFrame:
     from pandas import DataFrame
 
     return DataFrame([vote for nodule in nodules for vote in nodule_votes(nodule)], columns=list(VOTE_COLUMNS))
-
-
-def _vote(reading: Reading, name: str) -> float:
-    return reading.diameter_mm if name == "diameter" else reading.ratings[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lidc_xai.annotations.nodule import Contour, Nodule, Reading
@@ -14,12 +14,11 @@ from lidc_xai.files import atomic_path
 NAMESPACE = "http://www.nih.gov"
 
 
-def write_reader_xml(path: Path | str, nodules: Sequence[Nodule], sop_uids: Mapping[float, str] | None = None) -> Path:
+def write_reader_xml(path: Path | str, nodules: Sequence[Nodule]) -> Path:
     """Write the nodules of one series as one XML file; reading it back gives the same nodules.
 
-    ``sop_uids``: SOPInstanceUID by z in mm, for outlines that do not know theirs. Readings keep the order of their
-    ids; a new session starts where the same nodule comes again. Raises UsageError for none, or for nodules of
-    several series.
+    Readings keep the order of their ids; a new session starts where the same nodule comes again. Raises UsageError for
+    none, or for nodules of several series.
 
     >>> path = write_reader_xml(folder / "readers.xml", [nodule])
     >>> [one.n_readers for one in load_nodules(path)]
@@ -37,7 +36,7 @@ def write_reader_xml(path: Path | str, nodules: Sequence[Nodule], sop_uids: Mapp
         session = ET.SubElement(root, "readingSession")
         _add(session, "annotationVersion", "3.12")
         for reading in session_readings:
-            _add_reading(session, reading, sop_uids or {})
+            _add_reading(session, reading)
     ET.indent(root)
     path = Path(path)
     with atomic_path(path) as temporary:
@@ -58,20 +57,20 @@ def _sessions(nodules: Sequence[Nodule]) -> list[list[Reading]]:
     return sessions
 
 
-def _add_reading(session: ET.Element, reading: Reading, sop_uids: Mapping[float, str]) -> None:
+def _add_reading(session: ET.Element, reading: Reading) -> None:
     nodule = ET.SubElement(session, "unblindedReadNodule")
     _add(nodule, "noduleID", reading.label or str(reading.annotation_id))
     rated = ET.SubElement(nodule, "characteristics")
     for name, value in reading.ratings.items():
         _add(rated, XML_NAMES[name], str(value))
     for contour in reading.contours:
-        _add_contour(nodule, contour, sop_uids)
+        _add_contour(nodule, contour)
 
 
-def _add_contour(nodule: ET.Element, contour: Contour, sop_uids: Mapping[float, str]) -> None:
+def _add_contour(nodule: ET.Element, contour: Contour) -> None:
     roi = ET.SubElement(nodule, "roi")
     _add(roi, "imageZposition", repr(float(contour.z_mm)))
-    _add(roi, "imageSOP_UID", contour.sop_uid or sop_uids.get(contour.z_mm, ""))
+    _add(roi, "imageSOP_UID", contour.sop_uid or "")
     _add(roi, "inclusion", "TRUE" if contour.inclusion else "FALSE")
     for column, row in contour.ij.tolist():
         edge = ET.SubElement(roi, "edgeMap")

@@ -44,8 +44,7 @@ def edit(config: EditConfig, run: Run) -> None:
         raise UsageError("--edit is missing: name what is changed")
     doses = [_number(word) for word in words(config.dose)]
     from lidc_xai.imaging import CropStore
-    from lidc_xai.simulate.edits.edit import check_dose
-    from lidc_xai.simulate.edits.to_store import edit_store
+    from lidc_xai.simulate.edits.edit import check_dose, edit_store
 
     for dose in doses:
         check_dose(config.edit, dose)

@@ -138,7 +138,7 @@ def _recorded(config: ReportConfig, runs: list[Path], info: dict[str, Any]) -> d
     the record's own, else of the runs."""
     from lidc_xai.nodules.record import ASSOCIATIONS, OWN_SIZE, UNSEEN, associations, own_size, unseen_accuracy
     from lidc_xai.nodules.strength import save_field
-    from lidc_xai.training.loop.run_files import read_predictions_table
+    from lidc_xai.training.assessment import read_predictions_table
 
     predicted = [path for run_folder in runs if (path := run_folder / "predictions.csv").is_file()]
     tables = [read_predictions_table(path) for path in ([config.predictions] if config.predictions else predicted)]
@@ -165,7 +165,7 @@ def _wanted(config: ReportConfig, store: CropStore) -> list[str]:
     """The nodules asked for; of a cohort report without names, those of its table. Empty: all of the store."""
     if config.nodule or config.predictions is None:
         return words(config.nodule)
-    from lidc_xai.training.loop.run_files import read_predictions_table
+    from lidc_xai.training.assessment import read_predictions_table
 
     held = set(store.nodule_ids)
     table = read_predictions_table(need_path(config.predictions, "--predictions"))
@@ -234,7 +234,7 @@ def _cohort_report(
     from lidc_xai.nodules.explained import with_spread
     from lidc_xai.reporting import cohort_report
     from lidc_xai.training import evaluate_predictions
-    from lidc_xai.training.loop.run_files import read_predictions_table
+    from lidc_xai.training.assessment import read_predictions_table
 
     path = need_path(config.predictions, "--predictions")
     metrics = evaluate_predictions(path, seed=config.seed)

@@ -128,10 +128,7 @@ def make_splits(
             train, validation = rest[~inner], rest[inner]
         else:
             train, validation = rest, test
-        parts = FoldIds(*(list(dict.fromkeys(ids[rows].tolist())) for rows in (train, validation, test)))
-        for part, rows in zip(PARTS, (train, validation, test), strict=True):
-            _check_part(labels[rows], part, number)
-        folds.append(parts)
+        folds.append(_fold(ids, labels, (train, validation, test), number))
     return Splits(kind, _BY[kind], kind == "paper", seed, n_folds, validation_share, folds)
 
 
@@ -171,10 +168,7 @@ def make_holdout(
     rest = np.setdiff1d(everything, test)
     validation = np.sort(set_aside(rest, validation_share, seed + 1))
     parts = (np.setdiff1d(rest, validation), validation, test)
-    for part, rows in zip(PARTS, parts, strict=True):
-        _check_part(labels[rows], part, 0)
-    fold = FoldIds(*(list(dict.fromkeys(ids[rows].tolist())) for rows in parts))
-    return Splits(kind, _BY[kind], kind == "paper", seed, 1, validation_share, [fold])
+    return Splits(kind, _BY[kind], kind == "paper", seed, 1, validation_share, [_fold(ids, labels, parts, 0)])
 
 
 def _columns(
@@ -333,12 +327,18 @@ def _check_classes(labels: NDArray[np.int_], groups: NDArray[np.object_], n_fold
             )
 
 
-def _check_part(labels: NDArray[np.int_], part: str, fold: int) -> None:
-    absent: Sequence[str] = [word for label, word in _LABEL_WORDS.items() if label not in labels]
-    if absent:
-        raise UsageError(
-            f"the {part} part of fold {fold} has no {absent[0]} nodule; take fewer folds, another seed or more patients"
-        )
+def _fold(
+    ids: NDArray[np.object_], labels: NDArray[np.int_], parts: Sequence[NDArray[np.intp]], number: int
+) -> FoldIds:
+    """The ids of a fold's three parts, each of which has both classes."""
+    for part, rows in zip(PARTS, parts, strict=True):
+        absent = [word for label, word in _LABEL_WORDS.items() if label not in labels[rows]]
+        if absent:
+            raise UsageError(
+                f"the {part} part of fold {number} has no {absent[0]} nodule; take fewer folds, another seed or more "
+                "patients"
+            )
+    return FoldIds(*(list(dict.fromkeys(ids[rows].tolist())) for rows in parts))
 
 
 def describe(splits: Splits, manifest: pandas.DataFrame) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from lidc_xai.errors import DataError
 from lidc_xai.imaging.planes import VIEWS, planes_of
-from lidc_xai.models.turns import TURNS, turned
+from lidc_xai.models.inference import TURNS, turned
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.store.crop_store import CropStore

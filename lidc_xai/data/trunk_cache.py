@@ -23,8 +23,8 @@ from lidc_xai.data.transforms import Item
 from lidc_xai.errors import DataError, StorageError, UsageError
 from lidc_xai.files import write_json
 from lidc_xai.models.digest import tensors_digest
+from lidc_xai.models.inference import TURNS, turned
 from lidc_xai.models.trunk import after_trunk, trunk_depth, trunk_modules, trunk_tokens
-from lidc_xai.models.turns import TURNS, turned
 from lidc_xai.progress import track
 
 if TYPE_CHECKING:

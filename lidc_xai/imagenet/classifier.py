@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from lidc_xai.errors import ModelError, UsageError
 from lidc_xai.files import sha256_of
 from lidc_xai.imagenet.class_names import ClassNames
-from lidc_xai.imagenet.classifier_weights import fetch_published, insert_weights, pretrained_tag, state_dict
+from lidc_xai.imagenet.classifier_weights import fetch_published, insert_weights, pretrained_tag
 from lidc_xai.imagenet.photographs import InputSpec
 from lidc_xai.models.backbones import BACKBONES
 from lidc_xai.models.nodule_model import build_backbone
+from lidc_xai.models.weight_formats import unwrapped
 from lidc_xai.models.weights import read_tensors
 
 RANDOM = "random weights: these maps say nothing about any photograph"
@@ -67,7 +68,7 @@ def load_classifier(
         path = Path(weights)
         if not path.is_file():
             raise UsageError(f"{path}: no such weights file; give a file, 'pretrained' or 'random'")
-        content = state_dict(read_tensors(path))
+        content = unwrapped(read_tensors(path))[0]
     own_count = _own_count(library, short)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,18 +16,10 @@ from torch import Tensor, nn
 
 from lidc_xai.errors import ModelError, UsageError
 from lidc_xai.models.backbones import BACKBONES
+from lidc_xai.models.weight_formats import unwrapped
 from lidc_xai.models.weights import load_weights, read_tensors
 
-_WRAPPERS = ("state_dict", "model", "model_state", "model_ema")
 _REACH_SECONDS = 5
-
-
-def state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors inside what training code saves around them."""
-    for name in _WRAPPERS:
-        if isinstance(content.get(name), Mapping):
-            return state_dict(content[name])
-    return {key: value for key, value in content.items() if isinstance(value, Tensor)}
 
 
 def pretrained_tag(name: str) -> str:
@@ -69,7 +60,7 @@ def fetch_published(library: str, name: str, model: nn.Module) -> dict[str, Any]
         raise UsageError(f"model {name!r} has no published weights; give a file as --weights, or --weights random")
     origin = {"source": address, "sha256": None}
     if cached is not None:
-        insert_weights(library, name, model, state_dict(read_tensors(cached)), cached)
+        insert_weights(library, name, model, unwrapped(read_tensors(cached))[0], cached)
         return origin
     try:
         _reach(urlsplit(address).hostname or "")

@@ -8,19 +8,23 @@ whose zero means nothing, from their lowest to their highest.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lidc_xai.files import atomic_path
+from lidc_xai.files import atomic_path, write_json
+from lidc_xai.imagenet.photographs import Photo
 from lidc_xai.palette import UNSTABLE_GREY, levels_of, palette
 
 _CELL_INCHES = 2.3
 _QUANTILE = 0.995
+LONGEST_TITLE = 90
 
 
 def strength(relevance: np.ndarray, method: str, size: tuple[int, int]) -> tuple[np.ndarray, str]:
@@ -90,3 +94,26 @@ def draw_panel(
         figure.supxlabel(warning.upper(), fontsize=10, color="crimson", fontweight="bold")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": "lidc_xai", "Comment": warning or title})
+
+
+def write_photo_files(
+    folder: Path,
+    photo: Photo,
+    values: Mapping[str, Any],
+    maps: Mapping[str, np.ndarray],
+    rows: Sequence[str],
+    title: str,
+    warning: str | None,
+    more: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Draw ``maps`` (method -> (T, h, w), raw and signed), a row of the panel for each of ``values["targets"]``, and
+    keep them with the pixels seen, what ``values`` says as JSON text, and ``more`` arrays.
+    """
+    classes = np.array([target["class"] for target in values["targets"]])
+    short = title if len(title) < LONGEST_TITLE else f"{title[: LONGEST_TITLE - 3]}…"
+    draw_panel(folder / "panel.png", photo.pixels, dict(maps), list(rows), short, warning)
+    arrays: dict[str, Any] = {"image": photo.pixels, "classes": classes, "meta": np.array(json.dumps(values))}
+    arrays |= {**maps, **(more or {})}
+    with atomic_path(folder / "maps.npz") as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)
+    write_json(folder / "values.json", values)

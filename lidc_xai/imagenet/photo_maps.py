@@ -26,7 +26,7 @@ from lidc_xai.explain.registry import METHODS, find_method, method_options
 from lidc_xai.imagenet import several_models
 from lidc_xai.imagenet.class_names import checked_index
 from lidc_xai.imagenet.classifier import RANDOM, Classifier, class_logits, load_classifier
-from lidc_xai.imagenet.photo_files import write_photo_files
+from lidc_xai.imagenet.panel import write_photo_files
 from lidc_xai.imagenet.photographs import Photo, find_photos, read_photo
 from lidc_xai.progress import say, track
 from lidc_xai.skipped import Skipped
@@ -218,27 +218,7 @@ def _write(
     fit: str,
     explanations: Mapping[str, Explanation],
 ) -> None:
-    """The three files of one photograph."""
-    values = _values(photo, classifier, logits, classes, score, fit, explanations)
-    for name, result in explanations.items():
-        for note in result.notes:
-            say(f"{photo.path.name}: {name}: {note}")
-    maps = {name: result.relevance[0].float().cpu().numpy() for name, result in explanations.items()}
-    rows = [f"{entry['name']}\nlogit {entry['logit']:.3g}, p {entry['probability']:.3f}" for entry in values["targets"]]
-    title = f"{photo.path.name}: {classifier.name}, {values['weights']['source']} weights"
-    write_photo_files(folder, photo, values, maps, rows, title, RANDOM if classifier.random else None)
-
-
-def _values(
-    photo: Photo,
-    classifier: Classifier,
-    logits: Tensor,
-    classes: list[int],
-    score: str | None,
-    fit: str,
-    explanations: Mapping[str, Explanation],
-) -> dict[str, Any]:
-    """Everything but the maps, as JSON can hold it."""
+    """The three files of one photograph; ``values.json`` has everything but the maps."""
     probabilities = logits.softmax(-1) if len(logits) > 1 else logits.sigmoid()
 
     def entry(index: int) -> dict[str, Any]:
@@ -248,7 +228,8 @@ def _values(
         return {"class": index, "name": classifier.label(index), "all_names": full, "synset": synset,
                 "logit": float(logits[index]), "probability": probability}  # fmt: skip
 
-    return {
+    targets = [entry(index) for index in classes]
+    values = {
         "image": photo.path.name,
         "model": classifier.name,
         "weights": classifier.weights,
@@ -262,9 +243,16 @@ def _values(
         },
         "predicted": [entry(index) for index in _most_probable(logits, _PREDICTED_SHOWN)],
         "score": score or "each method's own",
-        "targets": [entry(index) for index in classes],
+        "targets": targets,
         "methods": {name: _method_values(result) for name, result in explanations.items()},
     }
+    for name, result in explanations.items():
+        for note in result.notes:
+            say(f"{photo.path.name}: {name}: {note}")
+    maps = {name: result.relevance[0].float().cpu().numpy() for name, result in explanations.items()}
+    rows = [f"{one['name']}\nlogit {one['logit']:.3g}, p {one['probability']:.3f}" for one in targets]
+    title = f"{photo.path.name}: {classifier.name}, {classifier.weights['source']} weights"
+    write_photo_files(folder, photo, values, maps, rows, title, RANDOM if classifier.random else None)
 
 
 def _method_values(result: Explanation) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from lidc_xai.errors import DataError, UsageError
 from lidc_xai.evaluation.repeatability import group_agreement, on_grid, spearman_brown
 from lidc_xai.explain import Explanation
 from lidc_xai.imagenet.classifier import RANDOM, Classifier, class_logits
-from lidc_xai.imagenet.photo_files import write_photo_files
+from lidc_xai.imagenet.panel import write_photo_files
 from lidc_xai.imagenet.photographs import Photo, read_photo
 from lidc_xai.models.digest import check_different, weights_digest
 

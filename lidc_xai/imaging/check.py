@@ -93,10 +93,10 @@ def check_ct(
     nodules = [_as_nodule(nodule)] if nodule is not None else []
     if not targets and not nodules:
         nodules = [one for one in load_nodules() if ct.series_uid and one.series_uid == ct.series_uid]
-    targets += [_from_nodule(ct, one, size_mm) for one in nodules]
+    targets += [_target(ct, one.nodule_id, one, size_mm) for one in nodules]
     if not targets:
         middle = ct.stored_index_to_mm((np.array(ct.stored.shape[::-1]) - 1) / 2)
-        targets = [_around(ct, "middle of the scan", middle, size_mm)]
+        targets = [_target(ct, "middle of the scan", middle, size_mm)]
     lines = describe(ct)
     draw_targets(ct, targets[:_MOST_TARGETS], lines, size_mm, Path(out))
     for target in targets:
@@ -152,7 +152,7 @@ def _from_points(
     if points is not None:
         listed, unusable = read_points(points)
         named += listed
-    targets = [_around(ct, one.name, one.to_lps(ct), size_mm) for one in named]
+    targets = [_target(ct, one.name, one.to_lps(ct), size_mm) for one in named]
     return targets + [Target(name, problem=reason) for name, reason in unusable]
 
 
@@ -162,7 +162,7 @@ def _from_mask(ct: CTVolume, mask: Path | str | None, roi: Sequence[str], size_m
     chosen, refused = choose_nodules(read_structures(mask, ct), roi)
     targets = [Target(name, problem=reason) for name, reason in refused]
     for drawn in chosen:
-        target = _around(ct, drawn.name, drawn.centre_mm, size_mm)
+        target = _target(ct, drawn.name, drawn.centre_mm, size_mm)
         if target.surroundings is not None:
             shown = target.surroundings
             grid = CropGrid(shown.affine, shown.ct.shape)
@@ -171,24 +171,14 @@ def _from_mask(ct: CTVolume, mask: Path | str | None, roi: Sequence[str], size_m
     return targets
 
 
-def _from_nodule(ct: CTVolume, nodule: Nodule, size_mm: float) -> Target:
+def _target(ct: CTVolume, name: str, where: Nodule | NDArray[np.float64], size_mm: float) -> Target:
+    """A nodule or a place (LPS mm), cut in the box and in a wider one; or why it cannot be cut."""
+    nodule, centre = (where, None) if isinstance(where, Nodule) else (None, where)
     try:
-        crop = crop_nodule(ct, nodule, size_mm)
-        wider = crop_nodule(ct, nodule, _wider(size_mm))
+        crop, wider = (crop_nodule(ct, where, size) for size in (size_mm, float(round(1.5 * size_mm))))
     except DataError as error:
-        return Target(nodule.nodule_id, problem=str(error), nodule=nodule)
-    return Target(nodule.nodule_id, crop.centre_mm, crop, wider, nodule=nodule)
-
-
-def _around(ct: CTVolume, name: str, centre_mm: NDArray[np.float64], size_mm: float) -> Target:
-    try:
-        return Target(name, centre_mm, crop_nodule(ct, centre_mm, size_mm), crop_nodule(ct, centre_mm, _wider(size_mm)))
-    except DataError as error:
-        return Target(name, centre_mm, problem=str(error))
-
-
-def _wider(size_mm: float) -> float:
-    return float(round(1.5 * size_mm))
+        return Target(name, centre, problem=str(error), nodule=nodule)
+    return Target(name, crop.centre_mm if centre is None else centre, crop, wider, nodule=nodule)
 
 
 def _in_words(target: Target) -> str:

@@ -27,6 +27,7 @@ from lidc_xai.imaging.seg_files import read_seg
 _SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 _LABELMAP_SEG = "1.2.840.10008.5.1.4.1.1.66.7"
 _RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
+_MOST_LABELS = 1000
 
 
 @dataclass(frozen=True)
@@ -239,9 +240,6 @@ def _cut(name: str, mask: NDArray[np.bool_], start: tuple[int, int, int], grid: 
     low = tuple(int(one.start) + first for one, first in zip(part[::-1], start, strict=True))
     high = tuple(int(one.stop) - 1 + first for one, first in zip(part[::-1], start, strict=True))
     return NamedMask(name, mask[part], GridBox(low, high), grid)  # type: ignore[arg-type]
-
-
-_MOST_LABELS = 1000
 
 
 def read_label_volume(path: Path) -> tuple[Iterator[tuple[str, str, NDArray[np.bool_]]], VolumeHeader]:

@@ -63,7 +63,7 @@ def prepare_points(
 
     lost = [Skipped(who.nodule_id(name), "points", reason) for name, reason in unusable]
     targets = [(who.nodule_id(point.name), point) for point in points]
-    return _fill(ct, who, out, {"source": "points", **_ids(keep_ids)}, options, targets, cut, lost)
+    return _fill(ct, who, out, "points", keep_ids, options, targets, cut, lost)
 
 
 def prepare_mask(
@@ -90,7 +90,7 @@ def prepare_mask(
     as in :func:`prepare_points`. Raises what ``read_ct`` and ``read_structures`` raise, and DataError where no
     structure is left.
 
-    >>> from lidc_xai.imaging.ct.nifti import write_nifti
+    >>> from lidc_xai.imaging.ct.formats.volume_file import write_nifti
     >>> mask = np.zeros(ct.array.shape, np.uint8)
     >>> mask[5:9, 200:208, 200:208] = 1
     >>> write_nifti(folder / "mask.nii.gz", mask, ct.affine)
@@ -98,7 +98,9 @@ def prepare_mask(
     1
     """
     options = CropOptions(size_mm, spacing_mm, interpolation, padding_hu)
-    ct = read_ct(ct_path, series_uid or _series_in(ct_path, referenced_series(mask_path)))
+    named = referenced_series(mask_path)
+    # The series that a mask names matters only where there is a choice: in a folder or a zip.
+    ct = read_ct(ct_path, series_uid or (named if is_medium(Path(ct_path)) else None))
     who = identity_of(ct, ct_path, keep_ids)
     chosen, refused = choose_nodules(read_structures(mask_path, ct, components), roi)
     if not chosen:
@@ -118,28 +120,34 @@ def prepare_mask(
 
     lost = [Skipped(who.nodule_id(f"{who.prefix}-{name}"), "mask", reason) for name, reason in refused]
     targets = [(who.nodule_id(f"{who.prefix}-{mask.name}"), mask) for mask in chosen]
-    return _fill(ct, who, out, {"source": "mask", **_ids(keep_ids)}, options, targets, cut, lost)
-
-
-def _ids(keep_ids: bool) -> dict[str, str]:
-    """Part of the store's rule: ids and pseudonyms do not mix."""
-    return {"patient_ids": "kept" if keep_ids else "pseudonyms"}
+    return _fill(ct, who, out, "mask", keep_ids, options, targets, cut, lost)
 
 
 def _fill(
     ct: CTVolume,
     who: Identity,
     out: Path | str,
-    source: dict[str, str],
+    source: str,
+    keep_ids: bool,
     options: CropOptions,
     targets: Iterable[tuple[str, Any]],
     cut: Callable[[Any, str], NoduleCrop],
     lost: list[Skipped],
 ) -> PrepareResult:
     """Cut and write every target; those that cannot be cut become skipped rows."""
-    rule = {**source, **options.rule()}
+    ids = "kept" if keep_ids else "pseudonyms"  # the two do not mix in one store
+    rule = {"source": source, "patient_ids": ids, **options.rule()}
     writer = StoreWriter(out, size_mm=options.size_mm, spacing_mm=options.spacing_mm, rule=rule)
     result = PrepareResult(writer.path, skipped=list(lost))
+    row = {  # what is known of a nodule without readers
+        "patient_id": who.patient_id,
+        "series_uid": ct.series_uid,
+        "study_uid": ct.study_uid,
+        "slice_thickness_mm": ct.slice_thickness_mm,
+        "pixel_spacing_mm": ct.spacing_mm[1],
+        "simulated": ct.simulated,
+        "scanner": ct.scanner,
+    }
     start = perf_counter()
     taken: set[str] = set()
     for name, target in track(list(targets), "cutting crops"):
@@ -148,7 +156,7 @@ def _fill(
                 raise DataError(f"nodule id {name!r} is taken by another nodule of the store; give it another name")
             crop = cut(target, name)
             crop.issues = [who.scrub(issue) for issue in crop.issues]
-            writer.write(crop, _row(ct, who), [])
+            writer.write(crop, row, [])
         except Exception as error:  # whatever it is, it concerns this target alone
             result.skipped.append(Skipped(name, "crop", reason_of(error)))
             continue
@@ -158,22 +166,3 @@ def _fill(
     result.skipped = [replace(row, reason=who.scrub(row.reason)) for row in result.skipped]
     result.close(writer)
     return result
-
-
-def _row(ct: CTVolume, who: Identity) -> dict[str, Any]:
-    """What is known of a nodule without readers."""
-    _, between_rows, _ = ct.spacing_mm
-    return {
-        "patient_id": who.patient_id,
-        "series_uid": ct.series_uid,
-        "study_uid": ct.study_uid,
-        "slice_thickness_mm": ct.slice_thickness_mm,
-        "pixel_spacing_mm": between_rows,
-        "simulated": ct.simulated,
-        "scanner": ct.scanner,
-    }
-
-
-def _series_in(ct_path: Path | str, series_uid: str | None) -> str | None:
-    """The series a mask names matters only where there is a choice: in a folder or a zip."""
-    return series_uid if is_medium(Path(ct_path)) else None

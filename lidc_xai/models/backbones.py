@@ -26,7 +26,7 @@ class Backbone:
     ``official_size`` is the input size that the published positions belong to; ``official_sha256`` is the SHA-256 of
     the publisher's file, or the leading digits of it that its name carries, or None where it was never published;
     ``timm_arguments`` go to ``timm.create_model``; ``stem`` says how patches become tokens: one convolution as large as
-    the patch, or several small ones (``models/conv_stem.py``, placed by ``models/positions.py``).
+    the patch, or several small ones (``models/conv_stem.py``, placed by ``models/conv_stem.py``).
 
     >>> BACKBONES["dino_vits8"].licence, BACKBONES["dino_vits8"].width
     ('Apache-2.0', 384)

@@ -7,10 +7,28 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lidc_xai.models.turns import TURNS, turned
-
 if TYPE_CHECKING:
     from lidc_xai.models.nodule_model import NoduleModel
+
+TURNS = 8
+"""The symmetries of a square plane (no pixel is interpolated): four quarter turns, and the same mirrored."""
+
+
+def turned(planes: Tensor, turn: int) -> Tensor:
+    """(..., h, w) turned by ``turn`` % 4 quarters, then, from 4 on, mirrored left to right; exact.
+
+    >>> import torch
+    >>> turned(torch.tensor([[1, 2], [3, 4]]), 5).tolist()
+    [[4, 2], [3, 1]]
+    """
+    quarter = torch.rot90(planes, turn % 4, (-2, -1))
+    return quarter.flip(-1) if turn >= 4 else quarter
+
+
+def turned_back(planes: Tensor, turn: int) -> Tensor:
+    """The inverse of ``turned``."""
+    mirrored = planes.flip(-1) if turn >= 4 else planes
+    return torch.rot90(mirrored, -(turn % 4), (-2, -1))
 
 
 @torch.inference_mode()

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from lidc_xai.errors import UsageError
 from lidc_xai.models.backbones import BACKBONES, unknown_backbone
-from lidc_xai.models.conv_stem import ConvStem
+from lidc_xai.models.conv_stem import ConvStem, place_tokens
 from lidc_xai.models.heads import build_head
-from lidc_xai.models.positions import place_tokens
 from lidc_xai.models.preprocess import Preprocess
 from lidc_xai.models.weights import load_weights
 from lidc_xai.ratings import OUTPUTS

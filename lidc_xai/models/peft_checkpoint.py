@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from lidc_xai.errors import ModelError
-from lidc_xai.models.transformers_layout import timm_name
+from lidc_xai.models.weight_formats import timm_name
 
 CONFIG = "adapter_config.json"
 _WRAPPER = "base_model.model."

@@ -6,12 +6,14 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 
 import lidc_xai
 from lidc_xai.errors import DataError, LidcXaiError, ModelError, UsageError
@@ -22,7 +24,6 @@ from lidc_xai.models.digest import base_digest
 from lidc_xai.models.lora import apply_adapter
 from lidc_xai.models.nodule_model import RECIPE_FIELDS, NoduleModel, build_model
 from lidc_xai.models.preprocess import Preprocess
-from lidc_xai.models.undrawn import Undrawn
 
 FORMAT = "lidc_xai.model"
 FORMAT_VERSION = 1
@@ -39,6 +40,8 @@ _FIELDS = (
     "training_info", "initial_weights", "weights_sha256", "dtype",
 )  # fmt: skip
 _GROUPS = ("recipe", "preprocess", "target_scaling", "calibration", "training_info", "initial_weights")
+_RANDOM = {"uniform_", "normal_", "erfinv_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "trunc_normal_"}
+_SHAPE_KEPT = _RANDOM | {"add_", "clamp_", "constant_", "div_", "fill_", "mul_", "ones_", "sub_", "zero_", "zeros_"}
 
 
 def save_model(model: NoduleModel, folder: Path | str, *, adapter_only: bool = False) -> Path:
@@ -141,14 +144,13 @@ def _load_whole(folder: Path, description: dict[str, Any]) -> NoduleModel:
         model.to(_dtype(description["dtype"]))
         model.load_state_dict(tensors)
         model.adapter = load_file(folder / ADAPTER) if (folder / ADAPTER).is_file() else None
-        model.target_scaling = _pairs(description["target_scaling"])
-        model.calibration = _pairs(description["calibration"])
+        _describe(model, description)
     except SafetensorError as error:
         raise ModelError(f"{weights}: is no safetensors file ({error}); copy the folder again") from error
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError, IndexError, LidcXaiError) as error:
         raise ModelError(f"{folder / 'model.json'}: does not describe the weights beside it ({error})") from error
     check_finite(model, str(weights))
-    return _described(model, description)
+    return model.eval()
 
 
 def _load_adapted(folder: Path, description: dict[str, Any], weights: Path | str | None) -> NoduleModel:
@@ -171,18 +173,18 @@ def _load_adapted(folder: Path, description: dict[str, Any], weights: Path | str
     try:
         model.adapter = {name: tensor.float() for name, tensor in load_file(path).items()}
         apply_adapter(model, model.adapter)
-        model.target_scaling = _pairs(description["target_scaling"])
-        model.calibration = _pairs(description["calibration"])
+        _describe(model, description)
     except (SafetensorError, UsageError, KeyError, TypeError, IndexError, ValueError) as error:
         raise ModelError(f"{path}: does not fit the model beside it ({error}); copy the folder again") from error
     check_finite(model, str(path))
-    return _described(model, description)
+    return model.eval()
 
 
-def _described(model: NoduleModel, description: dict[str, Any]) -> NoduleModel:
+def _describe(model: NoduleModel, description: dict[str, Any]) -> None:
+    model.target_scaling = _pairs(description["target_scaling"])
+    model.calibration = _pairs(description["calibration"])
     model.initial_weights = description["initial_weights"]
     model.training_info = description["training_info"]
-    return model.eval()
 
 
 def check_finite(model: NoduleModel, where: str) -> None:
@@ -292,3 +294,22 @@ def _read_description(path: Path) -> dict[str, Any]:
         if not isinstance(patients, list) or not all(isinstance(one, str) for one in patients):
             raise ModelError(f"{path}: field 'training_info.{name}' is no list of patients; copy the folder again")
     return description
+
+
+class Undrawn(TorchFunctionMode):
+    """A context in which filling a tensor with random numbers leaves it as it is, and on the meta device, where only
+    shapes are asked for, so does arithmetic in place. Half of the time of loading a small ViT went there.
+
+    For networks all of whose weights are replaced before they are used.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        options = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in _SHAPE_KEPT:
+            tensor = args[0] if args else options.get("tensor")
+            if tensor is not None and (name in _RANDOM or tensor.is_meta):
+                return tensor
+        return func(*args, **options)

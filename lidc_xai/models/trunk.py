@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from lidc_xai.models.nodule_model import NoduleModel
 
 
+BEFORE_BLOCKS = ("cls_token", "reg_token", "dist_token", "pos_embed", "patch_embed", "norm_pre")
+"""Parts of a timm ViT before its first block."""
+
+
 def trunk_depth(model: NoduleModel, learning_blocks: int) -> int:
     """Blocks that the trunk has where the last ``learning_blocks`` of the model's blocks learn."""
     network = model.backbone
@@ -24,11 +28,10 @@ def trunk_depth(model: NoduleModel, learning_blocks: int) -> int:
 
 def trunk_modules(model: NoduleModel, depth: int) -> dict[str, Tensor]:
     """Name -> weights of everything before block ``depth``."""
-    names = ("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre")
     kept = {}
     for name, tensor in model.backbone.state_dict().items():
         stem, _, rest = name.partition(".")
-        if stem in names or (stem == "blocks" and int(rest.split(".")[0]) < depth):
+        if stem in BEFORE_BLOCKS or (stem == "blocks" and int(rest.split(".")[0]) < depth):
             kept[name] = tensor
     return kept
 

@@ -69,7 +69,8 @@ def load_weights(module: nn.Module, weights: str | Path, name: str) -> dict[str,
     >>> info = load_weights(vit, folder / "vit.safetensors", "vit")
     """
     entry = BACKBONES.get(name)
-    licence = entry.licence if entry else _timm_licence(name)
+    config = None if entry else timm.get_pretrained_cfg(name)
+    licence = entry.licence if entry else str(config.license) if config and config.license else "unknown"
     if weights == "pretrained":
         tensors, source = _from_hub(name)
         _insert(module, tensors, source, name)
@@ -238,11 +239,6 @@ def _unreachable(url: str) -> str | None:
         return None  # something answers
     except (OSError, ValueError) as error:
         return f"{urlsplit(url).netloc} cannot be reached ({_one_line(error)})"
-
-
-def _timm_licence(name: str) -> str:
-    config = timm.get_pretrained_cfg(name)
-    return str(config.license) if config is not None and config.license else "unknown"
 
 
 def _refuse_damaged(path: Path, digest: str, name: str) -> None:

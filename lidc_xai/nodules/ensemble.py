@@ -39,7 +39,7 @@ def nodule_images(
     """
     import torch
 
-    from lidc_xai.models.turns import turned
+    from lidc_xai.models.inference import turned
 
     read = replace(model.preprocess, slices=slices)
     read.check(crop)
@@ -71,7 +71,7 @@ def plane_images(
     """Model input of any planes of a crop, (planes,3,S,S); ``turn`` as for ``nodule_images``."""
     import torch
 
-    from lidc_xai.models.turns import turned
+    from lidc_xai.models.inference import turned
 
     read = replace(model.preprocess, slices=1)
     read.check(crop)
@@ -194,7 +194,7 @@ def _mean_of(values: torch.Tensor, turns: int, planes: int, turn_back: bool = Fa
     """(turns·planes·slices, ...) -> means over turns, each turned back where it is a map, and slices: (planes, ...)."""
     import torch
 
-    from lidc_xai.models.turns import turned_back
+    from lidc_xai.models.inference import turned_back
 
     each = values.float().cpu().unflatten(0, (turns, planes, -1))
     if turn_back:

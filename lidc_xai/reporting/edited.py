@@ -17,8 +17,7 @@ from lidc_xai.reporting.nodule.facts import method_title
 from lidc_xai.reporting.pages import render
 from lidc_xai.reporting.pictures import ct_picture, map_picture
 from lidc_xai.reporting.values import number
-from lidc_xai.simulate.edits.edit import EDITS
-from lidc_xai.simulate.edits.to_store import original_of
+from lidc_xai.simulate.edits.edit import EDITS, original_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -94,21 +94,6 @@ def show_figure(value: float | None) -> str:
     return show(value, 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3)
 
 
-def plain(value: Any) -> Any:
-    """What JSON can hold: NumPy scalars and arrays to Python, NaN and infinity to ``None``, other objects to text."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    return None if _absent(value) else str(value)
-
-
 def _absent(value: Any) -> bool:
     """pandas' "not available", which would print as <NA>."""
     import pandas as pd

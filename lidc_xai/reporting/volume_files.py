@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.files import atomic_path, write_json
 from lidc_xai.imaging.crops.contours import consensus_mask
-from lidc_xai.imaging.ct.nifti import to_image, write_image
+from lidc_xai.imaging.ct.formats.volume_file import to_image, write_image
 from lidc_xai.progress import track
 from lidc_xai.ratings import RESEARCH_USE_ONLY, SCALES
 from lidc_xai.reporting.nodule.facts import UNITS

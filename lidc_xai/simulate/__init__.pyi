@@ -1,11 +1,11 @@
 from .crops import simulate_crop as simulate_crop
+from .crops import simulate_store as simulate_store
 from .dicom import write_dicom as write_dicom
 from .edits.edit import EDITS as EDITS
 from .edits.edit import edit_nodule as edit_nodule
+from .edits.edit import edit_store as edit_store
 from .edits.edit import sham_edit as sham_edit
-from .edits.to_store import edit_store as edit_store
 from .nodule.expression import independent_ratings as independent_ratings
 from .nodule.expression import with_ratings as with_ratings
 from .series import SimulatedCT as SimulatedCT
 from .series import simulate_ct as simulate_ct
-from .to_store import simulate_store as simulate_store

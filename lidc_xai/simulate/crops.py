@@ -1,23 +1,32 @@
-"""A crop simulated directly: the same anatomy, nodule, blur and noise as in a series, but only the box around it."""
+"""A crop simulated directly (the same anatomy, nodule, blur and noise as in a series, but only the box around it), and
+a store of such crops: written in parallel, continued after an interruption.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from lidc_xai.annotations.nodule import Nodule
+from lidc_xai.annotations.tables import nodule_row, nodule_votes
+from lidc_xai.errors import DataError, UsageError
 from lidc_xai.imaging.crops.contours import GridBox, consensus_mask
 from lidc_xai.imaging.crops.crop import consensus_centre, crop_marked, native_masks, voxels_per_side
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 from lidc_xai.imaging.ct.volume import AIR_HU, CTVolume
+from lidc_xai.imaging.store.crop_store import CropStore, StoreWriter
+from lidc_xai.progress import track
 from lidc_xai.simulate.grid import IMAGE_PIXELS, Grid
-from lidc_xai.simulate.nodule.expression import with_ratings
+from lidc_xai.simulate.nodule.expression import independent_ratings, with_ratings
 from lidc_xai.simulate.nodule.lesion import Drawn
 from lidc_xai.simulate.nodule.outline import Outline, nodule_outline, slice_step
-from lidc_xai.simulate.series import as_volume, make_scene, render
+from lidc_xai.simulate.series import as_volume, make_scene, render, whole_slices
 
 AROUND_MM = 18.0
 """Vessels end up to this far outside the box, so that some run through it."""
@@ -49,9 +58,9 @@ def simulate_crop(
     masks, box = native_masks(series, nodule)
     centre = consensus_centre(series, nodule, consensus_mask(masks), box)
     grid, box = _window(series, nodule, box, centre, size_mm)
-    low = np.array([grid.x_mm[0], grid.y_mm[0], grid.z_mm[0]]) - AROUND_MM
-    high = np.array([grid.x_mm[-1], grid.y_mm[-1], grid.z_mm[-1]]) + AROUND_MM
-    scene = make_scene([nodule], [outline], seed, nodule.nodule_id, low, high, without, switched_off)
+    low, high = grid.corners_mm
+    around = (low - AROUND_MM, high + AROUND_MM)
+    scene = make_scene([nodule], [outline], seed, nodule.nodule_id, *around, without, switched_off)
     array, drawn = render(scene, grid)
     count = voxels_per_side(size_mm, spacing_mm)
     volume = as_volume(nodule, grid, array)
@@ -61,11 +70,7 @@ def simulate_crop(
 
 def _empty_series(nodule: Nodule, outline: Outline, size_mm: float) -> CTVolume:
     """The series without pixels, which take no memory: enough to find the masks and the middle."""
-    z = np.unique(nodule.slice_positions_mm)
-    near = np.flatnonzero((z >= outline.z_mm[0] - size_mm / 2) & (z <= outline.z_mm[-1] + size_mm / 2))
-    grid = Grid(
-        nodule.pixel_spacing_mm, nodule.slice_thickness_mm, z[near], int(near[0]), 0, 0, IMAGE_PIXELS, IMAGE_PIXELS
-    )
+    grid = whole_slices(nodule, outline.z_mm[0] - size_mm / 2, outline.z_mm[-1] + size_mm / 2)
     return as_volume(nodule, grid, np.broadcast_to(np.float32(0), grid.shape))
 
 
@@ -107,3 +112,60 @@ def _causes(drawn: Drawn, grid: Grid, crop: NoduleCrop) -> dict[str, NDArray[np.
         whole[drawn.box] = mask
         causes[name] = map_coordinates(whole, where, order=1, mode="constant") > 0.4
     return {name: mask for name, mask in causes.items() if mask.any()}
+
+
+def simulate_store(
+    out: Path | str,
+    nodules: Sequence[Nodule],
+    seed: int = 0,
+    size_mm: float = 32.0,
+    *,
+    spacing_mm: float = 1.0,
+    jobs: int = 1,
+    independent: bool = False,
+    ratings: Mapping[str, Mapping[str, float]] | None = None,
+    without: Collection[str] = (),
+    switched_off: Collection[str] = (),
+) -> CropStore:
+    """A store with one simulated crop per nodule, its cause masks beside it, ``simulated`` set in the manifest.
+
+    ``independent``: ratings drawn independently of each other (``independent_ratings``); ``ratings``: nodule_id ->
+    rating -> value, set by hand; else the readers' own. A nodule's crop depends on ``seed`` and the nodule alone, so
+    neither order nor ``jobs`` changes it. An unfinished store made with the same settings is continued.
+
+    >>> simulated = simulate_store(folder / "simulated", [nodule])
+    >>> simulated.nodule_ids, bool(simulated.manifest["simulated"].all())
+    (['LIDC-IDRI-0475-s1-n0'], True)
+    """
+    if independent and ratings:
+        raise UsageError("independent=True draws the ratings; leave out ratings, or the other way round")
+    chosen: Mapping[str, Mapping[str, float]] = independent_ratings(nodules, seed) if independent else ratings or {}
+    rule = {
+        "kind": "simulated", "seed": seed, "independent": independent,
+        "ratings": {nodule_id: dict(values) for nodule_id, values in (ratings or {}).items()},
+        "without": sorted(without), "switched_off": sorted(switched_off),
+    }  # fmt: skip
+    writer = StoreWriter(out, size_mm=size_mm, spacing_mm=spacing_mm, rule=rule)
+    options = {"size_mm": size_mm, "spacing_mm": spacing_mm, "without": without, "switched_off": switched_off}
+    todo = [nodule for nodule in nodules if not writer.done(nodule.nodule_id)]
+    work = Parallel(n_jobs=jobs, return_as="generator_unordered")(
+        delayed(_write_one)(writer, nodule, seed, chosen.get(nodule.nodule_id, {}), options) for nodule in todo
+    )
+    for nodule_id, reason in track(work, "simulating crops", total=len(todo)):
+        if reason:
+            writer.skip(nodule_id, "simulate", reason)
+    return writer.finish()
+
+
+def _write_one(
+    writer: StoreWriter, nodule: Nodule, seed: int, ratings: Mapping[str, float], options: dict[str, Any]
+) -> tuple[str, str]:
+    """Simulate and write one nodule; returns its id and, where it cannot be cropped, the reason."""
+    try:
+        crop, causes = simulate_crop(nodule, seed, ratings=ratings, **options)
+    except DataError as error:
+        return nodule.nodule_id, str(error)
+    rated = with_ratings(nodule, ratings)
+    row = {**nodule_row(rated), "hu_calibrated": True, "simulated": True}
+    writer.write(crop, row, nodule_votes(rated), causes)
+    return nodule.nodule_id, ""

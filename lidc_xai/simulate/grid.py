@@ -51,6 +51,12 @@ class Grid:
         return (self.origin_mm + (self.j0 + np.arange(self.rows)) * self.spacing_mm).astype(np.float32)
 
     @property
+    def corners_mm(self) -> tuple[Floats, Floats]:
+        """(x, y, z) of the first and of the last voxel."""
+        low, high = ([axis[end] for axis in (self.x_mm, self.y_mm, self.z_mm)] for end in (0, -1))
+        return np.array(low), np.array(high)
+
+    @property
     def sub_offsets_mm(self) -> Floats:
         """Offsets in z that sample one slice's thickness, at most 1 mm apart: their mean is the partial volume."""
         n = max(1, round(self.thickness_mm))

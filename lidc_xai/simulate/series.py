@@ -12,9 +12,8 @@ from lidc_xai.annotations.nodule import Nodule
 from lidc_xai.errors import UsageError
 from lidc_xai.imaging.ct.volume import CTVolume, axial_volume
 from lidc_xai.simulate.anatomy.chest import LUMEN, WALL, ChestSlice, Tissue, draw_tissue, render_chest
-from lidc_xai.simulate.anatomy.fitting import fit_thorax
 from lidc_xai.simulate.anatomy.lungs import Branches, branches
-from lidc_xai.simulate.anatomy.thorax import Thorax
+from lidc_xai.simulate.anatomy.tissues import Thorax, fit_thorax
 from lidc_xai.simulate.anatomy.tubes import tube_share
 from lidc_xai.simulate.grid import IMAGE_PIXELS, Floats, Grid, stream
 from lidc_xai.simulate.nodule.expression import express, with_ratings
@@ -24,6 +23,8 @@ from lidc_xai.simulate.scanner import Scanner, blur, draw_scanner, noise
 
 SCOPES = ("series", "full")
 BRONCHUS_WALL_MM = 0.7
+ABOVE_MM = np.array([0, 0, 25.0])
+"""Vessels end up to this far above and below the slices."""
 SLAB = 32
 """Slices that are rendered together."""
 
@@ -113,11 +114,12 @@ def simulate_ct(
     chosen = {key: dict(values) for key, values in (ratings or {}).items()}
     rated = [with_ratings(nodule, chosen.get(nodule.nodule_id, {})) for nodule in nodules]
     outlines = [nodule_outline(nodule) for nodule in rated]
-    grid = _series_grid(rated[0], outlines, np.inf if scope == "full" else margin_mm)
-    margin = np.array([0, 0, 25.0])
-    low = np.array([grid.x_mm[0], grid.y_mm[0], grid.z_mm[0]]) - margin
-    high = np.array([grid.x_mm[-1], grid.y_mm[-1], grid.z_mm[-1]]) + margin
-    scene = make_scene(rated, outlines, seed, rated[0].series_uid, low, high, without, switched_off)
+    margin = np.inf if scope == "full" else margin_mm
+    first, last = min(o.z_mm[1] for o in outlines), max(o.z_mm[-2] for o in outlines)
+    grid = whole_slices(rated[0], first - margin, last + margin)
+    low, high = grid.corners_mm
+    around = (low - ABOVE_MM, high + ABOVE_MM)
+    scene = make_scene(rated, outlines, seed, rated[0].series_uid, *around, without, switched_off)
     array, drawn = render(scene, grid)
     return SimulatedCT(
         as_volume(rated[0], grid, array), CauseMasks(grid.shape, drawn), rated,
@@ -125,10 +127,10 @@ def simulate_ct(
     )  # fmt: skip
 
 
-def _series_grid(nodule: Nodule, outlines: Sequence[Outline], margin_mm: float) -> Grid:
+def whole_slices(nodule: Nodule, low_mm: float, high_mm: float) -> Grid:
+    """The recorded slices of the nodule's scan from ``low_mm`` to ``high_mm`` in z, with all their pixels."""
     z = np.unique(nodule.slice_positions_mm)
-    low, high = min(o.z_mm[1] for o in outlines), max(o.z_mm[-2] for o in outlines)
-    inside = np.flatnonzero((z >= low - margin_mm) & (z <= high + margin_mm))
+    inside = np.flatnonzero((z >= low_mm) & (z <= high_mm))
     return Grid(
         nodule.pixel_spacing_mm, nodule.slice_thickness_mm, z[inside], int(inside[0]), 0, 0, IMAGE_PIXELS, IMAGE_PIXELS
     )

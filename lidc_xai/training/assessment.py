@@ -6,20 +6,20 @@ same folds, with paired comparisons, the reliability diagram and the readers' ow
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from lidc_xai.csv_files import read_table
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.evaluation.statistics import DIAMETER_STRATA, diameter_stratum, exact_share, holm
-from lidc_xai.files import write_json
-from lidc_xai.ratings import BIOMARKERS
+from lidc_xai.files import plain, read_json, write_json
+from lidc_xai.ratings import BIOMARKERS, OUTPUTS
 from lidc_xai.training.baselines import own_diameter
 from lidc_xai.training.bootstrap import mcnemar, metric_difference, metric_interval, patient_weights
-from lidc_xai.training.loop.run_files import read_predictions_table
 from lidc_xai.training.metrics import (
     CLASSIFICATION,
     ECE_BINS,
@@ -32,10 +32,10 @@ from lidc_xai.training.metrics import (
     mean_squared,
     mean_value,
     r_squared,
+    reader_noise,
     share,
     spearman,
 )
-from lidc_xai.training.noise_floor import reader_noise
 
 _NEEDED = ("nodule_id", "patient_id", "label", "n_readers", "diameter_readers")
 _TOGETHER = (("_readers", "_readers_sd"), ("_low", "_high"), ("_low", "_readers"))
@@ -73,16 +73,18 @@ def evaluate_predictions(
     metrics["biomarkers"] = _biomarkers(table, "", options)
     metrics["intervals"] = coverage(table, options)
     metrics["baselines"] = {
-        name: _without_empty(
-            {
-                "malignancy": _malignancy(table, f"baseline.{name}.malignancy_probability", options),
-                "biomarkers": _biomarkers(table, f"baseline.{name}.", options),
-            }
-        )
+        name: {
+            part: figures
+            for part, figures in (
+                ("malignancy", _malignancy(table, f"baseline.{name}.malignancy_probability", options)),
+                ("biomarkers", _biomarkers(table, f"baseline.{name}.", options)),
+            )
+            if figures
+        }
         for name in _baselines(table)
     }
     metrics["reader_noise"] = _noise(table)
-    metrics = _plain(metrics)
+    metrics = plain(metrics)
     if out is not None:
         write_json(Path(out) / "metrics.json", metrics)
     return metrics
@@ -124,8 +126,7 @@ def _malignancy(table: pd.DataFrame, column: str, options: dict[str, int]) -> di
     if _several_folds(tested):
         y, probability = tested["label"].to_numpy(np.float64), tested[column].to_numpy(np.float64)
         metric = auc_within(tested["fold"].to_numpy())
-        within = metric_interval(metric, y, probability, tested["patient_id"].tolist(), **options)
-        by_part["all"]["auc_within_folds"] = _interval(within)
+        by_part["all"]["auc_within_folds"] = _figure(metric, y, probability, tested["patient_id"], options)
     return by_part
 
 
@@ -137,8 +138,7 @@ def _classification(rows: pd.DataFrame, column: str, options: dict[str, int]) ->
     y, probability = rows["label"].to_numpy(np.float64), rows[column].to_numpy(np.float64)
     there = np.isfinite(y) & np.isfinite(probability)
     figures = {
-        name: _interval(metric_interval(metric, y, probability, rows["patient_id"].tolist(), **options))
-        for name, metric in CLASSIFICATION.items()
+        name: _figure(metric, y, probability, rows["patient_id"], options) for name, metric in CLASSIFICATION.items()
     }
     return {"nodules": int(there.sum()), "positives": int(y[there].sum()), **figures}
 
@@ -158,7 +158,7 @@ def _biomarkers(table: pd.DataFrame, prefix: str, options: dict[str, int]) -> di
     """MSE(z), MAE in own units, R² and Spearman of every biomarker, and the mean MSE(z) over those predicted."""
     by_biomarker: dict[str, Any] = {}
     scaled: list[tuple[np.ndarray, np.ndarray]] = []
-    patients = table["patient_id"].tolist()
+    patients = table["patient_id"]
     for name in BIOMARKERS:
         if f"{prefix}{name}" not in table or f"{name}_readers" not in table or f"{name}_train_sd" not in table:
             continue
@@ -167,18 +167,15 @@ def _biomarkers(table: pd.DataFrame, prefix: str, options: dict[str, int]) -> di
         sd = table[f"{name}_train_sd"].to_numpy(np.float64)
         scaled.append((y / sd, value / sd))
         by_biomarker[name] = {
-            "mse_z": _interval(metric_interval(mean_squared, y / sd, value / sd, patients, **options)),
-            "mae": _interval(metric_interval(mean_absolute, y, value, patients, **options)),
-            "r2": _interval(metric_interval(r_squared, y, value, patients, **options)),
-            "spearman": _interval(metric_interval(spearman, y, value, patients, **options)),
+            "mse_z": _figure(mean_squared, y / sd, value / sd, patients, options),
+            "mae": _figure(mean_absolute, y, value, patients, options),
+            "r2": _figure(r_squared, y, value, patients, options),
+            "spearman": _figure(spearman, y, value, patients, options),
         }
     if scaled:
-        error = np.stack([(value - y) ** 2 for y, value in scaled])
-        counted = np.isfinite(error).sum(0)
-        mean = np.where(counted > 0, np.nansum(error, 0) / np.maximum(counted, 1), np.nan)
-        zero = np.zeros_like(mean)
-        overall = metric_interval(mean_squared, zero, np.sqrt(mean), patients, **options)
-        by_biomarker["mean"] = {"mse_z": _interval(overall), "outputs": len(scaled)}
+        mean = _mean_of_known([(value - y) ** 2 for y, value in scaled])
+        overall = _figure(mean_squared, np.zeros_like(mean), np.sqrt(mean), patients, options)
+        by_biomarker["mean"] = {"mse_z": overall, "outputs": len(scaled)}
     return by_biomarker
 
 
@@ -201,10 +198,7 @@ def coverage(table: pd.DataFrame, options: dict[str, int]) -> dict[str, Any]:
             shares[name] = _shares(table, parts, {"coverage": inside, "width": high - low}, options)
             every.append(inside)
     if every:
-        inside = np.stack(every)
-        counted = np.isfinite(inside).sum(axis=0)
-        mean = np.where(counted > 0, np.nansum(inside, axis=0) / np.maximum(counted, 1), np.nan)
-        shares["mean"] = _shares(table, parts, {"coverage": mean}, options)
+        shares["mean"] = _shares(table, parts, {"coverage": _mean_of_known(every)}, options)
     if "malignancy_set" in table:
         given, label = table["malignancy_set"].astype(str), table["label"].to_numpy(np.float64)
         empty = given.str.contains("empty").to_numpy()
@@ -219,16 +213,12 @@ def coverage(table: pd.DataFrame, options: dict[str, int]) -> dict[str, Any]:
 def _shares(
     table: pd.DataFrame, parts: dict[str, np.ndarray], values: dict[str, np.ndarray], options: dict[str, int]
 ) -> dict[str, Any]:
-    patients = table["patient_id"].to_numpy()
+    def figure(name: str, value: np.ndarray, chosen: np.ndarray) -> dict[str, Any]:
+        metric = mean_value if name == "width" else share
+        return _figure(metric, value[chosen], value[chosen], table["patient_id"][chosen], options)
+
     return {
-        part: {
-            name: _interval(
-                metric_interval(
-                    mean_value if name == "width" else share, value[chosen], value[chosen], patients[chosen], **options
-                )
-            )
-            for name, value in values.items()
-        }
+        part: {name: figure(name, value, chosen) for name, value in values.items()}
         for part, chosen in parts.items()
         if chosen.any()
     }
@@ -286,31 +276,56 @@ def _noise(table: pd.DataFrame) -> dict[str, Any]:
     return noise
 
 
-def _interval(interval: Any) -> dict[str, Any]:
-    values = {
-        "value": interval.mean,
-        "low": interval.low,
-        "high": interval.high,
-        "n": interval.n,
-        "patients": interval.clusters,
-    }
-    return (
-        values
-        | ({"undefined": interval.undefined} if interval.undefined else {})
-        | ({"note": interval.note} if interval.note else {})
-    )
+def _mean_of_known(values: Sequence[np.ndarray]) -> np.ndarray:
+    """(n,) mean over arrays (n,) of the values that are numbers; NaN where there is none."""
+    known = np.isfinite(values).sum(axis=0)
+    return np.where(known > 0, np.nansum(values, axis=0) / np.maximum(known, 1), np.nan)
 
 
-def _without_empty(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value}
+def _figure(
+    metric: Metric, y: np.ndarray, predicted: np.ndarray, patients: pd.Series, options: dict[str, int]
+) -> dict[str, Any]:
+    """A figure with its interval as plain values."""
+    interval = metric_interval(metric, y, predicted, patients.tolist(), **options)
+    values = {"value": interval.mean, "low": interval.low, "high": interval.high}
+    values |= {"n": interval.n, "patients": interval.clusters}
+    return values | {name: told for name in ("undefined", "note") if (told := getattr(interval, name))}
 
 
-def _plain(value: Any) -> Any:
-    """JSON types; NaN becomes null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and value != value else value
+def read_predictions(run: Path | str, columns: Sequence[str] = ("nodule_id", "patient_id", "fold")) -> pd.DataFrame:
+    """``predictions.csv`` of ``run`` by nodule id; ``DataError`` where it lacks one of ``columns``."""
+    path = _file(run, "predictions.csv")
+    table = read_predictions_table(path)
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise DataError(f"{path}: has no column {missing[0]!r}; it is no predictions.csv of cross-validate")
+    return table.sort_values("nodule_id", ignore_index=True)
+
+
+def read_predictions_table(path: Path | str) -> pd.DataFrame:
+    """A predictions.csv as it lies there; ``DataError`` where a figure is no number or a nodule is there twice."""
+    return read_table(path, ("nodule_id",), _is_figure)
+
+
+def _is_figure(column: str) -> bool:
+    named = column.startswith((*OUTPUTS, "p_calcified")) and not column.endswith(("_words", "_set"))
+    return named or column.startswith("baseline.") or column in ("label", "fold", "n_readers")
+
+
+def read_metrics(run: Path | str) -> dict[str, Any]:
+    """``metrics.json`` of ``run``; ``DataError`` where it is damaged or something else."""
+    path = _file(run, "metrics.json")
+    metrics = read_json(path)
+    if not isinstance(metrics, dict):
+        raise DataError(f"{path}: is a {type(metrics).__name__}; make it again with lidc-xai evaluate")
+    missing = [name for name in ("malignancy", "biomarkers", "baselines", "leaks") if name not in metrics]
+    if missing:
+        raise DataError(f"{path}: has no field {missing[0]!r}; it is no metrics.json of cross-validate")
+    return metrics
+
+
+def _file(run: Path | str, name: str) -> Path:
+    path = Path(run) / name
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; give a folder that cross-validate has finished")
+    return path

@@ -6,6 +6,7 @@ over the replicates in which the figure is defined; a comparison uses the same r
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -51,7 +52,7 @@ def metric_interval(
     >>> found.mean, found.clusters
     (1.0, 4)
     """
-    y, predicted, groups, left_out = _present(y, predicted, patients)
+    (y, predicted), groups, left_out = _present(patients, y, predicted)
     if not len(y):
         return Interval(np.nan, np.nan, np.nan, 0, 0, left_out, "no samples")
     value, clusters = float(metric(y, predicted, None)), len(set(groups))
@@ -88,9 +89,7 @@ def metric_difference(
     >>> metric_difference(accuracy, y, right, 1 - right, ["a", "b", "c", "d"], resamples=50).difference
     1.0
     """
-    there = np.isfinite(y) & np.isfinite(first) & np.isfinite(second)
-    groups = [name for name, keep in zip(patients, there, strict=True) if keep]
-    y, first, second, left_out = y[there], first[there], second[there], int((~there).sum())
+    (y, first, second), groups, left_out = _present(patients, y, first, second)
     clusters = len(set(groups))
     value = float(metric(y, first, None) - metric(y, second, None)) if len(y) else np.nan
     if clusters < 2:
@@ -110,18 +109,18 @@ def mcnemar(y: Array, first: Array, second: Array) -> float:
     """Exact two-sided p of "both classify equally often right" from the nodules on which they differ (no
     clustering).
     """
-    there = np.isfinite(y) & np.isfinite(first) & np.isfinite(second)
-    right = [(given[there] > EVEN_CHANCE) == (y[there] > 0.5) for given in (first, second)]
+    (y, first, second), _, _ = _present((), y, first, second)
+    right = [(given > EVEN_CHANCE) == (y > 0.5) for given in (first, second)]
     only_first, only_second = int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum())
     if only_first + only_second == 0:
         return 1.0
     return float(binomtest(only_first, only_first + only_second).pvalue)
 
 
-def _present(y: Array, predicted: Array, patients: Sequence[Hashable]) -> tuple[Array, Array, list[Hashable], int]:
-    there = np.isfinite(y) & np.isfinite(predicted)
-    groups = [name for name, keep in zip(patients, there, strict=True) if keep]
-    return y[there], predicted[there], groups, int((~there).sum())
+def _present(patients: Sequence[Hashable], *values: Array) -> tuple[list[Array], list[Hashable], int]:
+    """The rows that are finite in all ``values``, their patients, and how many were left out."""
+    there = np.logical_and.reduce([np.isfinite(one) for one in values])
+    return [one[there] for one in values], list(itertools.compress(patients, there)), int((~there).sum())
 
 
 def _percentiles(drawn: Array) -> tuple[float, float, str]:

@@ -14,19 +14,18 @@ from torch import Tensor
 
 from lidc_xai.data.dataset import PlaneDataset, standardised
 from lidc_xai.data.trunk_cache import TrunkCache
-from lidc_xai.files import write_json
+from lidc_xai.files import plain, write_json
 from lidc_xai.models.digest import base_digest, tensors_digest
 from lidc_xai.models.lora import merge_lora
 from lidc_xai.models.nodule_model import NoduleModel, build_model
 from lidc_xai.models.saved import load_model, save_model
 from lidc_xai.run import shareable_config
-from lidc_xai.training.calibration import calibrate
 from lidc_xai.training.distillation import read_teacher
-from lidc_xai.training.intervals import FEWEST, fit_record
+from lidc_xai.training.intervals import FEWEST, calibrate, fit_record
 from lidc_xai.training.loop.module import FitModule, evaluated
 from lidc_xai.training.loop.optimiser import choose_trainable
 from lidc_xai.training.loop.parts import check_parts, split_off_validation
-from lidc_xai.training.loop.record import read_record, run_key, without_nan
+from lidc_xai.training.loop.record import read_record, run_key
 from lidc_xai.training.loop.trainer import is_first_process, on_device, train
 from lidc_xai.training.metrics import CLASSIFICATION, mean_squared
 from lidc_xai.training.options import FitOptions
@@ -117,7 +116,7 @@ def fit(
     if folder is not None and is_first_process():
         save_model(model, folder / "model")
         summary = {"best_epoch": best_epoch, "validation": figures, "history": history.to_dict("records")}
-        write_json(folder / RECORD, without_nan({"key": key, "complete": True, **summary}))
+        write_json(folder / RECORD, plain({"key": key, "complete": True, **summary}))
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return FitResult(model.cpu().eval(), folder, history, best_epoch, figures)
 
@@ -215,7 +214,7 @@ def _training_info(
 ) -> dict[str, Any]:
     patients = data.patient_ids
     simulated = bool(data.manifest["simulated"].astype(bool).any()) if "simulated" in data.manifest else False
-    return without_nan(
+    return plain(
         {
             "train_patients": sorted({patients[row] for row in rows.tolist()}),
             "validation_patients": sorted({patients[row] for row in validation_rows.tolist()}),

@@ -28,12 +28,12 @@ from torch.utils.data import Dataset
 from lidc_xai.data.augmentation import mixed_seed
 from lidc_xai.data.dataset import PlaneDataset
 from lidc_xai.errors import UsageError
-from lidc_xai.files import atomic_path, sha256_of, write_json
+from lidc_xai.files import atomic_path, plain, sha256_of, write_json
 from lidc_xai.models.nodule_model import build_backbone
 from lidc_xai.models.preprocess import Preprocess
 from lidc_xai.training.loop.callbacks import History
 from lidc_xai.training.loop.epochs import EpochModule
-from lidc_xai.training.loop.record import read_record, run_key, without_nan
+from lidc_xai.training.loop.record import read_record, run_key
 from lidc_xai.training.loop.trainer import is_first_process, run_epochs
 from lidc_xai.training.options import OptimiserOptions, PretrainOptions
 
@@ -81,7 +81,7 @@ def pretrain(
             "sha256": sha256_of(weights),
             "history": history.rows,
         }
-        write_json(folder / RECORD, without_nan(done))
+        write_json(folder / RECORD, plain(done))
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return weights
 

@@ -139,7 +139,8 @@ def sweep(
         )  # fmt: skip
         trial.set_user_attr("validation", result.validation)
         trial.set_user_attr("best_epoch", result.best_epoch)
-        return _objective(search, result.history)
+        history = result.history
+        return float(history["val_loss"].min() if search.objective == "loss" else history["val_auc"].max())
 
     def note(study: optuna.Study, trial: FrozenTrial) -> None:
         if _finished(study):
@@ -188,10 +189,6 @@ def _open_study(
 
 def _finished(study: optuna.Study) -> int:
     return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-
-
-def _objective(search: SweepOptions, history: pd.DataFrame) -> float:
-    return float(history["val_loss"].min() if search.objective == "loss" else history["val_auc"].max())
 
 
 def _current(options: FitOptions, name: str) -> Any:

@@ -19,8 +19,7 @@ from lidc_xai.evaluation.metrics._parameter_randomisation import randomised
 from lidc_xai.explain import explain
 from lidc_xai.imaging import NoduleCrop, planes_of
 from lidc_xai.models import NoduleModel
-from lidc_xai.models.inference import view_outputs
-from lidc_xai.models.turns import turned_back
+from lidc_xai.models.inference import turned_back, view_outputs
 from lidc_xai.nodules.ensemble import models_for
 from lidc_xai.nodules.maps import nodule_images
 from lidc_xai.simulate import EDITS, edit_nodule, sham_edit

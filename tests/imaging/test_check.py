@@ -45,7 +45,7 @@ def test_without_a_target_the_middle_is_drawn(write_series, tmp_path):
 def test_points_and_masks(write_series, tmp_path):
     import SimpleITK as sitk
 
-    from lidc_xai.imaging.ct.nifti import to_image
+    from lidc_xai.imaging.ct.formats.volume_file import to_image
 
     write_series(positions=np.arange(20) * 2.0, shape=(60, 60))
     ct = read_ct(tmp_path / "ct")

@@ -6,7 +6,7 @@ import SimpleITK as sitk
 
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.imaging import crop_nodule, read_ct
-from lidc_xai.imaging.ct.nifti import to_image
+from lidc_xai.imaging.ct.formats.volume_file import to_image
 
 TURN = np.array([[0.936, 0.0, -0.352], [0.0, 1.0, 0.0], [0.352, 0.0, 0.936]])
 TURN = np.linalg.qr(TURN)[0] * np.sign(np.diag(np.linalg.qr(TURN)[1]))

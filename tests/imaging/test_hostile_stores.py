@@ -13,7 +13,7 @@ import pytest
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.imaging import CropStore, NoduleCrop, StoreWriter
 from lidc_xai.imaging.crops.nodule_crop import check_crop
-from lidc_xai.imaging.ct.nifti import read_nifti, write_nifti
+from lidc_xai.imaging.ct.formats.volume_file import read_nifti, write_nifti
 
 
 def make_crop(name="one", side=16, seed=0, **changes):
@@ -204,7 +204,7 @@ def test_an_image_cut_short_by_a_full_disk_is_an_error(tmp_path, name):
         "import resource, sys, numpy as np\n"
         "from lidc_xai.errors import LidcXaiError\n"
         "from lidc_xai.files import atomic_path\n"
-        "from lidc_xai.imaging.ct.nifti import to_image, write_image\n"
+        "from lidc_xai.imaging.ct.formats.volume_file import to_image, write_image\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "array = np.random.default_rng(0).normal(size=(32, 32, 32)).astype(np.float32)\n"
         "try:\n"

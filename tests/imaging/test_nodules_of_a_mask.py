@@ -15,7 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from lidc_xai.commands.prepare import PrepareConfig, prepare
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.imaging import CropStore, prepare_mask, prepare_points, read_ct
-from lidc_xai.imaging.ct.nifti import to_image
+from lidc_xai.imaging.ct.formats.volume_file import to_image
 from lidc_xai.imaging.mask_files import read_masks, read_structures
 from lidc_xai.imaging.pseudonym import identity_of, pseudonym
 from lidc_xai.imaging.structures import is_organ

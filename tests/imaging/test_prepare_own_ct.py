@@ -10,7 +10,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.imaging import CropStore, crop_nodule, prepare_mask, prepare_points, read_ct
-from lidc_xai.imaging.ct.nifti import to_image
+from lidc_xai.imaging.ct.formats.volume_file import to_image
 from lidc_xai.imaging.mask_files import read_masks, referenced_series
 from lidc_xai.imaging.points import read_points
 from lidc_xai.imaging.pseudonym import pseudonym

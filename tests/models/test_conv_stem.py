@@ -9,8 +9,7 @@ from safetensors.torch import save_file
 from lidc_xai.errors import UsageError
 from lidc_xai.explain import explain
 from lidc_xai.models import build_model, load_model, save_model
-from lidc_xai.models.conv_stem import ConvStem
-from lidc_xai.models.positions import sine_positions
+from lidc_xai.models.conv_stem import ConvStem, sine_positions
 
 
 @pytest.mark.parametrize(("name", "grid"), [("vit_nodule_p8", 8), ("vit_nodule_p4", 16)])

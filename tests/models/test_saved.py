@@ -8,7 +8,7 @@ import torch
 
 from lidc_xai.errors import ModelError, UsageError
 from lidc_xai.models import NoduleModel, Preprocess, build_model, load_model, save_model
-from lidc_xai.models.undrawn import Undrawn
+from lidc_xai.models.saved import Undrawn
 from lidc_xai.ratings import OUTPUTS
 
 

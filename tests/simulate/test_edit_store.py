@@ -14,7 +14,7 @@ from lidc_xai.imaging import CropStore
 from lidc_xai.models import build_model
 from lidc_xai.models.saved import save_model
 from lidc_xai.simulate import edit_nodule, edit_store, simulate_store
-from lidc_xai.simulate.edits.to_store import original_of
+from lidc_xai.simulate.edits.edit import original_of
 from lidc_xai.skipped import read_skipped
 
 NAMES = ("LIDC-IDRI-0013-s1-n1", "LIDC-IDRI-0055-s1-n1", "LIDC-IDRI-0001-s1-n0")

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from lidc_xai.annotations import Nodule
-from lidc_xai.simulate.anatomy.tree import Tubes, grow
-from lidc_xai.simulate.anatomy.tubes import tube_share
+from lidc_xai.simulate.anatomy.tubes import Tubes, grow, tube_share
 from lidc_xai.simulate.grid import Grid, stream
 from lidc_xai.simulate.nodule.outline import nodule_outline, slice_step
 

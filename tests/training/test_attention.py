@@ -3,7 +3,7 @@
 import timm
 import torch
 
-from lidc_xai.training.loop.attention import unfused_attention
+from lidc_xai.training.loop.trainer import unfused_attention
 
 
 def gradients(model, images):

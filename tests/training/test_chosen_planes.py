@@ -14,7 +14,7 @@ from lidc_xai.imaging.store.crop_store import CropStore
 from lidc_xai.models import build_model, load_model
 from lidc_xai.nodules._predict import predict
 from lidc_xai.training import FitOptions, cross_validate, fit
-from lidc_xai.training.loop.mask_head import MaskHead
+from lidc_xai.training.loop.losses import MaskHead
 from lidc_xai.training.loop.module import with_soft_labels
 
 Quick = Callable[..., FitOptions]

@@ -13,8 +13,8 @@ from lidc_xai.nodules.failures import failure_table
 from lidc_xai.nodules.turning import wants_turning
 from lidc_xai.training import metrics
 from lidc_xai.training.bootstrap import mcnemar, metric_difference, metric_interval, patient_weights
-from lidc_xai.training.calibration import calibrate
-from lidc_xai.training.noise_floor import reader_noise
+from lidc_xai.training.intervals import calibrate
+from lidc_xai.training.metrics import reader_noise
 
 
 @pytest.fixture

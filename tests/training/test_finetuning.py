@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from lidc_xai.errors import ModelError, UsageError
 from lidc_xai.imaging.store.crop_store import CropStore
 from lidc_xai.models import build_model, load_model, save_model
+from lidc_xai.models.inference import turned
 from lidc_xai.models.lora import add_lora, apply_adapter, merge_lora
-from lidc_xai.models.turns import turned
 from lidc_xai.nodules import explain_nodules, nodule_images, predict
 from lidc_xai.training import FitOptions, fit
-from lidc_xai.training.loop.average import MovingAverage
+from lidc_xai.training.loop.module import MovingAverage
 from lidc_xai.training.loop.optimiser import build_optimiser, choose_trainable
 from lidc_xai.training.options import OptimiserOptions
 

@@ -9,7 +9,6 @@ import pytest
 
 from lidc_xai.evaluation.statistics import DIAMETER_STRATA, diameter_stratum
 from lidc_xai.training.assessment import coverage
-from lidc_xai.training.calibration import platt
 from lidc_xai.training.intervals import (
     FEWEST,
     _fit_scale,
@@ -19,6 +18,7 @@ from lidc_xai.training.intervals import (
     cross_fitted,
     fit_record,
     malignancy_set,
+    platt,
     pooled_strata,
 )
 

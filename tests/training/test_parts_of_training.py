@@ -11,8 +11,8 @@ from lidc_xai.data import Augmentation
 from lidc_xai.data.transforms import MovePlanes
 from lidc_xai.errors import UsageError
 from lidc_xai.models import build_model
-from lidc_xai.models.turns import turned, turned_back
-from lidc_xai.training.calibration import calibrate
+from lidc_xai.models.inference import turned, turned_back
+from lidc_xai.training.intervals import calibrate
 from lidc_xai.training.loop.losses import masked_loss
 from lidc_xai.training.loop.optimiser import build_optimiser, build_schedule, choose_trainable
 from lidc_xai.training.options import FitOptions, LossOptions, OptimiserOptions

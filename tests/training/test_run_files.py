@@ -10,8 +10,8 @@ import pytest
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.run import shareable_config
 from lidc_xai.training import evaluate_predictions
+from lidc_xai.training.assessment import read_metrics, read_predictions
 from lidc_xai.training.loop.record import weights_by_hash
-from lidc_xai.training.loop.run_files import read_metrics, read_predictions
 
 
 def test_predictions_by_nodule(tmp_path: Path) -> None:

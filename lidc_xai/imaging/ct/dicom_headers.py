@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from pydicom.config import disable_value_validation
 from pydicom.multival import MultiValue
 
-from lidc_xai.dicom_stream import PixelPlace, pixel_place, read_dataset
+from lidc_xai.dicom_stream import PixelPlace, check_codestream, pixel_place, read_dataset
 from lidc_xai.errors import DataError
-from lidc_xai.imaging.ct.codestreams import check_codestream
 
 TRAITS = {
     "ImageType": "image type",

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
 
 from pydicom.config import disable_value_validation
 
@@ -82,7 +81,8 @@ class FolderIndex:
         return ", ".join(f"{modalities.count(name)} {name}" for name in sorted(set(modalities)))
 
 
-_Found = tuple[Literal["series"], Path, str, str] | tuple[Literal["damaged"], Path, str]
+_Found = tuple[Path, str, str, str]
+"""A file, what is wrong with it ("": nothing), its series and modality."""
 
 
 def index_folder(folder: Path | str, jobs: int = 1) -> FolderIndex:
@@ -99,13 +99,12 @@ def index_folder(folder: Path | str, jobs: int = 1) -> FolderIndex:
     index = FolderIndex(folder, damaged=unreadable)
     seen = set()
     for files in _read_batches(batches, jobs):
-        for item in files:
-            seen.add(item[1])
-            if item[0] == "damaged":
-                index.damaged.append((item[1], item[2]))
-                continue
-            _, path, series_uid, modality = item
-            index.series.setdefault(series_uid, SeriesFiles(series_uid, modality)).paths.append(path)
+        for path, problem, series_uid, modality in files:
+            seen.add(path)
+            if problem:
+                index.damaged.append((path, problem))
+            else:
+                index.series.setdefault(series_uid, SeriesFiles(series_uid, modality)).paths.append(path)
     index.foreign = sum(path not in seen and not is_companion(path) for path in paths)
     if not index.series and not index.damaged:
         raise UsageError(f"{folder}: holds no DICOM file ({len(paths)} files looked at)")
@@ -154,22 +153,22 @@ def _read_one(path: Path) -> _Found | None:
         with path.open("rb") as stream:
             head = stream.read(132)
         if not begins_like_dicom(head):
-            return ("damaged", path, "is not DICOM or its head is damaged") if claims else None
+            return (path, "is not DICOM or its head is damaged", "", "") if claims else None
         with disable_value_validation():  # what is odd and no harm is not remarked on file by file
             header, opened, _ = read_dataset(path, ["SeriesInstanceUID", "Modality"])
             opened.close()
             series_uid = str(header.get("SeriesInstanceUID", "") or "")  # converted here, as late as pydicom can
             modality = str(header.get("Modality", "") or "")
         if len(series_uid) > _LONGEST_UID or not series_uid.isascii() or not series_uid.isprintable():
-            return ("damaged", path, "SeriesInstanceUID is damaged")
+            return path, "SeriesInstanceUID is damaged", "", ""
     except DataError as error:
-        return ("damaged", path, str(error).removeprefix(f"{path.name}: "))
+        return path, str(error).removeprefix(f"{path.name}: "), "", ""
     except Exception as error:  # pydicom raises anything on damaged bytes; the file is named by whoever reports it
-        return ("damaged", path, f"header cannot be read ({error})")
+        return path, f"header cannot be read ({error})", "", ""
     if not series_uid:
         # A DICOMDIR has no series and is no loss; an image without one cannot be placed.
-        return ("damaged", path, "header has no SeriesInstanceUID") if claims else None
-    return ("series", path, series_uid, modality)
+        return (path, "header has no SeriesInstanceUID", "", "") if claims else None
+    return path, "", series_uid, modality
 
 
 def begins_like_dicom(head: bytes) -> bool:

@@ -36,12 +36,12 @@ _QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
 
 def hu_of_pictures(
-    images: NDArray[np.uint8], lines: Lines, scan_intercepts: Sequence[float] = (), name: str = "", learn: bool = True
+    images: NDArray[np.uint8], lines: Lines, scan_intercepts: Sequence[float] = (), name: str = ""
 ) -> Calibration:
     """HU of a nodule's pictures (n, rows, columns): by their ``lines`` where they are known, else estimated.
 
     A picture without a line beside others that have one is linked to the nearest of these by their pixels.
-    ``scan_intercepts``: of known lines of the patient's other nodules. ``learn=False``: the mixture's estimate alone.
+    ``scan_intercepts``: of known lines of the patient's other nodules.
     Raises DataError for a line of a slice that the stack has not.
     """
     beyond = [number for number in lines if number >= len(images)]
@@ -52,7 +52,7 @@ def hu_of_pictures(
     estimate = calibrate(images)
     if lines:
         return _anchored(estimate, lines)
-    return corrected(images, estimate, scan_intercepts) if learn else estimate
+    return corrected(images, estimate, scan_intercepts)
 
 
 def _given(lines: Lines) -> Calibration:

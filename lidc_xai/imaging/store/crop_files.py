@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from lidc_xai.errors import DataError
-from lidc_xai.files import read_json, write_json
+from lidc_xai.files import plain, read_json, write_json
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop, check_crop
-from lidc_xai.imaging.ct.nifti import read_nifti, write_nifti
+from lidc_xai.imaging.ct.formats.volume_file import read_nifti, write_nifti
 from lidc_xai.ratings import BIOMARKERS
 
 RECORD = "nodule.json"
@@ -39,7 +38,6 @@ def write_crop_files(
         if name not in BIOMARKERS:
             raise DataError(f"{crop.nodule_id}: cause of {name!r}: not a biomarker ({', '.join(BIOMARKERS)})")
         write_nifti(folder / f"{_CAUSE}{name}.nii.gz", np.asarray(mask, dtype=bool), crop.affine)
-    arrays = [crop.ct, crop.reader_masks, crop.consensus, *(causes or {}).values()]
     named = {"ct": crop.ct, "readers": crop.reader_masks, "consensus": crop.consensus}
     named |= {f"{_CAUSE}{name}": mask for name, mask in (causes or {}).items()}
     write_json(
@@ -48,7 +46,7 @@ def write_crop_files(
             **plain(record),
             "affine": crop.affine.tolist(),
             "hu": _hu_sums(crop.ct),
-            "sha256": _hash(array for array in arrays if array is not None),
+            "sha256": _hash(array for array in named.values() if array is not None),
             "arrays": {name: _hash([_as_stored(name, a)]) for name, a in named.items() if a is not None},
         },
     )
@@ -147,23 +145,6 @@ def _check_hashes(folder: Path, record: Mapping[str, Any], arrays: Mapping[str, 
 def _as_stored(name: str, array: np.ndarray) -> np.ndarray:
     """The array as it comes back from its file."""
     return np.asarray(array).astype(np.float32 if name == "ct" else bool, copy=False)
-
-
-def plain(value: Any) -> Any:
-    """``value`` as JSON types: NumPy scalars and arrays unpacked, NaN and pandas' NA as null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if type(value).__name__ in ("NAType", "NaTType"):
-        return None
-    return str(value)
 
 
 def _as_mask(path: Path, dimensions: int) -> np.ndarray:

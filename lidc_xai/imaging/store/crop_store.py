@@ -20,9 +20,9 @@ import pandas as pd
 from lidc_xai.annotations.tables import ROW_COLUMNS, VOTE_COLUMNS
 from lidc_xai.csv_files import write_csv
 from lidc_xai.errors import DataError, UsageError
-from lidc_xai.files import State, atomic_path, read_json, remove_half_written, state_of, write_json
+from lidc_xai.files import State, atomic_path, plain, read_json, remove_half_written, state_of, write_json
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop, check_crop
-from lidc_xai.imaging.store.crop_files import RECORD, plain, read_causes, read_crop_files, read_record, write_crop_files
+from lidc_xai.imaging.store.crop_files import RECORD, read_causes, read_crop_files, read_record, write_crop_files
 from lidc_xai.imaging.store.fingerprint import describe_store
 from lidc_xai.skipped import Skipped, write_skipped
 

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lidc_xai.errors import DataError, DependencyError, UsageError
-from lidc_xai.files import write_json, write_text
+from lidc_xai.files import plain, write_json, write_text
 from lidc_xai.reporting import glossary
 from lidc_xai.reporting.benchmark.tables import benchmark_curves, benchmark_tables
 from lidc_xai.reporting.benchmark.verdict import verdict
@@ -19,7 +19,6 @@ from lidc_xai.reporting.pages import render
 from lidc_xai.reporting.pdf import write_pdf
 from lidc_xai.reporting.pictures import map_picture, photograph
 from lidc_xai.reporting.study import ReportResult
-from lidc_xai.reporting.values import plain
 from lidc_xai.skipped import Skipped, write_skipped
 
 if TYPE_CHECKING:

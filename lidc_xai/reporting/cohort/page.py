@@ -11,7 +11,7 @@ import pandas as pd
 
 from lidc_xai.errors import DependencyError
 from lidc_xai.evaluation.decision import decision_curve
-from lidc_xai.files import write_json, write_text
+from lidc_xai.files import plain, write_json, write_text
 from lidc_xai.nodules.failures import Subgroup, failure_table
 from lidc_xai.ratings import OUTPUTS
 from lidc_xai.reporting import glossary
@@ -29,7 +29,6 @@ from lidc_xai.reporting.pages import render
 from lidc_xai.reporting.parts import ReportParts, is_control, map_of
 from lidc_xai.reporting.pdf import write_pdf
 from lidc_xai.reporting.study import Pages, ReportResult, parts_of_study, study_page, wanted_ids, write_pages
-from lidc_xai.reporting.values import plain
 from lidc_xai.skipped import Skipped, write_skipped
 
 if TYPE_CHECKING:

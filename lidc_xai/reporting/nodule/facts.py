@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pandas as pd
 
+from lidc_xai.files import plain
 from lidc_xai.imaging.planes import padding_read
 from lidc_xai.nodules import record
 from lidc_xai.ratings import BIOMARKERS, CALCIFICATION_ABSENT, INDETERMINATE, OUTPUTS, RESEARCH_USE_ONLY, SCALES, Scale
@@ -39,7 +40,7 @@ from lidc_xai.reporting.nodule.words import (
     trust_in_rating,
     unseen_words,
 )
-from lidc_xai.reporting.values import number, plain, spread, truth, words
+from lidc_xai.reporting.values import number, spread, truth, words
 
 if TYPE_CHECKING:
     from lidc_xai.imaging.crops.nodule_crop import NoduleCrop

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from lidc_xai.simulate.anatomy.thorax import Thorax
-from lidc_xai.simulate.anatomy.tissues import Tissues
+from lidc_xai.simulate.anatomy.tissues import Thorax, Tissues
 from lidc_xai.simulate.grid import Floats, Grid, stream
 
 STRIDE = 4

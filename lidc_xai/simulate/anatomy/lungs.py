@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lidc_xai.simulate.anatomy.thorax import Thorax
-from lidc_xai.simulate.anatomy.tissues import lung_distance
-from lidc_xai.simulate.anatomy.tree import Tubes, grow, join
+from lidc_xai.simulate.anatomy.tissues import Thorax, lung_distance
+from lidc_xai.simulate.anatomy.tubes import Tubes, grow, join
 from lidc_xai.simulate.grid import stream
 
 ENDS_PER_ML = 1.5

@@ -7,12 +7,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.optimize import brentq
 
-from lidc_xai.simulate.anatomy.tree import Tubes
-from lidc_xai.simulate.anatomy.tubes import tube_share
+from lidc_xai.simulate.anatomy.tubes import Tubes, tube_share
 from lidc_xai.simulate.edits.site import Site, grain, ramp
 from lidc_xai.simulate.grid import Floats, Grid
-from lidc_xai.simulate.nodule.foci import inside_share
-from lidc_xai.simulate.nodule.lesion import lattice_noise
+from lidc_xai.simulate.nodule.lesion import inside_share, lattice_noise
 
 LEFT_CONTRAST = 0.3
 """Share of the contrast that subtlety leaves at dose 1."""

@@ -1,6 +1,7 @@
 """The nodule itself: density from texture, edge from margin, foci from the calcification code, spicules.
 
-Every part is known as a share of each voxel, and that share is also the cause mask of its biomarker.
+Every part is known as a share of each voxel, and that share is also the cause mask of its biomarker. Calcified foci
+follow LIDC's code: 1 popcorn, 2 laminated, 3 solid, 4 non-central, 5 central, 6 absent.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
-from lidc_xai.simulate.anatomy.tubes import tube_share
-from lidc_xai.simulate.grid import Floats, Grid, stream
+from lidc_xai.ratings import CALCIFICATION_ABSENT
+from lidc_xai.simulate.anatomy.tubes import Tubes, tube_share
+from lidc_xai.simulate.grid import IMAGE_PIXELS, Floats, Grid, stream
 from lidc_xai.simulate.nodule.expression import Expression
-from lidc_xai.simulate.nodule.foci import calcified_share
 from lidc_xai.simulate.nodule.outline import Outline
-from lidc_xai.simulate.nodule.spicules import spicule_tubes
 
 _STEPS = (1, 2, 3, 4, 5)
 BODY_HU = (-630, -560, -480, -260, 35)
@@ -32,6 +32,12 @@ INSIDE_HU = {2: 8.0, 3: -85.0, 4: -900.0}
 SPICULE_HU = -10.0
 RIM_MM = 1.25
 """The margin's cause reaches this far to both sides of the surface, further where the edge is wider."""
+POPCORN, LAMINATED, SOLID, NON_CENTRAL, CENTRAL = 1, 2, 3, 4, 5
+SOFT_MM = 0.5
+MOST = 48
+_RATING = (1.0, 1.4, 2.0, 3.0, 4.0, 5.0)
+_NUMBER = (0.0, 2.0, 6.0, 13.0, 20.0, 28.0)
+_LENGTH_MM = (3.0, 3.5, 4.5, 6.5, 8.5, 11.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,3 +145,92 @@ def lattice_noise(dx: Floats, dy: Floats, dz: Floats, pitch_mm: float, rng: np.r
     shape = np.broadcast_shapes(dx.shape, dy.shape, dz.shape)
     at = [np.broadcast_to(d / pitch_mm + n / 2, shape) for d in (dz, dy, dx)]
     return 1.5 * map_coordinates(lattice, at, order=1, mode="grid-wrap", prefilter=False)
+
+
+def calcified_share(
+    distance: Floats, dx: Floats, dy: Floats, dz: Floats, depth: float, look: Expression, rng: np.random.Generator
+) -> tuple[Floats, float]:
+    """Share of each voxel that is calcium, and its density in HU.
+
+    ``distance``: signed distance to the nodule's surface in mm; ``dx``, ``dy``, ``dz``: mm from its middle; ``depth``:
+    of its deepest point. Calcium that only some readers saw is less dense.
+    """
+    density = float(rng.uniform(380, 850))
+    if look.calcification == CALCIFICATION_ABSENT:
+        return np.zeros_like(distance), density
+    share = _foci(distance, dx, dy, dz, depth, look.calcification, rng)
+    return np.minimum(share, inside_share(distance + 0.2)), 40 + (density - 40) * (0.4 + 0.6 * look.calcified)
+
+
+def _foci(
+    distance: Floats, dx: Floats, dy: Floats, dz: Floats, depth: float, code: int, rng: np.random.Generator
+) -> Floats:
+    if code == SOLID:
+        return inside_share(distance + 0.2 * depth)
+    if code == LAMINATED:
+        rings = (0.35,) if depth < 3 else (0.25, 0.65)
+        return inside_share(
+            np.minimum.reduce([np.abs(distance + ring * depth) - max(0.45, 0.07 * depth) for ring in rings])
+        )
+    if code == CENTRAL:
+        return _ball(dx, dy, dz, np.zeros(3), float(np.clip(0.45 * depth, 1.1, 7)))
+    if code == NON_CENTRAL:
+        return _ball(dx, dy, dz, _direction(rng) * 0.5 * depth, float(np.clip(0.36 * depth, 1.0, 5)))
+    blobs = [
+        _ball(dx, dy, dz, _direction(rng) * rng.uniform(0.2, 0.85) * depth,
+              float(np.clip(rng.uniform(0.15, 0.3) * depth, 0.75, 3.5)))
+        for _ in range(int(rng.integers(8, 14)))
+    ]  # fmt: skip
+    return np.maximum.reduce(blobs)
+
+
+def _direction(rng: np.random.Generator) -> Floats:
+    direction = rng.normal(size=3)
+    return direction / np.linalg.norm(direction)
+
+
+def _ball(dx: Floats, dy: Floats, dz: Floats, centre: Floats, radius: float) -> Floats:
+    away = np.sqrt((dx - centre[0]) ** 2 + (dy - centre[1]) ** 2 + (dz - centre[2]) ** 2)
+    return inside_share(away - radius)
+
+
+def inside_share(distance: Floats) -> Floats:
+    """Share of a voxel inside a surface at signed ``distance`` mm (negative inside)."""
+    return np.clip(0.5 - distance / SOFT_MM, 0, 1)
+
+
+def spicule_tubes(outline: Outline, spiculation: float, rng: np.random.Generator) -> Tubes:
+    """The spicules of a nodule rated ``spiculation`` (1: none); their number and length grow with rating and size.
+
+    All possible ones are drawn first and the wanted number taken, so that a change of rating adds or removes some and
+    leaves the others where they are.
+    """
+    direction = rng.normal(size=(MOST, 3)) * (1, 1, 0.5)
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    size = float(np.clip(outline.radius_mm / 4.5, 0.7, 1.6))
+    length = np.interp(spiculation, _RATING, _LENGTH_MM) * size**0.5 * rng.uniform(0.5, 1.25, MOST)
+    thick = rng.uniform(0.65, 1.15, MOST) * size**0.3
+    bend = rng.normal(size=(MOST, 3)) * 0.15
+    n = min(round(float(np.interp(spiculation, _RATING, _NUMBER)) * size), MOST)
+    root = np.array([_surface(outline, d) for d in direction[:n]]).reshape(-1, 3)
+    direction, length, thick, bend = direction[:n], length[:n, None], thick[:n], bend[:n]
+    middle = root + 0.5 * length * direction
+    tip = root + length * (direction + bend)
+    return Tubes(
+        np.concatenate([root - 0.8 * direction, middle]), np.concatenate([middle, tip]),
+        np.concatenate([thick, 0.6 * thick]), np.concatenate([0.6 * thick, np.full(n, 0.3)]),
+    )  # fmt: skip
+
+
+def _surface(outline: Outline, direction: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where a ray from the middle leaves the nodule for the last time."""
+    reach = np.linalg.norm(outline.high - outline.low) + 2
+    steps = np.arange(0.0, reach, 0.4)
+    points = outline.centre_mm + steps[:, None] * direction
+    origin = -(IMAGE_PIXELS - 1) / 2 * outline.spacing_mm
+    k = np.interp(points[:, 2], outline.z_mm, np.arange(len(outline.z_mm)))
+    j = (points[:, 1] - origin) / outline.spacing_mm - outline.j0
+    i = (points[:, 0] - origin) / outline.spacing_mm - outline.i0
+    inside = map_coordinates(outline.planes, [k, j, i], order=1, mode="nearest") < 0
+    inside &= (points[:, 2] > outline.z_mm[0]) & (points[:, 2] < outline.z_mm[-1])
+    return points[np.flatnonzero(inside)[-1]] if inside.any() else outline.centre_mm

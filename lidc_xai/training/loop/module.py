@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lidc_xai.data.dataset import PlaneDataset, TrainingPlanes, standardised, zoomed_targets
@@ -19,12 +20,51 @@ from lidc_xai.models.inference import view_outputs
 from lidc_xai.models.nodule_model import NoduleModel
 from lidc_xai.models.trunk import after_trunk
 from lidc_xai.training.distillation import blended
-from lidc_xai.training.loop.average import MovingAverage
 from lidc_xai.training.loop.epochs import EpochModule
-from lidc_xai.training.loop.losses import masked_loss
-from lidc_xai.training.loop.mask_head import MaskHead
+from lidc_xai.training.loop.losses import MaskHead, masked_loss
 from lidc_xai.training.metrics import auc
 from lidc_xai.training.options import FitOptions
+
+
+class MovingAverage:
+    """Of the weights that learn, by which epochs are judged and which is kept (EMA): a ← d·a + (1 − d)·w after every
+    step, with d = min(decay, (1 + step) / (10 + step)) so that the start is soon forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay, self.step = decay, 0
+        self.weights = {name: tensor.detach().clone() for name, tensor in _learning(model).items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take the weights after optimiser step ``step`` in, once."""
+        if step == self.step:  # gradients are being accumulated
+            return
+        self.step = step
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        for name, tensor in _learning(model).items():
+            self.weights[name] = self.weights[name].to(tensor).lerp(tensor, share)
+
+    @contextmanager
+    def in_place(self, model: nn.Module) -> Iterator[None]:
+        """The model with the averaged weights; its own come back afterwards."""
+        learning = _learning(model)
+        learnt = {name: tensor.detach().clone() for name, tensor in learning.items()}
+        try:
+            _put(learning, self.weights)
+            yield
+        finally:
+            _put(learning, learnt)
+
+
+@torch.no_grad()
+def _put(into: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    for name, tensor in into.items():
+        tensor.copy_(values[name])
+
+
+def _learning(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 class FitModule(EpochModule):

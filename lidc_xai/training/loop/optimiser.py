@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler
 from lidc_xai.errors import UsageError
 from lidc_xai.models.lora import add_lora
 from lidc_xai.models.nodule_model import NoduleModel
+from lidc_xai.models.trunk import BEFORE_BLOCKS, trunk_modules
 from lidc_xai.training.options import FitOptions, OptimiserOptions
 
 
@@ -50,14 +51,8 @@ def _after_blocks(model: NoduleModel, count: int) -> list[nn.Parameter]:
         raise UsageError(
             f"backbone {name!r} has no transformer blocks; use trainable_tensors instead of trainable_blocks"
         )
-    frozen = set()
-    for name, parameter in model.backbone.named_parameters():
-        stem, _, rest = name.partition(".")
-        in_open_block = stem == "blocks" and int(rest.split(".")[0]) >= len(blocks) - count
-        before_blocks = stem in _BEFORE_BLOCKS
-        if before_blocks or (stem == "blocks" and not in_open_block):
-            frozen.add(id(parameter))
-    return [parameter for parameter in model.backbone.parameters() if id(parameter) not in frozen]
+    frozen = trunk_modules(model, len(blocks) - count)
+    return [parameter for name, parameter in model.backbone.named_parameters() if name not in frozen]
 
 
 def build_optimiser(model: nn.Module, options: OptimiserOptions) -> Optimizer:
@@ -90,9 +85,6 @@ def build_optimiser(model: nn.Module, options: OptimiserOptions) -> Optimizer:
     return Muon(ordered, lr=options.muon_lr, betas=(0.9, 0.999), nesterov=True, adjust_lr_fn="match_rms_adamw")
 
 
-_BEFORE_BLOCKS = ("cls_token", "reg_token", "dist_token", "pos_embed", "patch_embed", "norm_pre")
-
-
 def _layers_after(model: nn.Module, name: str) -> int:
     """Layers between a parameter and the head: 1 for the last block, n + 1 before the first, 0 after the blocks."""
     parts = name.split(".")
@@ -100,8 +92,8 @@ def _layers_after(model: nn.Module, name: str) -> int:
     if places:
         blocks: Any = model.get_submodule(".".join(parts[: places[0] + 1]))
         return len(blocks) - int(parts[places[0] + 1])
-    if any(part in _BEFORE_BLOCKS for part in parts):
-        owner = ".".join(parts[: next(place for place, part in enumerate(parts) if part in _BEFORE_BLOCKS)])
+    if any(part in BEFORE_BLOCKS for part in parts):
+        owner = ".".join(parts[: next(place for place, part in enumerate(parts) if part in BEFORE_BLOCKS)])
         return len(getattr(model.get_submodule(owner), "blocks", ())) + 1
     return 0
 

@@ -21,8 +21,12 @@ _PLACE = {"device", "devices", "nodes", "logs", "trunk", "teacher"}
 
 def run_key(store: CropStore, parts: list[list[str]], options: MachineOptions) -> dict[str, Any]:
     """Options, nodules and store of a run as plain values."""
+    given = weights_by_hash(options.model_dump(mode="json", exclude=_PLACE))
+    trunk = getattr(options, "trunk", None)
+    if trunk is not None:  # where its tokens are kept does not count; that they are does, since they are rounded
+        given["trunk"] = None if trunk.folder is None else trunk.precision
     return {
-        "options": weights_by_hash(options.model_dump(mode="json", exclude=_PLACE)) | _kept_tokens(options),
+        "options": given,
         "nodules_sha256": hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
         "store_sha256": store.fingerprint.get("sha256"),
     }
@@ -35,12 +39,6 @@ def weights_by_hash(options: dict[str, Any]) -> dict[str, Any]:
     if isinstance(weights, str) and Path(weights).exists():
         named["weights"] = f"{Path(weights).name} (sha256 {sha256_of(weights_file(Path(weights)))})"
     return named
-
-
-def _kept_tokens(options: MachineOptions) -> dict[str, Any]:
-    """Where tokens of a trunk are kept does not count; that they are does, since they are rounded."""
-    trunk = getattr(options, "trunk", None)
-    return {} if trunk is None else {"trunk": None if trunk.folder is None else trunk.precision}
 
 
 def read_record(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
@@ -67,12 +65,3 @@ def _first_difference(old: dict[str, Any], new: dict[str, Any], name: str = "") 
         if before != after:
             return f"{where} ({before!r}, now {after!r})"
     return name
-
-
-def without_nan(value: Any) -> Any:
-    """JSON has no NaN: None stands for a figure that is undefined."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and value != value else value

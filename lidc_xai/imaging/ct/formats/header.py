@@ -60,6 +60,15 @@ class VolumeHeader:
         """How many bytes they take, unpacked."""
         return self.count * self.dtype.itemsize
 
+    def skip(self, count: int, field: str) -> None:
+        """Leave out ``count`` bytes before the voxels; -1: all that there are. ValueError where that cannot be."""
+        if count < -1 or (count and self.encoding != "raw"):
+            raise ValueError(f"{field} is {count}")
+        if count == -1 and self.data.is_file():
+            self.offset = max(0, self.data.stat().st_size - self.bytes)
+        elif count > 0:
+            self.offset += count
+
     def check_sizes(self, path: Path) -> None:
         """Refuse what the file with the voxels cannot hold. DataError naming ``path``."""
         if any(size < 1 for size in self.sizes):

@@ -74,13 +74,7 @@ def _checked(path: Path, fields: dict[str, str], end: int) -> VolumeHeader:
         list_axis=None if channels == 1 else 0,
         issues=issues,
     )
-    skip = int(fields.get("HeaderSize", "0"))
-    if skip < -1 or (skip and header.encoding != "raw"):
-        raise ValueError(f"HeaderSize is {skip}")
-    if skip == -1 and data.is_file():
-        header.offset = max(0, data.stat().st_size - header.bytes)
-    elif skip > 0:
-        header.offset += skip
+    header.skip(int(fields.get("HeaderSize", "0")), "HeaderSize")
     return header
 
 

@@ -96,13 +96,7 @@ def _checked(path: Path, fields: dict[str, str], keys: dict[str, str], end: int)
         segments=_segments(keys, list_axis is not None),
         issues=issues,
     )
-    skip = int(_either(fields, "byte skip", "byteskip") or 0)
-    if skip < -1 or (skip and header.encoding != "raw"):
-        raise ValueError(f"byte skip is {skip}")
-    if skip == -1 and header.data.is_file():
-        header.offset = max(0, header.data.stat().st_size - header.bytes)
-    elif skip > 0:
-        header.offset += skip
+    header.skip(int(_either(fields, "byte skip", "byteskip") or 0), "byte skip")
     if list_axis == axes - 1 and sizes[-1] == 1:
         header.sizes, header.list_axis = sizes[:-1], None
     return header

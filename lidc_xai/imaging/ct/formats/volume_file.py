@@ -1,19 +1,24 @@
-"""``read_volume``: the voxels of a NIfTI, NRRD or MetaImage file, where they lie, and what was odd about it."""
+"""``read_volume``: the voxels of a NIfTI, NRRD or MetaImage file, where they lie, and what was odd about it; and arrays
+with an LPS affine as such files, which SimpleITK, that turns LPS into NIfTI's RAS, writes.
+"""
 
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from lidc_xai.bounded import BoundedFile, read_up_to
-from lidc_xai.errors import DataError
+from lidc_xai.errors import DataError, StorageError
 from lidc_xai.imaging.ct.formats.header import VolumeHeader, check_affine
 from lidc_xai.imaging.ct.formats.metaimage_header import metaimage_header
 from lidc_xai.imaging.ct.formats.nifti_header import LONGEST_HEADER, nifti_header
@@ -22,6 +27,7 @@ from lidc_xai.imaging.ct.formats.nrrd_header import nrrd_header
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mhd", ".mha")
 _GZIP = b"\x1f\x8b"
 _TRAILING = 4096
+_NIFTI_HEADER = 352
 
 
 def is_volume_file(path: Path | str) -> bool:
@@ -130,3 +136,61 @@ def _unpacker(header: VolumeHeader, stream: BoundedFile) -> Callable[[int], byte
 
 def _native(values: NDArray[Any]) -> NDArray[Any]:
     return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
+
+
+def to_image(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
+    """A 3D image from ``array`` (z, y, x) and an orthogonal ``affine`` (i, j, k, 1) -> LPS mm; bool becomes uint8."""
+    image = sitk.GetImageFromArray(array.astype(np.uint8) if array.dtype == bool else array)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    image.SetSpacing([float(value) for value in spacing])
+    image.SetOrigin([float(value) for value in affine[:3, 3]])
+    image.SetDirection([float(value) for value in (affine[:3, :3] / spacing).ravel()])
+    return image
+
+
+def write_nifti(path: Path | str, array: np.ndarray, affine: np.ndarray) -> None:
+    """Write (z, y, x), or (R, z, y, x) as a 4D file, gzip-compressed where the name ends in ``.gz``."""
+    if array.ndim == 4:
+        image = sitk.JoinSeries([to_image(part, affine) for part in array])
+    else:
+        image = to_image(array, affine)
+    write_image(image, path)
+
+
+def write_image(image: sitk.Image, path: Path | str) -> None:
+    """Write one image, compressed where the name ends in ``.gz`` or ``.nrrd``.
+
+    ITK cuts a NIfTI short on a full disk without a word: what lies there is counted afterwards. Raises OSError (no
+    space left) where it is not whole, StorageError where ITK says that it cannot be written.
+    """
+    name = str(path)
+    try:
+        sitk.WriteImage(image, name, useCompression=name.endswith((".gz", ".nrrd")))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else "ITK gives no reason"
+        raise StorageError(f"{path}: cannot be written ({reason}); is the disk full? choose another --out") from error
+    if not name.endswith((".nii", ".nii.gz")):
+        return
+    wanted = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
+    if _bytes_in(Path(path)) < wanted + _NIFTI_HEADER:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+
+
+def _bytes_in(path: Path) -> int:
+    """How much a file holds, unpacked; what cannot be unpacked counts for nothing."""
+    if path.suffix != ".gz":
+        return path.stat().st_size
+    count = 0
+    try:
+        with gzip.open(path) as stream:
+            while part := stream.read(1 << 20):
+                count += len(part)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        return 0
+    return count
+
+
+def read_nifti(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
+    """Array (z, y, x) or (R, z, y, x), and the affine (i, j, k, 1) -> LPS mm."""
+    array, header = read_volume(path)
+    return array, header.affine
