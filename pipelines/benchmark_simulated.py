@@ -32,7 +32,7 @@ from lidc_xai.evaluation.benchmark.runner import read_parts
 from lidc_xai.evaluation.benchmark.tables import HEADLINES, comparisons, figures, summarise
 from lidc_xai.evaluation.metrics.causes import CARRIERS
 from lidc_xai.evaluation.statistics import bootstrap_mean, spearman
-from lidc_xai.files import write_json
+from lidc_xai.files import plain, write_json
 from lidc_xai.imaging import CropStore
 from lidc_xai.models import NoduleModel
 from lidc_xai.nodules._predict import predict
@@ -108,7 +108,7 @@ def study_run(study: Study, run: Run) -> None:
     results = {"held_out": held_out.to_dict("records"), **findings(out / "benchmark", summary)}
     if study.switched_off:
         results["switched_off"] = control(study, train, testing, without, options, out, summary)
-    write_json(out / "findings.json", without_nan(results))
+    write_json(out / "findings.json", plain(results))
     run.results = {"nodules": len(testing), "patients": int(testing.manifest["patient_id"].nunique())}
 
 
@@ -224,15 +224,6 @@ def control(
             {"model": label, **row} for row in of_output[["method", "mean", "low", "high", "n"]].to_dict("records")
         ]
     return {"biomarker": name, "auprc": rows}
-
-
-def without_nan(value: Any) -> Any:
-    """JSON has no NaN: None stands for it."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

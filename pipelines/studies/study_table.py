@@ -24,7 +24,7 @@ from lidc_xai.csv_files import write_csv
 from lidc_xai.evaluation.benchmark.curves import COLOURS
 from lidc_xai.evaluation.benchmark.report import TextTable, markdown_page
 from lidc_xai.evaluation.statistics import Interval, PairedDifference
-from lidc_xai.files import atomic_path, write_json, write_text
+from lidc_xai.files import atomic_path, plain, write_json, write_text
 from lidc_xai.ratings import RESEARCH_USE_ONLY
 
 COLUMNS = (
@@ -169,7 +169,7 @@ def write_study(
     """All files. ``not_run``: what was left out and why. ``panels``: metrics to draw, with their titles."""
     write_csv(folder / "table.csv", table_of(rows))
     told = [{**asdict(one), "verdict": one.verdict} for one in findings]
-    write_json(folder / "findings.json", [{key: _plain(value) for key, value in one.items()} for one in told])
+    write_json(folder / "findings.json", plain(told))
     tables = [_finding_table(findings), *_row_tables(rows, panels)]
     if not_run:
         cells = tuple((item, reason) for item, reason in not_run)
@@ -226,10 +226,6 @@ def _number(value: float) -> str:
 def _interval(mean: float, low: float, high: float) -> str:
     between = f" [{_number(low)}, {_number(high)}]" if np.isfinite(low) and np.isfinite(high) else ""
     return _number(mean) + between
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def draw_rows(rows: Sequence[Row], panels: Mapping[str, str], title: str) -> Figure:
