@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 import pytest
 from pydantic import Field
@@ -29,6 +30,8 @@ class Options(Config):
     store: Path = Field(description="A store.")
     count: int = Field(3, ge=1, description="How many.")
     groups: dict[str, int] = Field({}, description="Reached by --set.")
+    levels: list[float] = Field([1.0], description="Numbers.")
+    kinds: list[Literal["blur", "zero"]] = Field(["blur"], description="Choices.")
 
 
 def work(options: Options, run: Run) -> None:
@@ -56,6 +59,17 @@ def test_flags_file_and_set_are_one_configuration(tmp_path: Path) -> None:
     assert (told["results"], told["status"]) == ({"sum": 7}, "done")
     assert called("--store", "x", "--count", "6", "--config", str(tmp_path / "c.yaml"), "--out", str(out)) == 0
     assert json.loads((out / "run.json").read_text())["results"] == {"sum": 7}
+
+
+def test_numbers_and_choices_may_be_given_by_commas_or_by_several_flags(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = ("--store", "x", "--out", str(tmp_path))
+    assert called("--levels", "0.1, 2", "--levels", "3", "--kinds", "blur,zero", *usual) == 0
+    config = json.loads((tmp_path / "run.json").read_text())["config"]
+    assert (config["levels"], config["kinds"]) == ([0.1, 2.0, 3.0], ["blur", "zero"])
+    assert called("--levels", "0.1,b", *usual) == 2
+    assert "field 'levels.1': got 'b'; input should be a valid number" in capsys.readouterr().err
 
 
 def test_every_end_has_its_code_and_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

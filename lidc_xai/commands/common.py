@@ -91,7 +91,10 @@ def as_command(
     """
 
     def call(config: Path | None, assignments: list[str], **flags: Any) -> None:
-        given = {key: value for key, value in flags.items() if value not in (None, [])}
+        given = {
+            key: words(value) if _is_chosen_list(kind, key) else value
+            for key, value in flags.items() if value not in (None, [])
+        }  # fmt: skip
         run = Run(name, current_argv() if argv is None else argv, {})
         _run(run, kind, function, config, assignments, given)
 
@@ -139,10 +142,18 @@ def _simple(annotation: Any) -> Any:
     """The type that a flag parses to; everything finer (ranges, choices) is checked by pydantic afterwards."""
     options = [part for part in get_args(annotation) if part is not type(None)] or [annotation]
     if get_origin(annotation) is list:
-        return list[_simple(get_args(annotation)[0])]  # type: ignore[misc]
+        return list[Path] if get_args(annotation)[0] is Path else list[str]
     if get_origin(annotation) is not None and options[0] is not annotation and not isinstance(options[0], str):
         return _simple(options[0])
     return options[0] if options[0] in (int, float, bool, Path) else str
+
+
+def _is_chosen_list(kind: type[Config], key: str) -> bool:
+    """Whether a field is a list of numbers or of choices, given by several flags or by commas as its default is shown.
+    What is text or a path is split by the verb, where it can be.
+    """
+    annotation = kind.model_fields[key].annotation
+    return get_origin(annotation) is list and get_args(annotation)[0] not in (str, Path)
 
 
 def _absent(annotation: Any) -> Any:
