@@ -43,7 +43,8 @@ def reason_words(facts: NoduleFacts) -> str:
     enough = known is not None and _size_is_enough(value, known) and _same_side(value, own)
     other_size = "" if readers is None or enough else model_size_words(value, readers, readers_mm, model_mm)
     of_model = False
-    if not enough and own is not None and model_mm is not None and _size_is_enough(value, own):
+    apart = own is not None and readers is not None and abs(own - readers) >= AS_MUCH
+    if not enough and apart and own is not None and model_mm is not None and _size_is_enough(value, own):
         of_model, other_size = True, own_size_words(own, readers_mm, model_mm)
     size = size_words(value, readers, None if of_model else own, explained=bool(other_size))
     beside, ways = _beside(facts, enough or of_model, _way(value, None if enough or of_model else known))

@@ -72,7 +72,7 @@ def no_nodule_words(prediction: Mapping[str, Any] | None, model_info: Mapping[st
     low, high = (f"{0.5 + sign * CLEAR:.1f}" for sign in (-1, 1))
     return (
         f"{head}: of {measured.crops} crops without one (lung, vessel, pleura) it gave {percent(measured.clear)} "
-        f"[{percent(measured.low)}, {percent(measured.high)}] a clear verdict (below {low} or above {high})."
+        f"[{100 * measured.low:.0f}, {100 * measured.high:.0f}] a clear verdict (below {low} or above {high})."
     )
 
 
