@@ -97,7 +97,8 @@ def export_reader_study(
                  "ai": "" if shown != "with" else "wrong" if place in wrong else sides.get(nodule_id, ""),
                  "shown": given.probability if shown == "with" else None}
             )  # fmt: skip
-            page = _case_page(store, nodule_id, given, outputs, name, session, shown == "with")
+            following = f"case-{number + 1:03d}" if number < len(order) else ""
+            page = _case_page(store, nodule_id, given, outputs, name, session, shown == "with", following)
             paths.append(out / f"session-{session}" / f"{name}.html")
             write_text(paths[-1], page)
             cases.append(name)
@@ -146,7 +147,14 @@ def _sides(store: CropStore, ids: Sequence[str], chances: Mapping[str, float]) -
 
 
 def _case_page(
-    store: CropStore, nodule_id: str, given: _Given, outputs: Sequence[str], name: str, session: int, shown: bool
+    store: CropStore,
+    nodule_id: str,
+    given: _Given,
+    outputs: Sequence[str],
+    name: str,
+    session: int,
+    shown: bool,
+    following: str,
 ) -> str:
     maps = given.maps
     crop = store.load(nodule_id)
@@ -157,6 +165,7 @@ def _case_page(
         "reader_case.html.j2",
         name=name,
         session=session,
+        following=following,
         pictures=pictures,
         probability=given.probability if shown else None,
         panels={output: panels[output] for output in outputs if output in panels},

@@ -43,6 +43,8 @@ def test_reader_study_is_blinded_shuffled_and_balanced(cases, reader_study):
         text = path.read_text(encoding="utf-8")
         assert "LIDC-IDRI-0" not in text
         assert not re.search(r'class="consensus"[^>]*d="M|d="M[^"]+" (?:class="consensus"|data-reader)', text)
+        following = f"case-{int(path.stem[-3:]) + 1:03d}"
+        assert (f'href="{following}.html"' in text) == (path.with_name(f"{following}.html") in reader_study.paths)
         condition = shown[int(path.parent.name[-1]), path.stem]
         assert ('class="map"' in text) == (condition == "with")
     sheet = pd.read_csv(reader_study.folder / "session-1" / "ratings.csv")
