@@ -58,7 +58,8 @@ def predict(
     p_calcified, the probability of any calcification; n_models; out_of_fold: the
     patient was in no training or validation part of the models used. Where every model knows the patient, all are used
     and out_of_fold is False; where no model records whom it learned from, it is unknown (NA, an empty cell). flag: why
-    the prediction is in doubt (the nodule is larger than the box; a large part of what is read lies outside the scan),
+    the prediction is in doubt (the nodule, or the prediction, is larger than the box; a large part of what is read lies
+    outside the scan),
     which the words repeat; issues: everything that was found when the crop was cut.
 
     Raises DataError for a crop that no model could read, ModelError where a model's outputs are no numbers.
@@ -87,9 +88,13 @@ def predict(
                 for place, values in zip(asked, outputs, strict=True):
                     raw[place][k] = values
     rows = []
-    for place, ((nodule_id, patient_id, flag, issues), _) in enumerate(items):
+    for place, ((nodule_id, patient_id, flag, issues, side), _) in enumerate(items):
         chosen = used[place]
-        values = prediction_row([models[k] for k in chosen], [raw[place][k] for k in chosen], flag)
+        of_models = [models[k] for k in chosen], [raw[place][k] for k in chosen]
+        values = prediction_row(*of_models, flag)
+        if not flag and values.get("diameter", 0.0) > side:
+            flag = f"predicted larger than the box ({values['diameter']:.0f} mm in {side:g} mm)"
+            values = prediction_row(*of_models, flag)
         unseen = bool(fresh[place]) if any(patients) else None
         ends = {"n_models": len(chosen), "out_of_fold": unseen, "flag": flag, "issues": issues}
         rows.append({"nodule_id": nodule_id, "patient_id": patient_id, **values, **ends})
@@ -211,6 +216,7 @@ class _Facts(NamedTuple):
     patient_id: str
     flag: str
     issues: str
+    side_mm: float
 
 
 def _planes(
@@ -224,7 +230,8 @@ def _planes(
             check_crop(crop)
         for each in reads:
             each.check(crop)
-        facts = _Facts(crop.nodule_id, patient, doubt_of(crop, reads), "; ".join(crop.issues))
+        side = min(count * size for count, size in zip(crop.ct.shape, crop.spacing_mm, strict=True))
+        facts = _Facts(crop.nodule_id, patient, doubt_of(crop, reads), "; ".join(crop.issues), side)
         yield facts, torch.from_numpy(planes_of(crop, VIEWS, slices))
 
 

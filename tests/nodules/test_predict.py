@@ -175,6 +175,12 @@ def test_a_prediction_in_doubt_has_no_plain_words(model: NoduleModel, tmp_path: 
         assert rows[column]["large"].startswith("in doubt (the nodule is larger than the box): ")
         assert not rows[column]["short"].startswith("in doubt")
     assert rows["issues"]["large"] == "the mask reaches over 34.0 mm"
+    model.target_scaling |= {"diameter": (34.0, 1e-6)}  # more than a box of 16 mm can show
+    beyond = predict(model, store).set_index("nodule_id")
+    told = "predicted larger than the box (34 mm in 16 mm)"
+    assert (beyond["flag"]["short"], beyond["diameter_words"]["short"]) == (told, f"in doubt ({told}): 34.0 mm")
+    assert beyond["flag"]["large"] == "the nodule is larger than the box"
+    model.target_scaling |= {"diameter": (10.0, 4.0)}
     np.testing.assert_array_equal(rows["margin"], predict(model, [edge, large, short])["margin"])
 
 
