@@ -48,7 +48,7 @@ def benchmark(config: BenchmarkConfig, run: Run) -> None:
         store,
         out,
         options,
-        nodule_ids=words(config.nodule) or None,
+        nodule_ids=(words(config.nodule) or store.nodule_ids)[: config.limit],
         views=words(config.views),
         model_masked=masked,
         jobs=config.jobs,

@@ -61,6 +61,7 @@ class ModelConfig(StoreConfig):
         None, description="Published weights of a model saved as an adapter: pretrained or a file."
     )
     nodule: list[str] = Field([], description="Nodule ids; repeat it or separate by commas. All by default.")
+    limit: int | None = Field(None, ge=1, description="Only the first so many of them.")
 
 
 def verb(example: str, name: str = "", argument: str = "") -> Callable[[Verb], Verb]:
@@ -332,12 +333,13 @@ def model_names(name: str | None) -> list[str]:
     return names
 
 
-def usable_nodules(store: CropStore, wanted: list[str], run: Run) -> list[str]:
-    """Those of ``wanted`` (all where it is empty) whose crops can be read; the others become skipped rows of ``run``.
+def usable_nodules(store: CropStore, wanted: list[str], run: Run, limit: int | None = None) -> list[str]:
+    """Those of ``wanted`` (all where it is empty), the first ``limit`` of them, whose crops can be read; the others
+    become skipped rows of ``run``.
 
     DataError where none is left.
     """
-    good, lost = store.sound(wanted or None)
+    good, lost = store.sound((wanted or store.nodule_ids)[:limit])
     run.skipped += lost
     if not good:
         raise DataError(lost[0].reason if lost else f"{store.path}: holds no nodule")

@@ -51,7 +51,7 @@ def edit(config: EditConfig, run: Run) -> None:
     store = CropStore(store_path)
     models = need_models(config.model, config.weights) if config.model else []
     out = need_out(config)
-    wanted = usable_nodules(store, words(config.nodule), run)
+    wanted = usable_nodules(store, words(config.nodule), run, config.limit)
     edited = edit_store(store, out, config.edit, doses, nodule_ids=wanted, seed=config.seed)
     run.skipped += read_skipped(out)
     if not len(edited):

@@ -53,7 +53,7 @@ def explain(config: ExplainConfig, run: Run) -> None:
     from lidc_xai.reporting.values import made_up
 
     store, models = CropStore(store_path), need_models(config.model, config.weights)
-    wanted, device = usable_nodules(store, words(config.nodule), run), pick_device(config.device)
+    wanted, device = usable_nodules(store, words(config.nodule), run, config.limit), pick_device(config.device)
     methods = list_methods(models[0]) if config.method == ["all"] else words(config.method)
     if not methods:
         raise UsageError("--method names no method; see lidc-xai info methods")

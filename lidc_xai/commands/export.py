@@ -58,7 +58,7 @@ def export(config: ExportConfig, run: Run) -> None:
     from lidc_xai.reporting import export_dicom, export_nifti
 
     store = CropStore(store_path)
-    ids = usable_nodules(store, words(config.nodule), run)
+    ids = usable_nodules(store, words(config.nodule), run, config.limit)
     maps: MapsByMethod = {}
     predictions = None
     if config.model:

@@ -57,7 +57,6 @@ class ReportConfig(ModelConfig):
     nodule: list[str] = Field(
         [], description="Nodule ids; repeat it or separate by commas. All (of --predictions) by default."
     )
-    limit: int | None = Field(None, ge=1, description="Only the first so many of them.")
     method: list[str] = Field(
         ["attn_lrp", "cdam", "attention"], description="Methods to show, separated by commas (docs/faithfulness.md)."
     )
@@ -85,7 +84,7 @@ def report(config: ReportConfig, run: Run) -> None:
     from lidc_xai.reporting.values import base_names
 
     store = CropStore(store_path)
-    ids, device = usable_nodules(store, _wanted(config, store), run), pick_device(config.device)
+    ids, device = usable_nodules(store, _wanted(config, store), run, config.limit), pick_device(config.device)
     predictions = predict(models, store, nodule_ids=ids, device=device)
     folder = need_path(config.maps, "--maps") if config.maps else out
     explained = explain_out_of_fold(

@@ -202,7 +202,7 @@ def predict_verb(config: PredictConfig, run: Run) -> None:
     from lidc_xai.nodules._predict import predict
 
     store, models = CropStore(store_path), need_models(config.model, config.weights)
-    ids = usable_nodules(store, words(config.nodule), run)
+    ids = usable_nodules(store, words(config.nodule), run, config.limit)
     table = predict(models, store, nodule_ids=ids, device=pick_device(config.device))
     run.results = {"nodules": len(table), "out_of_fold": int(table["out_of_fold"].sum())}
     if config.out is None:

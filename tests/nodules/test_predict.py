@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from lidc_xai.cli import app
+from lidc_xai.csv_files import read_table
 from lidc_xai.errors import DataError, ModelError, UsageError
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 from lidc_xai.imaging.store.crop_store import CropStore, StoreWriter
@@ -200,3 +203,16 @@ def test_a_model_of_nan_predicts_nothing(model: NoduleModel) -> None:
         model.head.weight[0, 0] = float("nan")
     with pytest.raises(ModelError, match="nodule X: the model's outputs are NaN"):
         predict(model, [crop("X")])
+
+
+@pytest.mark.parametrize("verb", ["predict", "explain"])
+def test_limit_takes_the_first_so_many(verb: str, model: NoduleModel, store: CropStore, tmp_path: Path) -> None:
+    save_model(model, tmp_path / "model")
+    given = [verb, "--store", str(store.path), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
+    for more, wanted in (
+        (["--limit", "2"], store.nodule_ids[:2]),
+        (["--limit", "1", "--nodule", f"{store.nodule_ids[2]},{store.nodule_ids[0]}"], [store.nodule_ids[2]]),
+    ):
+        done = CliRunner().invoke(app, [*given, *more, "--quiet"])
+        assert done.exit_code == 0, done.output
+        assert read_table(tmp_path / "out" / "predictions.csv", ("nodule_id",))["nodule_id"].tolist() == wanted
