@@ -7,7 +7,7 @@ from typing import TypedDict
 import numpy as np
 import pandas as pd
 
-from lidc_xai.evaluation.statistics import diameter_stratum
+from lidc_xai.evaluation.statistics import DIAMETER_STRATA, diameter_stratum
 from lidc_xai.ratings import CALCIFICATION_ABSENT, EVEN_CHANCE
 
 
@@ -35,9 +35,10 @@ def failure_table(predictions: pd.DataFrame, manifest: pd.DataFrame, votes: pd.D
     table["label"] = pd.to_numeric(table["label"], errors="coerce")
     table = table.dropna(subset=["label", "malignancy_probability"]).reset_index(drop=True)
     wrong = (table["malignancy_probability"] > EVEN_CHANCE) != (table["label"] > 0.5)
+    order = {name: place for place, (_, name) in enumerate(DIAMETER_STRATA)}
     subgroups: list[Subgroup] = []
     for name, groups in _properties(table, votes).items():
-        for group in sorted(set(groups.dropna()), key=str):
+        for group in sorted(set(groups.dropna()), key=lambda one: (order.get(one, 0), str(one))):
             here = (groups == group).to_numpy()
             interval = share_interval(wrong[here].astype(float), table.loc[here, "patient_id"].astype(str).tolist())
             subgroups.append(

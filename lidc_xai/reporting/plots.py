@@ -17,7 +17,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7A6A00", "#56B4E9", "#8
 """Okabe and Ito's, those that show on white and on black."""
 GREY = "#8b949c"
 FONTS = "Liberation Sans, Arial, sans-serif"
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 12.0, 12.0, 36.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 12.0, 12.0, 36.0
 
 
 @dataclass

@@ -18,6 +18,7 @@ from lidc_xai.nodules.failures import failure_table
 from lidc_xai.ratings import BIOMARKERS, OUTPUTS
 from lidc_xai.reporting import benchmark_report, cohort_report, image_sheet
 from lidc_xai.reporting.cohort.figures import cohort_overlap, flow, galleries, radial_curves
+from lidc_xai.reporting.cohort.verdict import cohort_verdict
 from lidc_xai.reporting.plots import Chart, limits, ticks
 from lidc_xai.skipped import Skipped, write_skipped
 
@@ -356,3 +357,31 @@ def test_chart_places_points_and_ticks():
     assert chart.px(10) > chart.px(0)
     assert chart.py(1) < chart.py(0)
     assert len(OUTPUTS) == 9
+
+
+def test_the_verdict_claims_no_more_than_the_intervals_do():
+    def figure(value):
+        return {"value": value, "low": value - 0.03, "high": value + 0.03}
+
+    both = {"nodules": 721, "accuracy": figure(0.888), "auc": figure(0.95)}
+    row = {"metric": "auc", "b": "diameter_only"}
+    metrics = {
+        "split": "patient",
+        "malignancy": {"all": both},
+        "baselines": {name: {"malignancy": {"all": both}} for name in ("diameter_only", "own_diameter")},
+        "comparisons": [
+            {**row, "part": "all", "difference": 0.012, "low": -0.01, "high": 0.031, "p_holm": 1.0},
+            {**row, "part": "8–12 mm", "difference": 0.151, "low": 0.066, "high": 0.232, "p_holm": 0.03},
+        ],
+    }
+    first, second, third = cohort_verdict(metrics)
+    assert first.startswith("On 721 nodules of patients it had not seen rated low or high, ")
+    assert second == (
+        "The readers’ diameter alone: 89 %; on all the model is not shown to be better (AUC +0.01 [−0.01, 0.03]), "
+        "at 8–12 mm the model is better (AUC +0.15 [0.07, 0.23])."
+    )
+    metrics["comparisons"][1]["p_holm"] = 0.054
+    assert "is better before correction for the number of comparisons, not after (AUC" in cohort_verdict(metrics)[1]
+    assert third == "The diameter that the model itself predicts, alone: 89 %."
+    assert "had not seen" not in cohort_verdict({**metrics, "split": "paper"})[0]
+    assert cohort_verdict({}) == []

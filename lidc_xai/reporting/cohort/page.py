@@ -24,6 +24,7 @@ from lidc_xai.reporting.cohort.charts import (
 )
 from lidc_xai.reporting.cohort.claim import claim_checklist, tripod_checklist
 from lidc_xai.reporting.cohort.figures import cohort_overlap, flow, galleries, radial_curves, size_of
+from lidc_xai.reporting.cohort.verdict import cohort_verdict
 from lidc_xai.reporting.nodule.words import reads_words
 from lidc_xai.reporting.pages import render
 from lidc_xai.reporting.parts import ReportParts, is_control, map_of
@@ -110,6 +111,7 @@ def _facts(
         "crop": f"{manifest['size_mm'].iloc[0]:g} mm at {manifest['spacing_mm'].iloc[0]:g} mm" if len(ids) else "",
         "flow": flow(store, parts.predictions, exclusions, ids, performance=bool(metrics) and not counted),
         "metrics": metrics or {},
+        "verdict": cohort_verdict(metrics or {}),
         "performance": malignancy_table(metrics or {}),
         "biomarkers": biomarker_table(metrics or {}),
         "overlap": cohort_overlap(pages.rows),
