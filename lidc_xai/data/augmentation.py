@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import math
 import zlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo
 
 from lidc_xai.config import Options
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def _odd(count: int, field: ValidationInfo) -> int:
+    if count % 2 == 0:
+        raise ValueError(f"{field.field_name} must be odd, so that the middle plane is among them")
+    return count
+
+
+Slices = Annotated[int, AfterValidator(_odd)]
+"""How many planes about the middle of a view."""
 
 
 class Augmentation(Options):
@@ -40,14 +50,7 @@ class Augmentation(Options):
     scale_hu: float = Field(
         default=0.0, ge=0, lt=0.5, description="Stretch HU about the training mean by up to this share."
     )
-    slices: int = Field(default=5, ge=1, description="Planes around the middle to choose from in each view (odd).")
-
-    @field_validator("slices")
-    @classmethod
-    def _odd(cls, count: int) -> int:
-        if count % 2 == 0:
-            raise ValueError("slices must be odd, so that the middle plane is among them")
-        return count
+    slices: Slices = Field(default=5, ge=1, description="Planes around the middle to choose from in each view (odd).")
 
     @property
     def turns_only(self) -> bool:

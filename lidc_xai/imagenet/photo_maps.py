@@ -123,10 +123,13 @@ def explain_images(
 def _load_each(
     model: str, weights: str | Path, device: str, *, size: int | None, labels: Path | None, seed: int
 ) -> list[Classifier]:
-    """The classifiers that are named, on the device; random weights are said."""
-    classifiers = [
-        load_classifier(name, file, size=size, labels=labels, seed=seed) for name, file in _each_model(model, weights)
-    ]
+    """The classifiers that are named, on the device; one file of weights for each, or the same word for all."""
+    names = [name.strip() for name in model.split(",") if name.strip()]
+    files = [part.strip() for part in str(weights).split(",")] if len(names) > 1 else [str(weights)]
+    if len(files) not in (1, len(names)):
+        raise UsageError(f"weights: {len(files)} were given for {len(names)} models; give one for each, or one for all")
+    pairs = zip(names, files if len(files) > 1 else files * len(names), strict=True)
+    classifiers = [load_classifier(name, file, size=size, labels=labels, seed=seed) for name, file in pairs]
     for one in classifiers:
         if one.random:
             say(f"{one.name}: {RANDOM}")
@@ -173,15 +176,6 @@ def _find_class(classifier: Classifier, target: str | int) -> int:
             f"class {target!r}: {classifier.name} with {classifier.count} outputs is no ImageNet classifier whose "
             "names are known here; give numbers, or a file with one name per line as --labels"
         ) from None
-
-
-def _each_model(model: str, weights: str | Path) -> list[tuple[str, str | Path]]:
-    """Names and weights; one file of weights for each name, or the same word for all."""
-    names = [name.strip() for name in model.split(",") if name.strip()]
-    files = [part.strip() for part in str(weights).split(",")] if len(names) > 1 else [str(weights)]
-    if len(files) not in (1, len(names)):
-        raise UsageError(f"weights: {len(files)} were given for {len(names)} models; give one for each, or one for all")
-    return list(zip(names, files * (len(names) if len(files) == 1 else 1), strict=True))
 
 
 def _methods_for(models: Sequence[nn.Module], methods: Sequence[str]) -> list[str]:

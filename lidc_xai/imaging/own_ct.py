@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lidc_xai.errors import DataError, reason_of
+from lidc_xai.imaging.crops.crop import CropOptions
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
 from lidc_xai.imaging.crops.resample import CropGrid, resample_mask
 from lidc_xai.imaging.ct.dicom_index import is_medium
@@ -21,7 +22,7 @@ from lidc_xai.imaging.ct.reading import read_ct
 from lidc_xai.imaging.ct.volume import AIR_HU, CTVolume
 from lidc_xai.imaging.mask_files import NamedMask, read_structures, referenced_series
 from lidc_xai.imaging.points import NamedPoint, read_points
-from lidc_xai.imaging.prepare import CropOptions, PrepareResult
+from lidc_xai.imaging.prepare import PrepareResult
 from lidc_xai.imaging.pseudonym import Identity, identity_of
 from lidc_xai.imaging.store.crop_store import StoreWriter
 from lidc_xai.imaging.structures import choose_nodules

@@ -14,7 +14,6 @@ from pathlib import Path
 from time import perf_counter
 
 from joblib import Parallel, delayed, parallel_config
-from numpy.typing import ArrayLike
 
 from lidc_xai.annotations import load_nodules, select_cohort
 from lidc_xai.annotations.cohort import cohorts_of
@@ -22,12 +21,10 @@ from lidc_xai.annotations.database import database_scans
 from lidc_xai.annotations.nodule import Nodule
 from lidc_xai.annotations.tables import nodule_row, nodule_votes
 from lidc_xai.errors import DataError, DependencyError, LidcXaiError, UsageError, reason_of
-from lidc_xai.imaging.crops.crop import crop_nodule, voxels_per_side
-from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
-from lidc_xai.imaging.crops.resample import ORDERS
+from lidc_xai.imaging.crops.crop import CropOptions
 from lidc_xai.imaging.ct.dicom_index import FolderIndex, SeriesFiles, indexed
 from lidc_xai.imaging.ct.reading import read_series
-from lidc_xai.imaging.ct.volume import AIR_HU, CTVolume
+from lidc_xai.imaging.ct.volume import AIR_HU
 from lidc_xai.imaging.store.crop_store import StoreWriter
 from lidc_xai.progress import say, track
 from lidc_xai.skipped import ABSENT, Skipped
@@ -63,37 +60,6 @@ class PrepareResult:
         writer.finish()
         self.written.sort()
         self.skipped = sorted(set(self.skipped))
-
-
-@dataclass(frozen=True)
-class CropOptions:
-    """How crops are cut; part of the store's rule."""
-
-    size_mm: float = 32.0
-    spacing_mm: float = 1.0
-    interpolation: str = "linear"
-    padding_hu: float = AIR_HU
-
-    def __post_init__(self) -> None:
-        voxels_per_side(self.size_mm, self.spacing_mm)
-        if self.interpolation not in ORDERS:
-            raise UsageError(f"interpolation {self.interpolation!r} is not known; choose one of {', '.join(ORDERS)}")
-
-    def cut(self, ct: CTVolume, target: Nodule | ArrayLike, nodule_id: str = "") -> NoduleCrop:
-        """``crop_nodule`` by this rule."""
-        return crop_nodule(
-            ct, target, self.size_mm, self.spacing_mm,
-            interpolation=self.interpolation, padding_hu=self.padding_hu, nodule_id=nodule_id,
-        )  # fmt: skip
-
-    def rule(self) -> dict[str, object]:
-        """The rule in words, for the store's fingerprint."""
-        return {
-            "interpolation": self.interpolation,
-            "padding_hu": self.padding_hu,
-            "centre": "middle of the bounding box of the 50 % consensus",
-            "masks": "strictly inside the outline; signed distance at the level that keeps the volume",
-        }
 
 
 @dataclass

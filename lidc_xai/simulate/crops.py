@@ -17,9 +17,9 @@ from lidc_xai.annotations.nodule import Nodule
 from lidc_xai.annotations.tables import nodule_row, nodule_votes
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.imaging.crops.contours import GridBox, consensus_mask
-from lidc_xai.imaging.crops.crop import consensus_centre, crop_marked, native_masks, voxels_per_side
+from lidc_xai.imaging.crops.crop import CropOptions, consensus_centre, native_masks
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
-from lidc_xai.imaging.ct.volume import AIR_HU, CTVolume
+from lidc_xai.imaging.ct.volume import CTVolume
 from lidc_xai.imaging.store.crop_store import CropStore, StoreWriter
 from lidc_xai.progress import track
 from lidc_xai.simulate.grid import IMAGE_PIXELS, Grid
@@ -52,6 +52,7 @@ def simulate_crop(
     >>> crop.ct.shape, crop.consensus.any().item()
     ((32, 32, 32), True)
     """
+    options = CropOptions(size_mm, spacing_mm)
     nodule = with_ratings(nodule, ratings or {})
     outline = nodule_outline(nodule)
     series = _empty_series(nodule, outline, size_mm)
@@ -62,9 +63,8 @@ def simulate_crop(
     around = (low - AROUND_MM, high + AROUND_MM)
     scene = make_scene([nodule], [outline], seed, nodule.nodule_id, *around, without, switched_off)
     array, drawn = render(scene, grid)
-    count = voxels_per_side(size_mm, spacing_mm)
     volume = as_volume(nodule, grid, array)
-    crop = crop_marked(volume, masks, box, centre, count, spacing_mm, "linear", AIR_HU, nodule.nodule_id)
+    crop = options.cut_marked(volume, masks, box, centre, nodule.nodule_id)
     return crop, _causes(drawn[nodule.nodule_id], grid, crop)
 
 

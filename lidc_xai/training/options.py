@@ -7,8 +7,10 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from lidc_xai.config import Options
-from lidc_xai.data.augmentation import Augmentation
+from lidc_xai.data.augmentation import Augmentation, Slices
 from lidc_xai.ratings import OUTPUTS
+
+Views = list[Literal["axial", "coronal", "sagittal"]]
 
 
 class ModelOptions(Options):
@@ -147,10 +149,8 @@ class PretrainOptions(MachineOptions):
     backbone: str = Field(default="vit_small64_p8", description="A ViT of `info backbones` or any timm ViT.")
     weights: str | None = Field(default=None, description="Where to start, as for a model (none: random).")
     size: int | None = Field(default=None, ge=16, description="Side of the large views (none: the backbone's own).")
-    views: list[Literal["axial", "coronal", "sagittal"]] = Field(
-        default=["axial", "coronal", "sagittal"], min_length=1, description="Planes to learn from."
-    )
-    slices: int = Field(default=5, ge=1, description="Planes around the middle of each view to learn from (odd).")
+    views: Views = Field(default=["axial", "coronal", "sagittal"], min_length=1, description="Planes to learn from.")
+    slices: Slices = Field(default=5, ge=1, description="Planes around the middle of each view to learn from (odd).")
     epochs: int = Field(default=100, ge=1, description="Passes over all nodules and views.")
     lr: float = Field(default=5e-4, gt=0, description="Highest learning rate (AdamW, cosine).")
     weight_decay: float = Field(default=0.04, ge=0)
@@ -172,10 +172,10 @@ class FitOptions(MachineOptions):
     optimiser: OptimiserOptions = OptimiserOptions()
     loss: LossOptions = LossOptions()
     teacher: TeacherOptions = TeacherOptions()
-    views: list[Literal["axial", "coronal", "sagittal"]] = Field(
+    views: Views = Field(
         default=["axial", "coronal", "sagittal"], min_length=1, description="Planes to learn from and to average."
     )
-    slices_averaged: int = Field(
+    slices_averaged: Slices = Field(
         default=1, ge=1, description="Planes about the middle of each view whose outputs are averaged (odd)."
     )
     channels: Literal["repeat", "neighbours"] = Field(
@@ -211,13 +211,6 @@ class FitOptions(MachineOptions):
     def slices_read(self) -> int:
         """Slices about the middle of each view that a run reads."""
         return max(self.augment.slices, self.slices_averaged) + 2 * (self.channels == "neighbours")
-
-    @field_validator("slices_averaged")
-    @classmethod
-    def _odd_slices(cls, count: int) -> int:
-        if count % 2 == 0:
-            raise ValueError("slices_averaged must be odd, so that the middle plane is among them")
-        return count
 
     @model_validator(mode="after")
     def _one_depth(self) -> Self:

@@ -101,6 +101,11 @@ def test_trials_whose_loss_explodes_count_as_failed(
         sweep(toy_store, tmp_path, options=quick(), search=SweepOptions(trials=2, space=SPACE), **parts)
 
 
+def test_slices_to_learn_from_are_odd() -> None:
+    with pytest.raises(UsageError, match="slices must be odd, so that the middle plane is among them"):
+        PretrainOptions.of(slices=4)
+
+
 @pytest.fixture(scope="module")
 def tiny() -> PretrainOptions:
     return PretrainOptions(

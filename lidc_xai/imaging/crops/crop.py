@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
@@ -11,7 +12,7 @@ from lidc_xai.annotations.nodule import Contour, Nodule
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.imaging.crops.contours import GridBox, consensus_mask, contours_box, contours_mask, mask_bounds
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
-from lidc_xai.imaging.crops.resample import CropGrid, resample_mask, sample_ct
+from lidc_xai.imaging.crops.resample import ORDERS, CropGrid, resample_mask, sample_ct
 from lidc_xai.imaging.ct.volume import AIR_HU, CTVolume
 
 
@@ -43,43 +44,91 @@ def crop_nodule(
     >>> crop_nodule(ct, crop.centre_mm, size_mm=24.0).consensus is None
     True
     """
-    count = voxels_per_side(size_mm, spacing_mm)
-    if not isinstance(nodule_or_point_mm, Nodule):
-        centre = np.asarray(nodule_or_point_mm, dtype=np.float64)
+    options = CropOptions(size_mm, spacing_mm, interpolation, padding_hu)
+    return options.cut(ct, nodule_or_point_mm, nodule_id)
+
+
+@dataclass(frozen=True)
+class CropOptions:
+    """How crops are cut; part of a store's rule. UsageError where the side is no whole number of voxels, or where the
+    interpolation is unknown.
+    """
+
+    size_mm: float = 32.0
+    spacing_mm: float = 1.0
+    interpolation: str = "linear"
+    padding_hu: float = AIR_HU
+
+    def __post_init__(self) -> None:
+        size, step = self.size_mm, self.spacing_mm
+        if not (size > 0 and step > 0):
+            raise UsageError(f"size_mm ({size}) and spacing_mm ({step}) must be positive")
+        if self.count < 1 or abs(self.count * step - size) > 1e-6 * size:
+            raise UsageError(f"size_mm ({size}) must be a whole number of voxels of spacing_mm ({step})")
+        if self.interpolation not in ORDERS:
+            raise UsageError(f"interpolation {self.interpolation!r} is not known; choose one of {', '.join(ORDERS)}")
+
+    @property
+    def count(self) -> int:
+        """Voxels along one side of the cube."""
+        return round(self.size_mm / self.spacing_mm)
+
+    def rule(self) -> dict[str, object]:
+        """The rule in words, for the store's fingerprint."""
+        return {
+            "interpolation": self.interpolation,
+            "padding_hu": self.padding_hu,
+            "centre": "middle of the bounding box of the 50 % consensus",
+            "masks": "strictly inside the outline; signed distance at the level that keeps the volume",
+        }
+
+    def cut(self, ct: CTVolume, target: Nodule | ArrayLike, nodule_id: str = "") -> NoduleCrop:
+        """``crop_nodule`` by this rule."""
+        if isinstance(target, Nodule):
+            masks, box = native_masks(ct, target)
+            centre = consensus_centre(ct, target, consensus_mask(masks), box)
+            return self.cut_marked(ct, masks, box, centre, target.nodule_id)
+        centre = np.asarray(target, dtype=np.float64)
         _check_point(ct, centre)
-        return _crop_at(ct, centre, count, spacing_mm, interpolation, padding_hu, nodule_id)[0]
-    nodule = nodule_or_point_mm
-    masks, box = native_masks(ct, nodule)
-    centre = consensus_centre(ct, nodule, consensus_mask(masks), box)
-    return crop_marked(ct, masks, box, centre, count, spacing_mm, interpolation, padding_hu, nodule.nodule_id)
+        return self._cut_at(ct, centre, nodule_id)[0]
 
+    def cut_marked(
+        self, ct: CTVolume, masks: NDArray[np.bool_], box: GridBox, centre_mm: NDArray[np.float64], nodule_id: str
+    ) -> NoduleCrop:
+        """The crop with readers' masks (R, z, y, x) that are known over ``box`` of the stored grid."""
+        consensus = consensus_mask(masks)
+        crop, grid = self._cut_at(ct, centre_mm, nodule_id)
+        crop.reader_masks = np.stack([resample_mask(ct, mask, box, grid) for mask in masks])
+        crop.consensus = resample_mask(ct, consensus, box, grid)
+        extent = outlines_extent_mm(ct, box)
+        crop.larger_than_box = bool(extent.max() > self.size_mm)
+        if crop.larger_than_box:
+            crop.issues.append(
+                f"the outlines reach over {extent.max():.1f} mm: larger than the {self.size_mm:g} mm box"
+            )
+        if not consensus.any():
+            crop.issues.append("no voxel is marked by half of the readers: centred on their centroids")
+        for number, mask in enumerate(masks, start=1):
+            if not mask.any():
+                crop.issues.append(f"reader {number}'s outline encloses no pixel")
+        return crop
 
-def crop_marked(
-    ct: CTVolume,
-    masks: NDArray[np.bool_],
-    box: GridBox,
-    centre_mm: NDArray[np.float64],
-    count: int,
-    spacing_mm: float,
-    interpolation: str,
-    padding_hu: float,
-    nodule_id: str,
-) -> NoduleCrop:
-    """The crop of ``count``³ voxels with readers' masks (R, z, y, x) that are known over ``box`` of the stored grid."""
-    consensus = consensus_mask(masks)
-    crop, grid = _crop_at(ct, centre_mm, count, spacing_mm, interpolation, padding_hu, nodule_id)
-    crop.reader_masks = np.stack([resample_mask(ct, mask, box, grid) for mask in masks])
-    crop.consensus = resample_mask(ct, consensus, box, grid)
-    extent, size_mm = outlines_extent_mm(ct, box), count * spacing_mm
-    crop.larger_than_box = bool(extent.max() > size_mm)
-    if crop.larger_than_box:
-        crop.issues.append(f"the outlines reach over {extent.max():.1f} mm: larger than the {size_mm:g} mm box")
-    if not consensus.any():
-        crop.issues.append("no voxel is marked by half of the readers: centred on their centroids")
-    for number, mask in enumerate(masks, start=1):
-        if not mask.any():
-            crop.issues.append(f"reader {number}'s outline encloses no pixel")
-    return crop
+    def _cut_at(self, ct: CTVolume, centre: NDArray[np.float64], nodule_id: str) -> tuple[NoduleCrop, CropGrid]:
+        grid = crop_grid(ct, centre, self.count, self.spacing_mm)
+        name = nodule_id or f"point ({', '.join(f'{value:.1f}' for value in centre)}) mm"
+        _check_gaps(ct, grid, name)
+        values, outside = sample_ct(ct, grid, self.interpolation, self.padding_hu)
+        if outside.all():
+            raise DataError(f"{name}: the whole box lies outside the scan; is the place in this scan's coordinates?")
+        issues = [issue for issue in ct.issues if issue not in ct.outside_view]
+        share = float(outside.mean())
+        if share:
+            issues.append(f"{share:.1%} of the box lies outside the scan: padded with {self.padding_hu:.0f} HU")
+        crop = NoduleCrop(
+            ct=values, affine=grid.affine, issues=issues, nodule_id=nodule_id, series_uid=ct.series_uid,
+            padded=share > 0, padded_share=share,
+        )  # fmt: skip
+        return crop, grid
 
 
 def native_masks(ct: CTVolume, nodule: Nodule) -> tuple[NDArray[np.bool_], GridBox]:
@@ -131,46 +180,6 @@ def crop_grid(ct: CTVolume, centre_mm: NDArray[np.float64], count: int, spacing_
     affine[:3, :3] = axes * spacing_mm
     affine[:3, 3] = centre_mm - affine[:3, :3] @ np.full(3, (count - 1) / 2)
     return CropGrid(affine, (count, count, count))
-
-
-def _crop_at(
-    ct: CTVolume,
-    centre: NDArray[np.float64],
-    count: int,
-    spacing_mm: float,
-    interpolation: str,
-    padding_hu: float,
-    nodule_id: str,
-) -> tuple[NoduleCrop, CropGrid]:
-    grid = crop_grid(ct, centre, count, spacing_mm)
-    name = nodule_id or f"point ({', '.join(f'{value:.1f}' for value in centre)}) mm"
-    _check_gaps(ct, grid, name)
-    values, outside = sample_ct(ct, grid, interpolation, padding_hu)
-    if outside.all():
-        raise DataError(f"{name}: the whole box lies outside the scan; is the place in this scan's coordinates?")
-    issues = [issue for issue in ct.issues if issue not in ct.outside_view]
-    if outside.any():
-        issues.append(f"{outside.mean():.1%} of the box lies outside the scan: padded with {padding_hu:.0f} HU")
-    crop = NoduleCrop(
-        ct=values,
-        affine=grid.affine,
-        issues=issues,
-        nodule_id=nodule_id,
-        series_uid=ct.series_uid,
-        padded=bool(outside.any()),
-        padded_share=float(outside.mean()),
-    )
-    return crop, grid
-
-
-def voxels_per_side(size_mm: float, spacing_mm: float) -> int:
-    """Voxels along one side of the cube; UsageError where that is no whole positive number."""
-    if not (size_mm > 0 and spacing_mm > 0):
-        raise UsageError(f"size_mm ({size_mm}) and spacing_mm ({spacing_mm}) must be positive")
-    count = round(size_mm / spacing_mm)
-    if count < 1 or abs(count * spacing_mm - size_mm) > 1e-6 * size_mm:
-        raise UsageError(f"size_mm ({size_mm}) must be a whole number of voxels of spacing_mm ({spacing_mm})")
-    return count
 
 
 def _check_point(ct: CTVolume, point: NDArray[np.float64]) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from lidc_xai.errors import UsageError
 from lidc_xai.imaging.crops.contours import GridBox, place
 from lidc_xai.imaging.ct.volume import CTVolume
 
@@ -44,14 +43,12 @@ class CropGrid:
 
 
 def sample_ct(
-    ct: CTVolume, grid: CropGrid, interpolation: str = "linear", padding_hu: float = -1000.0
+    ct: CTVolume, grid: CropGrid, interpolation: str, padding_hu: float
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """HU at the grid's points (z, y, x), and which of them lie outside the scan (set to ``padding_hu``).
 
     The scan ends half a voxel beyond its outermost voxel centres. Only the part under the grid is touched.
     """
-    if interpolation not in ORDERS:
-        raise UsageError(f"interpolation {interpolation!r} is not known; choose one of {', '.join(ORDERS)}")
     order = ORDERS[interpolation]
     index = ct.to_stored_index(grid.points())[..., ::-1]
     last = np.array(ct.stored.shape) - 1

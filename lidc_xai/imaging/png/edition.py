@@ -27,9 +27,9 @@ from lidc_xai.annotations.tables import nodule_row, nodule_votes
 from lidc_xai.errors import DataError, reason_of
 from lidc_xai.files import sha256_of
 from lidc_xai.imaging.crops.contours import GridBox, consensus_mask, place
-from lidc_xai.imaging.crops.crop import consensus_centre, crop_marked, voxels_per_side
+from lidc_xai.imaging.crops.crop import CropOptions, consensus_centre
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
-from lidc_xai.imaging.ct.volume import AIR_HU, CTVolume, axial_volume
+from lidc_xai.imaging.ct.volume import CTVolume, axial_volume
 from lidc_xai.imaging.png.hu import Calibration
 from lidc_xai.imaging.png.learned import hu_of_pictures
 from lidc_xai.imaging.png.lines import HuLines, Lines
@@ -50,8 +50,7 @@ class _Patient:
     groups: list[int]
     nodules: list[Nodule]
     wanted: frozenset[str] | None
-    size_mm: float
-    spacing_mm: float
+    options: CropOptions
     lines: dict[int, Lines]
 
     def intercepts(self, group: int) -> list[float]:
@@ -81,7 +80,7 @@ def prepare_png(
     Traceback (most recent call last):
     lidc_xai.errors...
     """
-    voxels_per_side(size_mm, spacing_mm)
+    options = CropOptions(size_mm, spacing_mm)
     check_jobs(jobs)
     source = Path(source).resolve()
     if hu is not None:
@@ -97,7 +96,7 @@ def prepare_png(
         rule["hu"] = f"lines of {Path(hu).name}, SHA-256 {sha256_of(Path(hu))}; else estimated per picture"
     writer = StoreWriter(Path(out).resolve(), size_mm=size_mm, spacing_mm=spacing_mm, rule=rule)
     units = [
-        _Patient(source, patient, groups, known[patient], wanted, size_mm, spacing_mm, lines.get(patient, {}))
+        _Patient(source, patient, groups, known[patient], wanted, options, lines.get(patient, {}))
         for patient, groups in edition.patients.items()
         if wanted is None or any(nodule.nodule_id in wanted for nodule in known[patient])
     ]
@@ -148,7 +147,7 @@ def _prepare_patient(writer: StoreWriter, unit: _Patient) -> PrepareResult:
                 done.kept.append(nodule_id)
                 continue
             calibration = hu_of_pictures(png.images, unit.lines.get(group, {}), unit.intercepts(group), png.name)
-            crop = png_crop(png, match, unit.size_mm, unit.spacing_mm, calibration)
+            crop = png_crop(png, match, unit.options, calibration)
             middle = perf_counter()
             row = nodule_row(match.nodule) | {"cohorts": " ".join(cohorts_of(match.nodule))}
             row |= {"hu_calibrated": calibration.calibrated, "hu_rmse": calibration.rmse}
@@ -165,11 +164,7 @@ def _prepare_patient(writer: StoreWriter, unit: _Patient) -> PrepareResult:
 
 
 def png_crop(
-    png: PngNodule,
-    match: PngMatch,
-    size_mm: float = 32.0,
-    spacing_mm: float = 1.0,
-    calibration: Calibration | None = None,
+    png: PngNodule, match: PngMatch, options: CropOptions | None = None, calibration: Calibration | None = None
 ) -> NoduleCrop:
     """One nodule of the edition as a crop in HU (estimated without a ``calibration``), with the outlines of the
     annotations as masks.
@@ -187,8 +182,7 @@ def png_crop(
         centre = consensus_centre(ct, match.nodule, consensus, box)
     else:
         centre = ct.stored_index_to_mm(match.nodule.centroid - match.offset)
-    count = voxels_per_side(size_mm, spacing_mm)
-    return crop_marked(ct, masks, box, centre, count, spacing_mm, "linear", AIR_HU, match.nodule.nodule_id)
+    return (options or CropOptions()).cut_marked(ct, masks, box, centre, match.nodule.nodule_id)
 
 
 def _triple(values: NDArray[np.int64]) -> tuple[int, int, int]:
