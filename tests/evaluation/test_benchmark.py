@@ -30,7 +30,7 @@ from lidc_xai.evaluation import (
     write_benchmark,
 )
 from lidc_xai.evaluation.benchmark.options import METRICS
-from lidc_xai.evaluation.benchmark.runner import part_path, read_parts
+from lidc_xai.evaluation.benchmark.runner import _together, part_path, read_parts
 from lidc_xai.explain import explain
 
 FAST = {"boxes": 8, "sets": 8, "points": 5, "cell": 56}
@@ -316,3 +316,10 @@ def test_curves_by_a_tuned_copy_stand_beside_the_models_own(
     np.testing.assert_allclose(table["fidelity/area"], table["fidelity_tuned/area"])
     with pytest.raises(UsageError, match="another model or with other options"):
         run_benchmark(named, nodules[:1], tmp_path / "out", options)
+
+
+def test_cases_of_one_size_are_measured_together_up_to_the_limit() -> None:
+    sizes = {"a": (2, 8), "b": (2, 8), "c": (1, 8), "d": (1, 8), "e": (1, 16), "f": (5, 16)}
+    cases = [Case(torch.zeros(count, 3, side, side), case_id=name) for name, (count, side) in sizes.items()]
+    together = [[case.case_id for case in some] for some in _together(cases, limit=3)]
+    assert together == [["a"], ["b", "c"], ["d"], ["e"], ["f"]]

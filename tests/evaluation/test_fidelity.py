@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lidc_xai.errors import DataError, UsageError
 from lidc_xai.evaluation import box_sensitivity, class_discrimination, fidelity, wrong_class
 from lidc_xai.evaluation.maps import tie_permutation
-from lidc_xai.evaluation.metrics._box_sensitivity import random_boxes
+from lidc_xai.evaluation.metrics._box_sensitivity import _area, random_boxes
 from lidc_xai.evaluation.replacement import Replacement, _noise_like, inpainted
 
 
@@ -392,3 +392,9 @@ def test_a_blur_in_mm_follows_the_spacing_of_rows_and_of_columns() -> None:
     """``spacing_mm``: between rows, between columns; a plane of thick slices is blurred over fewer rows."""
     assert Replacement(sigma_mm=2.0, spacing_mm=(2.5, 0.5)).sigma_px((64, 64)) == pytest.approx((0.8, 4.0))
     assert Replacement(sigma_mm=2.0, spacing_mm=0.5).sigma_px((64, 64)) == pytest.approx((4.0, 4.0))
+
+
+def test_the_area_over_the_sides_that_are_left_is_scaled_to_all_of_them() -> None:
+    assert _area(np.array([np.nan, 1.0, 1.0]), np.array([0.0, 1.0, 2.0])) == 2.0
+    assert _area(np.array([1.0, 0.0, 1.0]), np.array([0.0, 1.0, 3.0])) == 1.5
+    assert np.isnan(_area(np.array([np.nan, np.nan, 1.0]), np.array([0.0, 1.0, 2.0])))

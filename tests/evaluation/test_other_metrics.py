@@ -14,6 +14,9 @@ from lidc_xai.evaluation import (
     epsilon_perturbation,
     two_probable,
 )
+from lidc_xai.evaluation.metrics._blur_mask_test import _counts as counts_removed
+from lidc_xai.evaluation.metrics._sensitivity_n import SensitivityNOptions
+from lidc_xai.evaluation.metrics._sensitivity_n import _counts as pixels_of
 from lidc_xai.explain import Logit, Probability, explain
 
 
@@ -240,3 +243,15 @@ def test_adcc_takes_the_class_that_was_asked_for_and_a_methods_own_target(vit: n
     each = adcc(vit, images, classes, "reciprocam")
     one = adcc(vit, images[1:2], Probability(3), "reciprocam")
     np.testing.assert_allclose(each.adcc[1:2], one.adcc, atol=1e-9)
+
+
+def test_a_share_of_the_pixels_is_rounded_and_never_none() -> None:
+    assert pixels_of(torch.zeros(3, 64), SensitivityNOptions(shares=(0.7, 0.001))) == [45, 1]
+
+
+def test_every_method_removes_as_many_pixels_as_the_one_that_has_fewest() -> None:
+    maps = torch.ones(1, 2, 2, 2, 3)  # one image, two methods, two classes
+    maps[0, 0, 0].flatten()[:3] = maps[0, 1, 0].flatten()[:5] = -1
+    maps[0, 0, 1].flatten()[:4] = maps[0, 1, 1].flatten()[:2] = -1
+    assert counts_removed(maps, "positive").tolist() == [[3, 2]]
+    assert counts_removed(maps, "negative").tolist() == [[1, 2]]

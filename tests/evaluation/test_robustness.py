@@ -108,3 +108,15 @@ def test_the_benchmark_gives_the_single_functions_figures(named: nn.Module, tmp_
     text = (tmp_path / "benchmark.md").read_text()
     assert "attack on the map, output kept" in text
     assert "What the outputs do there" in text
+
+
+def test_an_attack_on_the_map_whose_score_goes_too_far_is_not_taken(vit: nn.Module, images: Tensor) -> None:
+    def maps(x: Tensor) -> Tensor:
+        return explain(vit, x, 0).relevance[:, 0]
+
+    def change(keep: float) -> Tensor:  # one step: what is kept does not depend on it
+        return map_attacked(vit, images, 0, maps, epsilon=0.3, steps=1, draws=4, keep=keep)[1].abs()
+
+    gone = change(100.0)
+    keep = float(gone[gone > 0].min()) / 2
+    assert (change(keep) <= keep).all()

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from lidc_xai.errors import UsageError
 from lidc_xai.evaluation import BenchmarkOptions, Case, run_benchmark, saco
-from lidc_xai.evaluation.metrics._saco import group_count, groups_of
+from lidc_xai.evaluation.maps import tie_permutation
+from lidc_xai.evaluation.metrics._saco import group_count, groups_of, saco_result
 from lidc_xai.explain import Logit, explain
 
 
@@ -135,3 +136,16 @@ def test_the_benchmark_gives_the_same_figure(named: nn.Module, images: Tensor, t
             own = rows[(rows.metric == "saco/saco") & (rows.method == method) & (rows.output == output)]
             found = saco(named, images, relevance[:, t], output).saco
             np.testing.assert_allclose(own.sort_values("plane")["value"], found, atol=1e-9)
+
+
+def test_a_group_that_costs_as_much_as_a_less_relevant_one_agrees() -> None:
+    maps = torch.arange(10.0, dtype=torch.float64).view(1, 2, 5)
+    assert saco_result(maps, torch.zeros(1, 10, dtype=torch.float64), seed=0).saco.tolist() == [1.0]
+
+
+def test_the_cells_left_out_are_the_seeds_whatever_the_map() -> None:
+    maps = torch.randn(1, 23, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for some in (maps, -maps):
+        groups = groups_of(some, seed=3).flatten()
+        assert sorted(torch.nonzero(groups == -1)[:, 0].tolist()) == sorted(tie_permutation(23, 3)[20:].tolist())
+        assert torch.bincount(groups[groups >= 0]).tolist() == [2] * 10

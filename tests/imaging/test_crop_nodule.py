@@ -12,6 +12,8 @@ from lidc_xai.errors import DataError
 from lidc_xai.imaging import VIEWS, crop_nodule, extract_plane, read_ct
 from lidc_xai.imaging.crops.contours import consensus_mask, mask_bounds
 from lidc_xai.imaging.crops.crop import consensus_centre, native_masks
+from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+from lidc_xai.imaging.planes import padding_read
 
 NODULE = "LIDC-IDRI-0003-s1-n1"
 
@@ -245,3 +247,13 @@ def test_planes_outside_are_refused():
         extract_plane(np.zeros((4, 5, 6)), np.eye(4), "axial", 4)
     with pytest.raises(UsageError, match="choose one of axial, coronal, sagittal"):
         extract_plane(np.zeros((4, 5, 6)), np.eye(4), "front")
+
+
+def test_a_plane_outside_the_scan_is_padding_throughout_and_one_across_its_edge_in_part():
+    ct = np.full((8, 8, 8), -1000.0, dtype=np.float32)
+    ct[:4] = 40
+    crop = NoduleCrop(ct, np.eye(4), padded=True)
+    assert padding_read(crop, ("axial",), 1) == 1.0  # slice 4 of 0 to 7
+    assert padding_read(crop, ("coronal",), 1) == 0.5
+    assert padding_read(crop, ("axial",), 3) == pytest.approx(2 / 3)
+    assert padding_read(replace(crop, padded=False), ("axial",), 1) == 0.0
