@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pydicom
 import pytest
+from scipy.ndimage import map_coordinates
 
 from lidc_xai.annotations import Contour
 from lidc_xai.errors import DataError
@@ -13,6 +14,8 @@ from lidc_xai.imaging import VIEWS, crop_nodule, extract_plane, read_ct
 from lidc_xai.imaging.crops.contours import consensus_mask, mask_bounds
 from lidc_xai.imaging.crops.crop import consensus_centre, native_masks
 from lidc_xai.imaging.crops.nodule_crop import NoduleCrop
+from lidc_xai.imaging.crops.resample import CropGrid, sample_ct
+from lidc_xai.imaging.ct.volume import CTVolume
 from lidc_xai.imaging.planes import padding_read
 
 NODULE = "LIDC-IDRI-0003-s1-n1"
@@ -257,3 +260,26 @@ def test_a_plane_outside_the_scan_is_padding_throughout_and_one_across_its_edge_
     assert padding_read(crop, ("coronal",), 1) == 0.5
     assert padding_read(crop, ("axial",), 3) == pytest.approx(2 / 3)
     assert padding_read(replace(crop, padded=False), ("axial",), 1) == 0.0
+
+
+def _at(x: float, y: float, z: float) -> CropGrid:
+    """One point, in mm."""
+    affine = np.eye(4)
+    affine[:3, 3] = x, y, z
+    return CropGrid(affine, (1, 1, 1))
+
+
+def test_the_scan_ends_half_a_voxel_beyond_its_outermost_centres():
+    ct = CTVolume(np.full((4, 4, 4), 50, np.float32), np.eye(4))
+    places = {-0.6: True, -0.4: False, 3.4: False, 3.6: True}
+    for place, beyond in places.items():
+        for point in ((place, 0, 0), (0, place, 0), (0, 0, place)):
+            values, outside = sample_ct(ct, _at(*point))
+            assert (values.item(), outside.item()) == ((-1000.0, True) if beyond else (50.0, False))
+
+
+def test_a_spline_of_the_part_under_the_grid_is_that_of_the_whole_scan():
+    volume = np.random.default_rng(0).normal(0, 300, (40, 40, 40)).astype(np.float32)
+    ct, point = CTVolume(volume, np.eye(4)), (20.3, 19.6, 20.5)
+    whole = map_coordinates(volume, np.array(point)[::-1, None], order=3, mode="nearest")
+    assert sample_ct(ct, _at(*point), "bspline")[0].item() == pytest.approx(whole.item(), abs=0.01)

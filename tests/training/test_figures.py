@@ -211,3 +211,9 @@ def test_the_exact_interval_of_a_perfect_ranking_covers_the_truth() -> None:
             held += metric_interval(metrics.auc, y, score, list(range(12)), resamples=2).low <= truth
     assert perfect > 50
     assert held == perfect  # .025 ** (1/6) = .54 lies well below
+
+
+def test_r_squared_of_equal_targets_is_undefined_whatever_their_rounding():
+    for value in np.random.default_rng(0).uniform(0, 10, 50):
+        y = np.full(7, value)  # about half of them have Σ y² − (Σ y)²/n a little above 0
+        assert np.isnan(metrics.r_squared(y, y + 1))

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from lidc_xai.models.inference import turned, turned_back
 from lidc_xai.training.intervals import calibrate
 from lidc_xai.training.loop.losses import masked_loss
 from lidc_xai.training.loop.optimiser import build_optimiser, build_schedule, choose_trainable
+from lidc_xai.training.loop.parts import split_off_validation
 from lidc_xai.training.options import FitOptions, LossOptions, OptimiserOptions
 
 PLAIN = Augmentation(rotate90=False, flip=False, shift_pixels=0, shift_hu=0)
@@ -210,3 +212,13 @@ def test_calibration_of_small_or_odd_parts_stays_finite_and_keeps_the_sign() -> 
 
 def test_quick_options_are_what_tests_think(quick: Callable[..., FitOptions]) -> None:
     assert quick(epochs=3).epochs == 3
+
+
+def test_the_asked_share_of_the_patients_is_set_aside_whole() -> None:
+    rows = [{"nodule_id": f"p{k}-n{n}", "patient_id": f"p{k}", "label": k % 2} for k in range(20) for n in range(2)]
+    table = pd.DataFrame(rows)
+    train, aside = split_off_validation(table, table["nodule_id"].tolist(), FitOptions(validation_share=0.2))
+    patients = table.set_index("nodule_id")["patient_id"]
+    assert patients[aside].nunique() == 4
+    assert set(patients[aside]).isdisjoint(patients[train])
+    assert len(train) + len(aside) == 40
