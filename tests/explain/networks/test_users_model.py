@@ -291,3 +291,12 @@ def test_layers_that_say_nothing_about_where_are_refused_with_others(vit: Any, i
     with pytest.raises(ModelError, match=r"layer 3 gives \(2, 4, 1, 1\), .* of more than one cell.*there are 0, 1, 2"):
         explain(cnn, images, 1, "gradcam", layer="3")
     assert explain(cnn, images, 1, "gradcam").extras["layer"] == "2"
+
+
+def test_legrad_through_the_models_own_modules_is_that_of_its_parts(vit: Any, images: Tensor) -> None:
+    expected = explain(vit, images, 1, "legrad").relevance
+    handle = vit.blocks[0].register_forward_hook(lambda module, inputs, output: None)
+    found = explain(vit, images, 1, "legrad").relevance
+    handle.remove()
+    assert (found >= 0).all()
+    torch.testing.assert_close(found, expected)
