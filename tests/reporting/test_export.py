@@ -236,7 +236,9 @@ def test_report_reads_back(objects):
     assert predicted["Probability of any calcification"] == 0.25
     assert "Predicted calcification rating" not in predicted  # a mean of names
     diameter = next(item for item in groups[2].get_measurements() if item.name.meaning == "Predicted diameter")
-    ends = {part.name.meaning: float(part.value) for part in diameter[0].ContentSequence if part.ValueType == "NUM"}
+    parts = [part for part in diameter[0].ContentSequence if part.ValueType == "NUM"]
+    assert [part.unit.meaning for part in parts] == ["millimeter"] * 2
+    ends = {part.name.meaning: float(part.value) for part in parts}
     assert sorted(ends.values()) == [2.25, 3.25]  # down to 9.0, up to 14.5
     findings = {item.name.meaning: item.value for item in groups[2].get_qualitative_evaluations()}
     assert (findings["Composition"].value, findings["Composition"].meaning) == ("RDE1301.2", "part-solid")

@@ -339,6 +339,7 @@ def _predictions(prediction: Mapping[str, Any], model_name: str) -> list[hd.sr.M
         if value is None:
             continue
         low, high = (number(prediction, f"{name}_{end}") for end in ("low", "high"))
+        unit = code.MILLIMETRE if name == "diameter" else code.NO_UNIT if column != name else code.SCORE
         properties = None
         if low is not None and high is not None:
             properties = hd.sr.MeasurementProperties(
@@ -346,7 +347,9 @@ def _predictions(prediction: Mapping[str, Any], model_name: str) -> list[hd.sr.M
                 upper_measurement_uncertainty=round(max(high - value, 0.0), 4),
                 lower_measurement_uncertainty=round(max(value - low, 0.0), 4),
             )
-        unit = code.MILLIMETRE if name == "diameter" else code.NO_UNIT if column != name else code.SCORE
+            for item in properties:  # highdicom gives an uncertainty no unit: it is in the measurement's
+                if item.ValueType == "NUM":
+                    item.MeasuredValueSequence[0].MeasurementUnitsCodeSequence = [hd.sr.CodedConcept.from_code(unit)]
         measurements.append(
             hd.sr.Measurement(
                 code.predicted(name), round(value, 4), unit, algorithm_id=algorithm, properties=properties
