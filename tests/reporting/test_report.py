@@ -197,6 +197,14 @@ def test_a_full_disk_ends_the_report_and_is_no_fault_of_a_nodule(study, tmp_path
         study_report(study.store, tmp_path, study.predictions, study.maps, pdf=False, nodule_ids=study.ids[:1])
 
 
+def test_a_reports_workers_are_its_own(study, tmp_path, monkeypatch):
+    """Those of an earlier step would take a page's memory for a leak, and stop with a warning of joblib's."""
+    stopped = []
+    monkeypatch.setattr("lidc_xai.reporting.study.stop_workers", lambda: stopped.append(True))
+    study_report(study.store, tmp_path, nodule_ids=study.ids[:1], pdf=False)
+    assert stopped == [True]
+
+
 def test_missing_pango_leaves_html(study, tmp_path, monkeypatch):
     def absent():
         raise DependencyError("PDF needs Pango")
