@@ -56,6 +56,11 @@ def every_axial_slice(maps: NoduleMaps) -> NoduleMaps:
     return replace(maps, relevance=relevance, values=values, **planes)
 
 
+def text_of(tab, selector: str) -> str:
+    """What an element says, with ordinary spaces."""
+    return tab.inner_text(selector).replace("\xa0", " ")
+
+
 @pytest.fixture
 def page(browser, report, study):
     """A nodule's page that has started; at the end, no error and no request other than for the file itself."""
@@ -89,7 +94,7 @@ def pixels(page, view: str, kind: str) -> np.ndarray | None:
 
 
 def caption(page, view: str) -> str:
-    return page.inner_text(f"#viewer figure[data-view={view}] figcaption")
+    return text_of(page, f"#viewer figure[data-view={view}] figcaption")
 
 
 def test_starts_as_the_still_picture(page, study):
@@ -113,11 +118,11 @@ def test_output_shows_its_map_and_scale(page, study):
     assert np.array_equal(centres[..., 0] > centres[..., 2], signs > 0)
     strongest = np.unravel_index(np.abs(signs).argmax(), signs.shape)
     assert centres[..., 3].argmax() == np.ravel_multi_index(strongest, signs.shape)
-    scale = page.inner_text(".viewer-scale")
+    scale = text_of(page, ".viewer-scale")
     assert "towards spiculated" in scale
     assert "SD" in scale
     page.select_option('[data-tool="output"]', "malignancy")
-    assert "logit" in page.inner_text(".viewer-scale")
+    assert "logit" in text_of(page, ".viewer-scale")
     page.select_option('[data-tool="output"]', "none")
     assert pixels(page, "coronal", "map") is None
     assert page.is_hidden(".viewer-scale")
@@ -151,7 +156,7 @@ def test_maps_of_every_slice_follow_the_slice(browser, report, study):
     tab = browser.new_page(viewport={"width": 1240, "height": 1400})
     tab.goto((report.index.parent / "dense" / f"{study.ids[0]}.html").as_uri())
     tab.wait_for_selector("#viewer.ready")
-    assert "Every slice that was scanned has a map of its own" in tab.inner_text("#viewer")
+    assert "Every slice that was scanned has a map of its own" in text_of(tab, "#viewer")
     tab.keyboard.press("1")
     slider = tab.locator("#viewer figure[data-view=axial] input[type=range]")
     for index, raised in ((9, True), (16, False), (27, True)):
@@ -186,7 +191,7 @@ def test_drag_and_click_move_the_planes(page):
 def test_windows_opacity_readers(page):
     lung = pixels(page, "axial", "ct")
     page.click('button[value="mediastinum"]')
-    assert "mediastinum, −135 to 215 HU" in page.inner_text("[data-window-words]")
+    assert "mediastinum, −135 to 215 HU" in text_of(page, "[data-window-words]")
     assert (pixels(page, "axial", "ct")[..., 0] == 0).mean() > 0.5 > (lung[..., 0] == 0).mean()
     page.keyboard.press("w")
     assert page.get_attribute('button[value="model input"]', "aria-pressed") == "true"
@@ -210,7 +215,7 @@ def test_method_and_scale_redraw_the_cards(page):
         return page.get_attribute('#maps .card[data-output="margin"] img.map >> nth=0', "src")
 
     def ticks() -> str:
-        return page.inner_text('#maps .card[data-output="margin"] .ticks')
+        return text_of(page, '#maps .card[data-output="margin"] .ticks')
 
     page.select_option('[data-tool="scale"]', "own")
     own, own_ticks = first(), ticks()
@@ -219,7 +224,7 @@ def test_method_and_scale_redraw_the_cards(page):
     shared = first()
     page.select_option('[data-tool="method"]', "random_weights")
     assert first() != shared
-    assert "random weights" in page.inner_text("#maps h2")
+    assert "random weights" in text_of(page, "#maps h2")
     page.check('[data-tool="smooth"]')
     page.select_option('[data-tool="output"]', "margin")
     tokens = pixels(page, "axial", "map").reshape(8, 40, 8, 40, 4)
@@ -270,7 +275,7 @@ def test_window_by_dragging(page):
     page.click('button[data-tool="drag"][value="window"]')
     before = pixels(page, "axial", "ct")
     drag(page, "axial", (0.5, 0.5), (0.9, 0.5))
-    low, high = (int(text.replace("−", "-")) for text in re.findall(r"−?\d+", page.inner_text("[data-window-words]")))
+    low, high = (int(text.replace("−", "-")) for text in re.findall(r"−?\d+", text_of(page, "[data-window-words]")))
     assert high - low > 1500  # wider than the lung window
     assert (low + high) / 2 == pytest.approx(-600, abs=2)
     assert not np.array_equal(pixels(page, "axial", "ct"), before)
@@ -307,7 +312,7 @@ def test_card_opens_in_the_viewer_and_keys_are_announced(page):
     page.click('#maps .card[data-output="texture"] [data-show]')
     assert page.input_value('[data-tool="output"]') == "texture"
     page.keyboard.press("m")
-    assert "attention" in page.inner_text("[aria-live]").lower()
+    assert "attention" in text_of(page, "[aria-live]").lower()
 
 
 def test_readable_without_script_and_in_the_dark(browser, report, study):
@@ -345,10 +350,10 @@ def test_study_table_sorts(browser, report, study):
     tab.goto(report.index.as_uri())
     heading = tab.locator("th button", has_text="Malignancy")
     heading.click()
-    first = tab.inner_text("table.study tbody tr >> nth=0")
+    first = text_of(tab, "table.study tbody tr >> nth=0")
     heading.click()
     assert study.ids[0] in first
-    assert study.ids[2] in tab.inner_text("table.study tbody tr >> nth=0")
+    assert study.ids[2] in text_of(tab, "table.study tbody tr >> nth=0")
     tab.close()
 
 
@@ -359,7 +364,7 @@ def test_study_table_filters_and_shows_pictures(browser, report, study):
     assert tab.evaluate(visible) == 3
     tab.fill('[data-filter="text"]', study.ids[1][:14].lower())
     assert tab.evaluate(visible) == 1
-    assert "1 of 3 nodules" in tab.inner_text("[data-shown]")
+    assert "1 of 3 nodules" in text_of(tab, "[data-shown]")
     tab.fill('[data-filter="text"]', "")
     tab.select_option('[data-filter="trust"]', "low")
     assert tab.evaluate(visible) == 0
