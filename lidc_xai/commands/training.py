@@ -36,17 +36,17 @@ class TrainConfig(StoreConfig):
     """
 
     epochs: int | None = Field(None, ge=1, description="Epochs, as --set fit.epochs=N.")
+    limit: int | None = Field(None, ge=1, description="Only the store's first so many nodules: a try.")
     fit: FitOptions = FitOptions()
 
 
 @verb("lidc-xai train --store runs/store --out runs/first --set fit.epochs=30")
 def train(config: TrainConfig, run: Run) -> None:
     """Train and say where the model is."""
-    store_path, out = need_path(config.store, "--store"), need_out(config)
-    from lidc_xai.imaging import CropStore
+    store, out = _store(config), need_out(config)
     from lidc_xai.training import fit
 
-    result = fit(CropStore(store_path), out, options=_options(config))
+    result = fit(store, out, options=_options(config))
     known = {name: value for name, value in result.validation.items() if value == value}
     run.results = {"best_epoch": result.best_epoch, "validation": known}
     print(f"{out / 'model'} (epoch {result.best_epoch}, chosen on the validation patients)")
@@ -76,16 +76,15 @@ class CrossValidateConfig(TrainConfig):
 @verb("lidc-xai cross-validate --store runs/store --out runs/cv --folds 5", "cross-validate")
 def cross_validate_verb(config: CrossValidateConfig, run: Run) -> None:
     """Cross-validate and show the figures."""
-    store_path, out = need_path(config.store, "--store"), need_out(config)
+    store, out = _store(config), need_out(config)
     splits_path = need_path(config.splits, "--splits") if config.splits else None
     from lidc_xai.data import load_splits
-    from lidc_xai.imaging import CropStore
     from lidc_xai.training import SweepOptions, cross_validate
 
     search = load_config(SweepOptions, None, (), config.search) if config.search else None
     splits = load_splits(splits_path) if splits_path else None
     result = cross_validate(
-        CropStore(store_path),
+        store,
         out,
         options=_options(config),
         splits=splits,
@@ -117,13 +116,12 @@ class SweepConfig(TrainConfig):
 @verb("lidc-xai sweep --store runs/store --out runs/sweep", "sweep")
 def sweep_verb(config: SweepConfig, run: Run) -> None:
     """Search and say what was best."""
-    store_path, out = need_path(config.store, "--store"), need_out(config)
-    from lidc_xai.imaging import CropStore
+    store, out = _store(config), need_out(config)
     from lidc_xai.training import SweepOptions, sweep
     from lidc_xai.training.loop.parts import split_off_validation
 
     search = load_config(SweepOptions, None, (), config.search)
-    store, options = CropStore(store_path), _options(config)
+    options = _options(config)
     train_ids, validation_ids = split_off_validation(store.manifest, store.nodule_ids, options)
     best = sweep(store, out, train_ids=train_ids, validation_ids=validation_ids, options=options, search=search)
     run.results = {"best_trial": best.number, "value": best.value, "trials": len(best.trials)}
@@ -141,17 +139,16 @@ class PretrainConfig(StoreConfig):
     patients_of: Path | None = Field(
         None, description="A model (RUN/fold-0): only its training patients, so that its test patients stay unseen."
     )
+    limit: int | None = Field(None, ge=1, description="Only the store's first so many nodules: a try.")
     pretrain: PretrainOptions = PretrainOptions()
 
 
 @verb("lidc-xai pretrain --store runs/store --out runs/start", "pretrain")
 def pretrain_verb(config: PretrainConfig, run: Run) -> None:
     """Pre-train and say where the weights are."""
-    store_path, out = need_path(config.store, "--store"), need_out(config)
-    from lidc_xai.imaging import CropStore
+    store, out, given = _store(config), need_out(config), _given(config)
     from lidc_xai.training import pretrain
 
-    store, given = CropStore(store_path), _given(config)
     ids = None if config.patients_of is None else _taught(store, need_path(config.patients_of, "--set patients_of"))
     print(pretrain(store, out, options=config.pretrain.model_copy(update=given), nodule_ids=ids))
 
@@ -211,6 +208,15 @@ def predict_verb(config: PredictConfig, run: Run) -> None:
         return
     write_csv(need_out(config) / "predictions.csv", table)
     print(f"{config.out / 'predictions.csv'}: {what_to_look_at(table)}")
+
+
+def _store(config: TrainConfig | PretrainConfig) -> CropStore:
+    """The store, or its first --limit nodules."""
+    path = need_path(config.store, "--store")
+    from lidc_xai.imaging import CropStore
+
+    store = CropStore(path)
+    return store if config.limit is None else store.only(store.nodule_ids[: config.limit])
 
 
 def _options(config: TrainConfig) -> FitOptions:

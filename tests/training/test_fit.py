@@ -12,12 +12,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lidc_xai.commands.training import TrainConfig, train
 from lidc_xai.data import PlaneDataset
 from lidc_xai.errors import DataError, LidcXaiError, ModelError, UsageError
 from lidc_xai.imaging.store.crop_store import CropStore
 from lidc_xai.models import build_backbone, load_model
 from lidc_xai.models.inference import view_outputs
 from lidc_xai.nodules import predict
+from lidc_xai.run import Run
 from lidc_xai.training import FitOptions, fit
 from lidc_xai.training.fitting import FitResult
 from lidc_xai.training.loop.module import FitModule
@@ -247,3 +249,15 @@ def test_a_full_disk_is_one_line(
     monkeypatch.setattr("lightning.pytorch.trainer.trainer.Trainer.save_checkpoint", full)
     with pytest.raises(LidcXaiError, match="the disk is full"):
         fit(toy_store, tmp_path / "run", options=quick())
+
+
+def test_a_try_takes_the_stores_first_so_many_nodules(toy_store: CropStore, quick: Quick, tmp_path: Path) -> None:
+    """``--limit`` of the verb: no patient beyond the first so many nodules is in either part."""
+    config = TrainConfig(
+        store=toy_store.path, out=tmp_path / "try", limit=20, epochs=1, fit=quick(validation_share=0.3)
+    )
+    train(config, Run("train", [], {}))
+    info = load_model(tmp_path / "try" / "model").training_info
+    assert info["train_nodules"] + info["validation_nodules"] == 20
+    patients = {*info["train_patients"], *info["validation_patients"]}
+    assert patients == set(toy_store.manifest["patient_id"].iloc[:20])
