@@ -274,7 +274,7 @@ def test_the_scan_ends_half_a_voxel_beyond_its_outermost_centres():
     places = {-0.6: True, -0.4: False, 3.4: False, 3.6: True}
     for place, beyond in places.items():
         for point in ((place, 0, 0), (0, place, 0), (0, 0, place)):
-            values, outside = sample_ct(ct, _at(*point))
+            values, outside = sample_ct(ct, _at(*point), "linear", -1000.0)
             assert (values.item(), outside.item()) == ((-1000.0, True) if beyond else (50.0, False))
 
 
@@ -282,4 +282,4 @@ def test_a_spline_of_the_part_under_the_grid_is_that_of_the_whole_scan():
     volume = np.random.default_rng(0).normal(0, 300, (40, 40, 40)).astype(np.float32)
     ct, point = CTVolume(volume, np.eye(4)), (20.3, 19.6, 20.5)
     whole = map_coordinates(volume, np.array(point)[::-1, None], order=3, mode="nearest")
-    assert sample_ct(ct, _at(*point), "bspline")[0].item() == pytest.approx(whole.item(), abs=0.01)
+    assert sample_ct(ct, _at(*point), "bspline", -1000.0)[0].item() == pytest.approx(whole.item(), abs=0.01)
